@@ -1,0 +1,204 @@
+//! Requests and answers of the control socket that are not about one probe or entity.
+
+use crate::{EntityRef, StreamCounts};
+use serde::{Deserialize, Serialize};
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorInfo,
+}
+
+/// What went wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorInfo {
+    /// Stable word: `no_such_probe`, `no_such_entity`, `bad_request`, `not_available`, ...
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Answer of `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Identifies this run.
+    pub boot: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Name of the node.
+    pub node: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Where the kernel's type information came from, or why there is none.
+    pub btf: String,
+    /// URLs on which metrics are served.
+    pub metrics_urls: Vec<String>,
+    /// Entities by kind.
+    pub entities: Vec<KindCount>,
+    /// Sources of identity.
+    pub sources: Vec<SourceStatus>,
+    /// Probes by state.
+    pub probes: ProbeCounts,
+    /// The last collection.
+    pub collection: CollectionStatus,
+    /// The event stream.
+    pub events: EventStatus,
+    /// What the daemon itself uses.
+    pub cost: CostStatus,
+    /// Reads that do not return.
+    #[serde(default)]
+    pub wedged: Vec<WedgedRead>,
+    /// Sentences about what is not as it should be.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Number of entities of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindCount {
+    /// `pod`, `unit`, ...
+    pub kind: String,
+    /// How many.
+    pub count: u32,
+}
+
+/// State of one source of identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `processes`, `/run/netns`, `kernel hooks`, ...
+    pub name: String,
+    /// One phrase: `watching`, `absent: ...`.
+    pub state: String,
+    /// Seconds since it last said something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_seconds: Option<u64>,
+    /// How many entities it names.
+    pub entities: u32,
+}
+
+/// Number of probes by state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeCounts {
+    /// Working.
+    pub on: u32,
+    /// Not wanted.
+    pub off: u32,
+    /// Wanted, and failing.
+    pub failed: u32,
+    /// Names of those that cannot work here.
+    pub not_available: Vec<String>,
+}
+
+/// The last collection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CollectionStatus {
+    /// Seconds since it ended; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
+    /// CPU time it took, nanoseconds.
+    pub cpu_ns: u64,
+    /// Wall time it took, nanoseconds.
+    pub wall_ns: u64,
+    /// Series of the last rendered answer.
+    pub series: u64,
+    /// Bytes of the last rendered answer.
+    pub bytes: u64,
+    /// Namespaces read.
+    pub namespaces: u32,
+    /// Namespaces left out because they were late.
+    pub late: u32,
+    /// Series left out by `metrics.max_series`.
+    pub over_budget: u64,
+}
+
+/// The event stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventStatus {
+    /// Sum over the probes.
+    pub kernel: StreamCounts,
+    /// Taken from the ring buffer.
+    pub received: u64,
+    /// Could not be decoded.
+    pub malformed: u64,
+    /// Put into the history.
+    pub delivered: u64,
+    /// Events in the history now.
+    pub kept: u64,
+    /// Sequence number of the newest one.
+    pub last_seq: u64,
+    /// Clients that follow the stream now.
+    pub followers: u32,
+    /// Events that followers were told they missed.
+    pub missed_by_followers: u64,
+}
+
+/// What the daemon itself uses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CostStatus {
+    /// CPU time since the start, seconds.
+    pub cpu_seconds: f64,
+    /// Mean share of one core since the start, percent.
+    pub cpu_percent: f64,
+    /// Resident memory, bytes.
+    pub resident_bytes: u64,
+}
+
+/// A system call that has not returned by its deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WedgedRead {
+    /// Which source reads.
+    pub source: String,
+    /// What it reads: the file, and the entity's name.
+    pub subject: String,
+    /// For how long, seconds.
+    pub since_seconds: u64,
+}
+
+/// Answer of `GET /v1/metrics?entity=..`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntityMetrics {
+    /// Whose values.
+    pub entity: EntityRef,
+    /// When they were read (RFC 3339).
+    pub time: String,
+    /// Monotonic time of the reading in nanoseconds, for rates.
+    pub monotonic_ns: u64,
+    /// The values, by probe.
+    pub values: Vec<MetricValue>,
+}
+
+/// One value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricValue {
+    /// Probe.
+    pub probe: String,
+    /// Full native metric name.
+    pub metric: String,
+    /// Short name within the probe: `active_opens`.
+    pub name: String,
+    /// Labels beside the entity's, as `name="value"` joined by commas; empty if none.
+    #[serde(default)]
+    pub labels: String,
+    /// `counter` or `gauge`.
+    pub kind: String,
+    /// The value.
+    pub value: f64,
+    /// Set where growth means trouble: what it means, a few words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<String>,
+}
+
+/// Answer of `POST /v1/reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What changed, one sentence each; empty if nothing did.
+    pub changes: Vec<String>,
+}

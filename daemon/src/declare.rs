@@ -1,0 +1,382 @@
+//! What a probe is, as plain static data: tables that sources fill, families that name what is in them, options, events.
+//!
+//! Three things are kept apart. A *table* is what a source fills, in the kernel's own words. A *family* is one metric
+//! name in one generation of names. A *probe* is a list of families and, only if it has hooks, code. Everything that
+//! speaks of probes (HELP and TYPE lines, `netskoopctl probes`, `docs/metrics.md`, configuration checks) is rendered
+//! from these.
+
+use crate::hooks::Hooks;
+
+/// Whether a value only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows, until its object vanishes.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// One column of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// The kernel's own name, with its section: `Tcp.ActiveOpens`.
+    pub key: &'static str,
+    /// Whether it only grows.
+    pub kind: Kind,
+}
+
+/// What a source fills. A pass reads each table once, however many probes show it.
+#[derive(Debug)]
+pub struct TableDecl {
+    /// Unique name.
+    pub name: &'static str,
+    /// Names of the row keys (`device`, `reason`); empty if a subject has one row.
+    pub keys: &'static [&'static str],
+    /// The columns. At most [`MAX_COLUMNS`].
+    pub columns: &'static [Column],
+    /// Whether its rows belong to the node and not to one namespace.
+    pub node: bool,
+}
+
+/// Columns of a table at most: the set of wanted ones is kept in [`ColumnSet`].
+pub const MAX_COLUMNS: usize = 256;
+
+/// Which columns somebody shows; the others are not parsed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ColumnSet([u64; MAX_COLUMNS / 64]);
+
+impl ColumnSet {
+    /// Adds a column.
+    pub fn insert(&mut self, column: u16) {
+        self.0[usize::from(column) / 64] |= 1 << (column % 64);
+    }
+    /// Whether the column is in the set.
+    pub fn contains(&self, column: u16) -> bool {
+        self.0[usize::from(column) / 64] >> (column % 64) & 1 == 1
+    }
+    /// Whether nothing is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; MAX_COLUMNS / 64]
+    }
+    /// Adds all columns of `other`.
+    pub fn union(&mut self, other: &ColumnSet) {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            *a |= b;
+        }
+    }
+    /// Whether every column of `other` is in this set.
+    pub fn covers(&self, other: &ColumnSet) -> bool {
+        self.0.iter().zip(other.0).all(|(a, b)| b & !a == 0)
+    }
+}
+
+/// Generation of metric names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Names {
+    /// Ours: `netskoop_tcp_active_opens_total{kind,name,...}`.
+    Netskoop,
+    /// KubeSkoop's: `kubeskoop_tcp_activeopens{k8s_node,k8s_namespace,k8s_pod}`.
+    Kubeskoop,
+    /// The first ACK Net Exporter's: `inspector_pod_tcpactiveopens{namespace,pod,node,netns}`.
+    Inspector,
+}
+
+impl Names {
+    /// All generations, the native one first.
+    pub const ALL: [Names; 3] = [Names::Netskoop, Names::Kubeskoop, Names::Inspector];
+
+    /// The word in `?names=` and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Names::Netskoop => "netskoop",
+            Names::Kubeskoop => "kubeskoop",
+            Names::Inspector => "inspector",
+        }
+    }
+}
+
+/// How cells become points of a family.
+#[derive(Clone, Copy, Debug)]
+pub enum Points {
+    /// One point per pair of constant label text (`state="established"`, or empty) and column.
+    Cells(&'static [(&'static str, u16)]),
+    /// One point: the sum of several columns (IPv4 and IPv6 parts of one number).
+    Sum(&'static [u16]),
+}
+
+impl Points {
+    /// The columns that are shown.
+    pub fn columns(&self) -> impl Iterator<Item = u16> + '_ {
+        let (cells, sum): (&[(&str, u16)], &[u16]) = match self {
+            Points::Cells(cells) => (cells, &[]),
+            Points::Sum(columns) => (&[], columns),
+        };
+        cells.iter().map(|(_, column)| *column).chain(sum.iter().copied())
+    }
+}
+
+/// Rows a family shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Only {
+    /// Index of the row key that is looked at.
+    pub key: usize,
+    /// The values meant.
+    pub values: &'static [&'static str],
+    /// True: rows with one of the values. False: all other rows.
+    pub include: bool,
+}
+
+/// Which of a table's subjects a family has a series for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The subject of the row: a namespace, or the node for a node-wide table.
+    Own,
+    /// The value of a node-wide table, repeated under every namespace as the older systems did.
+    Repeat,
+    /// Only the host's namespace, as the older systems did.
+    HostOnly,
+}
+
+/// One metric name in one generation of names.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Generation it belongs to.
+    pub names: Names,
+    /// Full metric name.
+    pub name: &'static str,
+    /// A sentence: what it counts, its unit, where it comes from.
+    pub help: &'static str,
+    /// Where its values are.
+    pub table: &'static TableDecl,
+    /// Which of them, and how.
+    pub points: Points,
+    /// Row keys that are shown: label name, index in the table's keys.
+    pub keys: &'static [(&'static str, usize)],
+    /// Rows that are shown, if not all.
+    pub only: Option<Only>,
+    /// Adds up the rows of a subject; always set where a row key is not shown.
+    pub fold: bool,
+    /// Subjects it has series for.
+    pub scope: Scope,
+    /// Whether the default set (`metrics.set = "core"`) shows it.
+    pub core: bool,
+    /// A few words if growth means trouble; shown by `netskoopctl metrics`.
+    pub alarm: &'static str,
+    /// Name of a boolean option of the probe that must be on.
+    pub option: Option<&'static str>,
+}
+
+impl Family {
+    /// A family of the native generation with one value per subject.
+    pub const fn native(
+        name: &'static str,
+        help: &'static str,
+        table: &'static TableDecl,
+        points: Points,
+    ) -> Family {
+        Family {
+            names: Names::Netskoop,
+            name,
+            help,
+            table,
+            points,
+            keys: &[],
+            only: None,
+            fold: false,
+            scope: Scope::Own,
+            core: false,
+            alarm: "",
+            option: None,
+        }
+    }
+    /// A KubeSkoop name. Older generations have no core set: they show what the old systems showed.
+    pub const fn kubeskoop(
+        name: &'static str,
+        help: &'static str,
+        table: &'static TableDecl,
+        points: Points,
+    ) -> Family {
+        Family { names: Names::Kubeskoop, core: true, ..Family::native(name, help, table, points) }
+    }
+    /// An `inspector` name.
+    pub const fn inspector(
+        name: &'static str,
+        help: &'static str,
+        table: &'static TableDecl,
+        points: Points,
+    ) -> Family {
+        Family { names: Names::Inspector, core: true, ..Family::native(name, help, table, points) }
+    }
+    /// Puts it into the default set.
+    pub const fn core(self) -> Family {
+        Family { core: true, ..self }
+    }
+    /// Says what growth means.
+    pub const fn alarm(self, alarm: &'static str) -> Family {
+        Family { alarm, ..self }
+    }
+    /// Shows row keys as labels.
+    pub const fn keys(self, keys: &'static [(&'static str, usize)]) -> Family {
+        Family { keys, ..self }
+    }
+    /// Adds up rows.
+    pub const fn fold(self) -> Family {
+        Family { fold: true, ..self }
+    }
+    /// Shows only some rows.
+    pub const fn only(self, only: Only) -> Family {
+        Family { only: Some(only), ..self }
+    }
+    /// Sets the subjects it has series for.
+    pub const fn scope(self, scope: Scope) -> Family {
+        Family { scope, ..self }
+    }
+    /// Shows it only when a boolean option of the probe is on.
+    pub const fn option(self, option: &'static str) -> Family {
+        Family { option: Some(option), ..self }
+    }
+    /// Counter or gauge: that of its first column.
+    pub fn kind(&self) -> Kind {
+        let first = self.points.columns().next().map_or(0, usize::from);
+        self.table.columns[first].kind
+    }
+}
+
+/// Overhead class of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// Leave it on everywhere.
+    Low,
+    /// Fine on most nodes.
+    Medium,
+    /// For the time of an investigation.
+    High,
+}
+
+impl Cost {
+    /// The word shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cost::Low => "low",
+            Cost::Medium => "medium",
+            Cost::High => "high",
+        }
+    }
+}
+
+/// Type, default and range of an option.
+#[derive(Clone, Copy, Debug)]
+pub enum OptionType {
+    /// Yes or no.
+    Bool {
+        /// Default.
+        default: bool,
+    },
+    /// A whole number.
+    Integer {
+        /// Default.
+        default: u64,
+        /// Smallest value allowed.
+        min: u64,
+        /// Largest value allowed.
+        max: u64,
+    },
+    /// Words; the check says what one may be.
+    List {
+        /// Default.
+        default: &'static [&'static str],
+        /// At most so many.
+        max: usize,
+        /// What a word is, for the error message: `an interface name or a pattern with *`.
+        what: &'static str,
+        /// Whether a word is one.
+        check: fn(&str) -> bool,
+    },
+}
+
+/// An option of a probe: a key under `[probes.<name>]`.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionDecl {
+    /// The key.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: OptionType,
+    /// A sentence.
+    pub help: &'static str,
+}
+
+/// A type of event that a probe sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventDecl {
+    /// Upper-case name.
+    pub name: &'static str,
+    /// Older names that filters accept.
+    pub aliases: &'static [&'static str],
+    /// Names of its fields.
+    pub fields: &'static [&'static str],
+    /// A sentence: what happened.
+    pub help: &'static str,
+}
+
+/// A probe.
+#[derive(Debug)]
+pub struct Probe {
+    /// The one name.
+    pub name: &'static str,
+    /// Older names that requests and configuration accept.
+    pub aliases: &'static [&'static str],
+    /// One sentence.
+    pub summary: &'static str,
+    /// When to use it.
+    pub when: &'static str,
+    /// What it usually finds.
+    pub finds: &'static str,
+    /// Overhead class.
+    pub cost: Cost,
+    /// What it reads, or which hooks it needs, in words.
+    pub needs: &'static str,
+    /// Whether it is on when nothing says otherwise.
+    pub default_on: bool,
+    /// Its options.
+    pub options: &'static [OptionDecl],
+    /// Its metrics, in slices so that a long list can be made of tables.
+    pub families: &'static [&'static [Family]],
+    /// Its events.
+    pub events: &'static [EventDecl],
+    /// Its hooks; `None` if it only shows what sources read from files.
+    pub hooks: Option<Hooks>,
+}
+
+impl Probe {
+    /// All its families.
+    pub fn families(&self) -> impl Iterator<Item = &'static Family> {
+        self.families.iter().flat_map(|families| families.iter())
+    }
+}
+
+/// Finds a column at compile time: a misspelt counter does not build.
+pub const fn column(table: &TableDecl, key: &str) -> u16 {
+    let mut i = 0;
+    while i < table.columns.len() {
+        if same(table.columns[i].key, key) {
+            return i as u16;
+        }
+        i += 1;
+    }
+    panic!("no such column");
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}

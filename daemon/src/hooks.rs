@@ -1,0 +1,77 @@
+//! The seam between a probe with eBPF hooks and the engine: how its object is run, its records decoded, its counters read.
+
+use crate::declare::{EventDecl, TableDecl};
+use crate::kernel::bpf::{Refused, Session};
+use crate::kernel::symbols::Symbols;
+use crate::table::{Subject, Table};
+use netskoop_api::{OptionValue, Value};
+use std::net::IpAddr;
+
+/// What a probe with hooks adds to its declaration.
+#[derive(Clone, Copy, Debug)]
+pub struct Hooks {
+    /// Loads and attaches the object, then serves the session until it is told to stop. Runs on a thread of its own,
+    /// which owns the object's memory, skeleton and links.
+    pub run: fn(Session) -> Result<(), Refused>,
+    /// Turns a record of the event ring into an event; `None` if the record is malformed.
+    pub decode: fn(&[u8], &Known) -> Option<RawEvent>,
+    /// The table that its counters map fills.
+    pub table: &'static TableDecl,
+    /// Adds the entries of the counters map to the table.
+    pub fill: fn(&Counters<'_>, &Known, &mut Table),
+}
+
+/// What the running kernel told about itself; decoders look names up here.
+pub struct Known {
+    /// Kernel symbols.
+    pub symbols: Symbols,
+    /// Names of the packet drop reasons.
+    pub drop_reasons: crate::kernel::drop_reasons::DropReasons,
+}
+
+/// Entries of a counters map, and the subjects that are alive.
+pub struct Counters<'a> {
+    /// Keys and values, as the kernel keeps them.
+    pub entries: &'a [(Vec<u8>, Vec<u8>)],
+    /// Subject of a namespace inode; `None` if it is not known.
+    pub subject: &'a dyn Fn(u32) -> Option<Subject>,
+}
+
+/// An event as decoded from its record, before it is known whose it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawEvent {
+    /// Its type.
+    pub decl: &'static EventDecl,
+    /// Namespace inode; 0 if the kernel context did not tell.
+    pub netns: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time: u64,
+    /// Five-tuple from the packet's point of view.
+    pub tuple: Option<Tuple>,
+    /// Process, only where the context makes it true.
+    pub process: Option<(u32, String)>,
+    /// Fields named in the declaration.
+    pub fields: Vec<(&'static str, Value)>,
+    /// Kernel stack addresses, innermost first.
+    pub stack: Vec<u64>,
+    /// Events of the same type and namespace withheld since the last one.
+    pub suppressed: u64,
+}
+
+/// A five-tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Sender.
+    pub src: IpAddr,
+    /// Sender's port.
+    pub sport: u16,
+    /// Receiver.
+    pub dst: IpAddr,
+    /// Receiver's port.
+    pub dport: u16,
+}
+
+/// Values of a probe's options in force, by name.
+pub type Options = std::collections::BTreeMap<&'static str, OptionValue>;

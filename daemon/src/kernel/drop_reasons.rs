@@ -1,0 +1,3 @@
+//! Names of the packet drop reasons.
+/// Number to name.
+pub struct DropReasons;

@@ -1,0 +1,3 @@
+//! Kernel symbols.
+/// The table of kernel symbols.
+pub struct Symbols;

@@ -1,0 +1,9 @@
+//! netskoopd: watches every network namespace of a node at once.
+
+pub mod config;
+pub mod declare;
+pub mod hooks;
+pub mod kernel;
+pub mod probes;
+pub mod sources;
+pub mod table;

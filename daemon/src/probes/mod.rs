@@ -1,0 +1,6 @@
+//! All probes. A new one is one file here (and one `.bpf.c` if it has hooks) and one line below.
+
+use crate::declare::Probe;
+
+/// Every probe, in the order in which they are listed.
+pub static PROBES: &[&Probe] = &[];

@@ -1,0 +1,122 @@
+//! What reads. A source fills tables; it knows subjects, and neither metric names nor entity names.
+
+use crate::declare::{ColumnSet, TableDecl};
+use crate::table::{Subject, Table};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A network namespace as sources need it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its slot.
+    pub subject: Subject,
+    /// Inode number of the namespace, checked again after reading.
+    pub inode: u32,
+    /// How to get at it.
+    pub access: Access,
+}
+
+/// The way into a network namespace.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// A live member: its `/proc/<pid>/net` is read.
+    Process(i32),
+    /// No process is left: `setns` through this file, opened only while it is read.
+    Mount(PathBuf),
+}
+
+/// What a job asks of a source.
+pub struct Want<'a> {
+    /// The namespaces, for tables that are kept per namespace.
+    pub targets: &'a [Target],
+    /// For each table of `out`, the columns that somebody shows.
+    pub columns: &'a [ColumnSet],
+    /// After this moment the source stops and says what is missing.
+    pub deadline: Instant,
+    /// Told before every read that may block.
+    pub beacon: &'a Beacon,
+}
+
+/// What a source did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Namespaces read completely.
+    pub done: u32,
+    /// Namespaces that vanished while they were read; not an error.
+    pub vanished: u32,
+    /// Namespaces left out because the deadline passed.
+    pub late: u32,
+    /// Namespaces that could not be read.
+    pub failed: u32,
+    /// One of the failures, for the log.
+    pub error: Option<ReadError>,
+}
+
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The kernel, or its configuration, has no such thing. One sentence.
+    #[error("{0}")]
+    NotHere(String),
+    /// The process or namespace is gone.
+    #[error("it vanished")]
+    Vanished,
+    /// Anything else.
+    #[error("{doing} {what}: {source}")]
+    Failed {
+        /// What was being done: `read`, `parse`, `enter`.
+        doing: &'static str,
+        /// To what.
+        what: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// A reader of tables. It runs on a lane thread, may block, and looks at the deadline between subjects.
+pub trait Source: Send + Sync {
+    /// Name for status and logs.
+    fn name(&self) -> &'static str;
+    /// The tables it fills, in the order in which `read` gets them.
+    fn tables(&self) -> &'static [&'static TableDecl];
+    /// Reads. `out[i]` belongs to `tables()[i]`; a table with no wanted column stays empty. `scratch` is the lane's own
+    /// buffer.
+    fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report;
+}
+
+/// Memory that a lane lends to the sources that run on it.
+#[derive(Default)]
+pub struct Scratch {
+    /// For whole files.
+    pub bytes: Vec<u8>,
+    /// The namespace the lane was started in; a source that enters another one comes back through it.
+    pub home: Option<Arc<OwnedFd>>,
+    /// Set by a source that could not come back: the lane ends after the job.
+    pub lost: bool,
+}
+
+/// Where a lane is, for those who watch whether it is stuck.
+#[derive(Debug, Default)]
+pub struct Beacon {
+    state: std::sync::Mutex<Option<(Subject, &'static str, Instant)>>,
+}
+
+impl Beacon {
+    /// A read that may block begins.
+    pub fn enter(&self, subject: Subject, what: &'static str) {
+        self.put(Some((subject, what, Instant::now())));
+    }
+    /// It came back.
+    pub fn leave(&self) {
+        self.put(None);
+    }
+    /// What is being read, and since when.
+    pub fn look(&self) -> Option<(Subject, &'static str, Instant)> {
+        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+    fn put(&self, state: Option<(Subject, &'static str, Instant)>) {
+        *self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+    }
+}
