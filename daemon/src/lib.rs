@@ -2,8 +2,12 @@
 
 pub mod config;
 pub mod declare;
+pub mod engine;
+pub mod events;
 pub mod hooks;
 pub mod kernel;
 pub mod probes;
+pub mod resolve;
+pub mod server;
 pub mod sources;
 pub mod table;

@@ -84,6 +84,12 @@ pub trait Source: Send + Sync {
     /// Reads. `out[i]` belongs to `tables()[i]`; a table with no wanted column stays empty. `scratch` is the lane's own
     /// buffer.
     fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report;
+    /// Whether one job reads all namespaces at once, as a BPF map is read.
+    fn whole(&self) -> bool {
+        false
+    }
+    /// The subject is gone, or its slot belongs to another now: what was remembered of it must go.
+    fn forget(&self, _subject: Subject) {}
 }
 
 /// Memory that a lane lends to the sources that run on it.

@@ -1,0 +1,223 @@
+//! The thread between the ring buffer and the history: it gives events their names. It takes over what the pump has
+//! copied, so that the ring is emptied however long naming takes.
+
+use super::history::History;
+use crate::hooks::{Known, RawEvent, Tuple};
+use crate::resolve::directory::Directory;
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use netskoop_api::{EVENT_SCHEMA, Event, Net, Process};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+/// Events that may wait between the pump and this thread.
+const QUEUE: usize = 4096;
+/// How long an event waits for its namespace to become known.
+const NAMING: Duration = Duration::from_millis(300);
+/// How often waiting events are looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Counts of the stages between the ring buffer and the history.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Records taken from the ring.
+    pub received: AtomicU64,
+    /// Records that could not be decoded.
+    pub malformed: AtomicU64,
+    /// Events put into the history.
+    pub delivered: AtomicU64,
+    /// Events given up because the queue to this thread was full.
+    pub overrun: AtomicU64,
+}
+
+/// What this thread needs.
+pub struct Bus {
+    /// Where events go.
+    pub history: Arc<History>,
+    /// Counts of all stages.
+    pub counts: Arc<Counts>,
+    /// Names of the namespaces.
+    pub directory: Arc<ArcSwap<Directory>>,
+    /// Symbols and drop reasons.
+    pub known: Arc<Known>,
+    /// Name of the node.
+    pub node: String,
+    /// Identifies this run.
+    pub boot: String,
+}
+
+/// A decoded event and the probe it comes from.
+pub struct Incoming {
+    /// Name of the probe.
+    pub probe: &'static str,
+    /// The event.
+    pub event: RawEvent,
+}
+
+/// Where the pump puts events.
+#[derive(Clone)]
+pub struct Intake {
+    queue: mpsc::SyncSender<Incoming>,
+    counts: Arc<Counts>,
+}
+
+impl Intake {
+    /// Hands an event over, or counts it as lost.
+    pub fn put(&self, incoming: Incoming) {
+        if self.queue.try_send(incoming).is_err() {
+            self.counts.overrun.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Bus {
+    /// Starts the thread. It ends when the last intake is dropped.
+    pub fn start(self) -> std::io::Result<(Intake, std::thread::JoinHandle<()>)> {
+        let (queue, inbox) = mpsc::sync_channel(QUEUE);
+        let counts = Arc::clone(&self.counts);
+        let thread =
+            std::thread::Builder::new().name("netskoop-events".into()).spawn(move || self.run(&inbox))?;
+        Ok((Intake { queue, counts }, thread))
+    }
+
+    fn run(&self, inbox: &mpsc::Receiver<Incoming>) {
+        let mut waiting: VecDeque<(Instant, Incoming)> = VecDeque::new();
+        loop {
+            let next = if waiting.is_empty() {
+                inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            } else {
+                inbox.recv_timeout(LOOK)
+            };
+            match next {
+                Ok(incoming) => waiting.push_back((Instant::now() + NAMING, incoming)),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    waiting.drain(..).for_each(|(_, incoming)| self.deliver(incoming));
+                    return;
+                }
+            }
+            self.deliver_named(&mut waiting);
+        }
+    }
+
+    /// Delivers in order of arrival; the first one that still waits for its name holds up those behind it, for at most
+    /// [`NAMING`], so that the stream stays in the order of time.
+    fn deliver_named(&self, waiting: &mut VecDeque<(Instant, Incoming)>) {
+        let directory = self.directory.load();
+        let now = Instant::now();
+        while let Some((until, incoming)) = waiting.front() {
+            let netns = incoming.event.netns;
+            let named = netns == 0 || directory.by_inode(netns).is_some();
+            if !named && *until > now && waiting.len() < QUEUE {
+                return;
+            }
+            if let Some((_, incoming)) = waiting.pop_front() {
+                self.deliver(incoming);
+            }
+        }
+    }
+
+    fn deliver(&self, incoming: Incoming) {
+        let Incoming { probe, event: raw } = incoming;
+        let directory = self.directory.load();
+        let entity = directory.by_inode(raw.netns).map(|entry| entry.id.clone());
+        let mut fields: BTreeMap<String, _> =
+            raw.fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        if entity.is_none() && raw.netns != 0 {
+            fields.insert("netns".into(), netskoop_api::Value::Number(raw.netns.into()));
+        }
+        self.history.push(Event {
+            schema: EVENT_SCHEMA,
+            boot: self.boot.clone(),
+            seq: 0,
+            time: wall_time(raw.time).to_string(),
+            kind: raw.decl.name.to_owned(),
+            probe: probe.to_owned(),
+            node: self.node.clone(),
+            entity,
+            peer: None,
+            net: raw.tuple.map(net),
+            process: raw.process.map(|(pid, comm)| Process { pid, comm }),
+            fields,
+            stack: raw.stack.iter().map(|address| self.known.symbols.name(*address)).collect(),
+            suppressed: raw.suppressed,
+        });
+        self.counts.delivered.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn net(tuple: Tuple) -> Net {
+    let proto = match tuple.proto {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmp6".into(),
+        132 => "sctp".into(),
+        136 => "udplite".into(),
+        other => other.to_string(),
+    };
+    Net {
+        proto,
+        src: tuple.src.to_string(),
+        sport: tuple.sport,
+        dst: tuple.dst.to_string(),
+        dport: tuple.dport,
+    }
+}
+
+/// The date of a moment on the kernel's monotonic clock.
+fn wall_time(monotonic: u64) -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    let ago = now - i128::from(monotonic);
+    let nanoseconds = Timestamp::now().as_nanosecond() - ago;
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or_else(|_| Timestamp::now())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An event of some type.
+    pub(crate) fn event(kind: &str) -> Event {
+        Event {
+            schema: EVENT_SCHEMA,
+            boot: "b".into(),
+            seq: 0,
+            time: "2026-01-01T00:00:00Z".into(),
+            kind: kind.into(),
+            probe: "test".into(),
+            node: "n".into(),
+            entity: None,
+            peer: None,
+            net: None,
+            process: None,
+            fields: BTreeMap::new(),
+            stack: vec![],
+            suppressed: 0,
+        }
+    }
+
+    #[test]
+    fn monotonic_now_is_wall_now() {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap();
+        let apart = wall_time(now).duration_since(Timestamp::now()).as_millis().abs();
+        assert!(apart < 5_000, "{apart} ms apart");
+    }
+
+    #[test]
+    fn protocols_have_their_usual_names() {
+        let tuple = |proto| Tuple {
+            proto,
+            src: "::1".parse().unwrap(),
+            sport: 1,
+            dst: "::2".parse().unwrap(),
+            dport: 2,
+        };
+        assert_eq!(net(tuple(6)).proto, "tcp");
+        assert_eq!(net(tuple(89)).proto, "89");
+    }
+}

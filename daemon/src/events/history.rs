@@ -1,0 +1,167 @@
+//! The last events, kept in memory. Those who follow the stream read from here by sequence number, so that history and
+//! live join without gap or repeat, and a slow reader costs nothing but its own losses.
+
+use netskoop_api::Event;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// The ring of kept events.
+pub struct History {
+    ring: Mutex<Ring>,
+    newest: watch::Sender<u64>,
+    capacity: AtomicU64,
+    missed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Arc<Event>>,
+    last_seq: u64,
+}
+
+/// A piece of the stream.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The events, oldest first.
+    pub events: Vec<Arc<Event>>,
+    /// Events after the asked-for one that are no longer kept.
+    pub missed: u64,
+    /// Where to go on.
+    pub next_after: u64,
+}
+
+impl History {
+    /// An empty history of at most `capacity` events.
+    pub fn new(capacity: usize) -> History {
+        History {
+            ring: Mutex::default(),
+            newest: watch::channel(0).0,
+            capacity: AtomicU64::new(capacity as u64),
+            missed: AtomicU64::new(0),
+        }
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes how many are kept.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity as u64, Ordering::Relaxed);
+        self.shrink(&mut self.ring());
+    }
+
+    fn shrink(&self, ring: &mut Ring) {
+        let capacity = usize::try_from(self.capacity.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let excess = ring.events.len().saturating_sub(capacity);
+        ring.events.drain(..excess);
+    }
+
+    /// Numbers an event and keeps it.
+    pub fn push(&self, mut event: Event) {
+        let seq = {
+            let mut ring = self.ring();
+            ring.last_seq += 1;
+            event.seq = ring.last_seq;
+            ring.events.push_back(Arc::new(event));
+            self.shrink(&mut ring);
+            ring.last_seq
+        };
+        // Only those who follow are woken.
+        self.newest.send_replace(seq);
+    }
+
+    /// At most `limit` events after sequence number `after`.
+    pub fn read(&self, after: u64, limit: usize) -> Batch {
+        let ring = self.ring();
+        let first = ring.last_seq + 1 - ring.events.len() as u64;
+        let start = (after + 1).max(first);
+        let missed = start - (after + 1).min(start);
+        let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
+        let events: Vec<_> = ring.events.iter().skip(skip).take(limit).cloned().collect();
+        let next_after = (start - 1) + events.len() as u64;
+        drop(ring);
+        self.missed.fetch_add(missed, Ordering::Relaxed);
+        Batch { events, missed, next_after }
+    }
+
+    /// Sequence number before the oldest event kept: reading from there misses nothing that is still here.
+    pub fn before_oldest(&self) -> u64 {
+        let ring = self.ring();
+        ring.last_seq - ring.events.len() as u64
+    }
+
+    /// Number of the newest event; 0 before the first.
+    pub fn last_seq(&self) -> u64 {
+        self.ring().last_seq
+    }
+
+    /// Events kept now.
+    pub fn len(&self) -> usize {
+        self.ring().events.len()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells the number of the newest event.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// How many follow the stream now.
+    pub fn followers(&self) -> usize {
+        self.newest.receiver_count()
+    }
+
+    /// Events that readers were told they missed.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(capacity: usize, pushed: u64) -> History {
+        let history = History::new(capacity);
+        for _ in 0..pushed {
+            history.push(crate::events::bus::tests::event("TEST"));
+        }
+        history
+    }
+
+    fn seqs(batch: &Batch) -> Vec<u64> {
+        batch.events.iter().map(|event| event.seq).collect()
+    }
+
+    #[test]
+    fn reading_on_gives_each_event_once() {
+        let history = history(10, 5);
+        let first = history.read(0, 3);
+        assert_eq!((seqs(&first), first.missed), (vec![1, 2, 3], 0));
+        let second = history.read(first.next_after, 3);
+        assert_eq!((seqs(&second), second.next_after), (vec![4, 5], 5));
+        assert!(history.read(5, 3).events.is_empty());
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_what_it_missed() {
+        let history = history(3, 10);
+        let batch = history.read(2, 100);
+        assert_eq!((seqs(&batch), batch.missed, history.missed()), (vec![8, 9, 10], 5, 5));
+        assert_eq!(history.before_oldest(), 7);
+    }
+
+    #[test]
+    fn a_reader_from_the_future_waits() {
+        let history = history(3, 2);
+        let batch = history.read(7, 100);
+        assert_eq!((batch.events.len(), batch.missed), (0, 0));
+    }
+}

@@ -1,0 +1,7 @@
+//! Who is it: finds every network namespace of the node, names it, and keeps the names current.
+
+pub mod cgroup;
+pub mod directory;
+pub mod identity;
+pub mod scan;
+pub mod watcher;

@@ -1,0 +1,156 @@
+//! Reads procfs and `/run/netns` for namespaces. Never opens a namespace or one of its files, so nothing is pinned.
+
+use rustc_hash::FxHashMap;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Magic number of nsfs, from `linux/magic.h`.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// Longest file that is read here; `comm` and `cgroup` are far below it.
+const MAX_FILE: usize = 16 * 1024;
+
+/// Processes of one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// All of them, in the order of `/proc`.
+    pub pids: Vec<i32>,
+}
+
+/// Namespaces by inode, with their processes. One `readlink` per process.
+pub fn processes(proc_root: &Path) -> io::Result<FxHashMap<u32, Members>> {
+    let dir = open_dir(proc_root)?;
+    let mut found: FxHashMap<u32, Members> = FxHashMap::default();
+    let mut buffer = Vec::with_capacity(64);
+    for entry in rustix::fs::Dir::read_from(&dir)?.flatten() {
+        let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if let Some(inode) = read_inode(&dir, pid, &mut buffer) {
+            found.entry(inode).or_default().pids.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Namespace of a process; `None` if it is gone or hidden.
+pub fn namespace_of(proc_root: &Path, pid: i32) -> Option<u32> {
+    read_inode(&open_dir(proc_root).ok()?, pid, &mut Vec::with_capacity(64))
+}
+
+/// Namespace of the node: that of process 1, or our own where process 1 may not be looked at.
+pub fn host_namespace(proc_root: &Path) -> Option<u32> {
+    namespace_of(proc_root, 1).or_else(|| {
+        let link = std::fs::read_link(proc_root.join("self/ns/net")).ok()?;
+        parse_link(link.to_str()?.as_bytes())
+    })
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn read_inode(dir: &OwnedFd, pid: i32, buffer: &mut Vec<u8>) -> Option<u32> {
+    use std::io::Write;
+    let mut path = [0_u8; 32];
+    let mut cursor = &mut path[..];
+    write!(cursor, "{pid}/ns/net").ok()?;
+    let left = cursor.len();
+    let name = std::str::from_utf8(&path[..32 - left]).ok()?;
+    let link = rustix::fs::readlinkat(dir, name, std::mem::take(buffer)).ok()?;
+    let inode = parse_link(link.as_bytes());
+    *buffer = link.into_bytes();
+    buffer.clear();
+    inode
+}
+
+/// `net:[4026531840]`.
+fn parse_link(link: &[u8]) -> Option<u32> {
+    let digits = link.strip_prefix(b"net:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Command name of a process.
+pub fn comm(proc_root: &Path, pid: i32) -> Option<String> {
+    let text = read_small(&proc_root.join(pid.to_string()).join("comm"))?;
+    Some(text.trim_end_matches('\n').to_owned())
+}
+
+/// cgroup path of a process.
+pub fn cgroup(proc_root: &Path, pid: i32) -> Option<String> {
+    let text = read_small(&proc_root.join(pid.to_string()).join("cgroup"))?;
+    super::cgroup::path(&text).map(ToOwned::to_owned)
+}
+
+fn read_small(path: &Path) -> Option<String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(MAX_FILE as u64).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What `/run/netns` holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mounts {
+    /// Inode and file, sorted by name.
+    pub files: Vec<(u32, PathBuf)>,
+    /// Whether a file is there that is not a namespace yet: `ip netns add` makes the file before it mounts.
+    pub unfinished: bool,
+}
+
+/// Reads the directory. A missing one is empty: nobody has used `ip netns` yet.
+pub fn mounts(dir: &Path) -> Mounts {
+    let mut found = Mounts::default();
+    let Ok(entries) = std::fs::read_dir(dir) else { return found };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        match nsfs_inode(&path) {
+            Some(inode) => found.files.push((inode, path)),
+            None => found.unfinished |= path.is_file(),
+        }
+    }
+    found.files.sort_by(|a, b| a.1.cmp(&b.1));
+    found
+}
+
+fn nsfs_inode(path: &Path) -> Option<u32> {
+    let fs = rustix::fs::statfs(path).ok()?;
+    if u64::try_from(fs.f_type).ok()? != NSFS_MAGIC {
+        return None;
+    }
+    let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::empty()).ok()?;
+    u32::try_from(stat.st_ino).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_namespaces() {
+        assert_eq!(parse_link(b"net:[4026531840]"), Some(4_026_531_840));
+        assert_eq!(parse_link(b"net:[99999999999]"), None);
+        assert_eq!(parse_link(b"mnt:[1]"), None);
+        assert_eq!(parse_link(b"net:[1"), None);
+    }
+
+    #[test]
+    fn our_own_process_is_found() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let found = processes(Path::new("/proc")).unwrap();
+        let ours = namespace_of(Path::new("/proc"), pid).unwrap();
+        assert!(found[&ours].pids.contains(&pid));
+    }
+
+    #[test]
+    fn a_plain_file_is_an_unfinished_namespace() {
+        let dir = std::env::temp_dir().join(format!("netskoop-mounts-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("blue"), "").unwrap();
+        assert_eq!(mounts(&dir), Mounts { files: vec![], unfinished: true });
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(mounts(&dir), Mounts::default());
+    }
+}

@@ -1,0 +1,608 @@
+//! Keeps the directory of namespaces current. One thread that sleeps until the kernel's hooks, `/run/netns` or somebody's
+//! request wakes it; a slow rescan is only the safety net.
+
+use super::directory::{Directory, Namespace};
+use super::identity::{self, Facts, Resolver};
+use super::{cgroup, scan};
+use crate::sources::Access;
+use crate::table::Subject;
+use arc_swap::ArcSwap;
+use netskoop_api::SourceStatus;
+use rustc_hash::FxHashMap;
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::fs::inotify;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+/// Time between full scans when the kernel tells of new namespaces.
+const SAFETY_NET: Duration = Duration::from_secs(60);
+/// Time between full scans when nobody does.
+const POLLING: Duration = Duration::from_secs(5);
+/// Full scans asked for by events are at least so far apart.
+const SCAN_GAP: Duration = Duration::from_millis(100);
+/// When to look again at what is not finished yet: a file of `/run/netns` before its mount, a process before its switch.
+const LOOK_AGAIN: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(30),
+    Duration::from_millis(150),
+    Duration::from_millis(600),
+];
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// procfs.
+    pub proc: PathBuf,
+    /// The directory of named namespaces.
+    pub netns: PathBuf,
+}
+
+/// What the kernel's hooks say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// A process was seen in a namespace that was not known.
+    Seen {
+        /// The namespace.
+        inode: u32,
+        /// The process, in the node's pid namespace.
+        pid: i32,
+    },
+    /// A process is making a namespace.
+    Created {
+        /// The process.
+        pid: i32,
+    },
+    /// A process of the namespace ended.
+    Exit {
+        /// The namespace.
+        inode: u32,
+    },
+}
+
+/// The hooks' memory of namespaces, kept by us.
+pub trait KernelWatch: Send + Sync {
+    /// Do not announce this one.
+    fn known(&self, inode: u32);
+    /// It is gone: announce it if it comes again.
+    fn forget(&self, inode: u32);
+    /// The exits of this one were looked at: tell of the next.
+    fn rearm(&self, inode: u32);
+}
+
+enum Command {
+    Kernel(KernelEvent),
+    Scan(oneshot::Sender<()>),
+    Hooks(Option<Arc<dyn KernelWatch>>),
+}
+
+/// Handle of the thread.
+pub struct Watcher {
+    directory: Arc<ArcSwap<Directory>>,
+    changes: watch::Receiver<u64>,
+    commands: mpsc::Sender<Command>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    health: Arc<Mutex<Health>>,
+}
+
+#[derive(Clone, Default)]
+struct Health {
+    hooked: bool,
+    watching: bool,
+    last_scan: Option<Instant>,
+    last_kernel_event: Option<Instant>,
+    last_mount_event: Option<Instant>,
+    error: Option<String>,
+}
+
+impl Watcher {
+    /// Scans once, then starts the thread.
+    pub fn start(roots: Roots, node: String) -> io::Result<Watcher> {
+        let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
+        let (publish, changes) = watch::channel(0);
+        let (commands, inbox) = mpsc::channel();
+        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let health = Arc::new(Mutex::new(Health::default()));
+        let mut worker = Worker {
+            roots,
+            node,
+            resolvers: identity::resolvers(),
+            directory: Arc::clone(&directory),
+            publish,
+            inbox,
+            wake: Arc::clone(&wake),
+            stop: Arc::clone(&stop),
+            health: Arc::clone(&health),
+            hooks: None,
+            namespaces: FxHashMap::default(),
+            free: Vec::new(),
+            births: 0,
+            inotify: None,
+            scan_at: None,
+            last_scan: Instant::now(),
+            again: Vec::new(),
+        };
+        worker.watch_mounts();
+        worker.full_scan();
+        let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(move || worker.run())?;
+        Ok(Watcher { directory, changes, commands, wake, stop, thread: Mutex::new(Some(thread)), health })
+    }
+
+    /// The picture now.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.directory.load_full()
+    }
+
+    /// The cell that always holds the newest picture, for threads that look often.
+    pub fn cell(&self) -> Arc<ArcSwap<Directory>> {
+        Arc::clone(&self.directory)
+    }
+
+    /// Tells the generation of every new picture.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Passes on what a hook said.
+    pub fn kernel_event(&self, event: KernelEvent) {
+        self.send(Command::Kernel(event));
+    }
+
+    /// Sets or removes the hooks.
+    pub fn set_hooks(&self, hooks: Option<Arc<dyn KernelWatch>>) {
+        self.send(Command::Hooks(hooks));
+    }
+
+    /// Whether the kernel tells of new namespaces; if not, a scrape scans first.
+    pub fn hooked(&self) -> bool {
+        self.health().hooked
+    }
+
+    /// Scans everything now and waits for it.
+    pub async fn rescan(&self) {
+        let (reply, done) = oneshot::channel();
+        self.send(Command::Scan(reply));
+        // The thread only goes away when the daemon stops; the picture then stays as it is.
+        let _ = done.await;
+    }
+
+    /// Whether the thread still runs.
+    pub fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// State of the sources of identity.
+    pub fn status(&self) -> Vec<SourceStatus> {
+        let health = self.health().clone();
+        let directory = self.directory();
+        let named = |source: &str| {
+            let by = |entry: &&super::directory::Entry| entry.namespace.identity.source == source;
+            u32::try_from(directory.entries().filter(by).count()).unwrap_or(u32::MAX)
+        };
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs());
+        let status = |name: &str, state: String, at: Option<Instant>, entities: u32| SourceStatus {
+            name: name.into(),
+            state,
+            last_event_seconds: ago(at),
+            entities,
+        };
+        let processes = match &health.error {
+            Some(error) => format!("failed: {error}"),
+            None => "scanned".into(),
+        };
+        let mounts = if health.watching { "watching" } else { "absent until `ip netns` is first used" };
+        let hooks =
+            if health.hooked { "watching" } else { "absent: /proc is scanned every 5 s and at each scrape" };
+        vec![
+            status("processes", processes, health.last_scan, named("process") + named("process 1")),
+            status("cgroup", "from the processes".into(), health.last_scan, named("cgroup")),
+            status("/run/netns", mounts.into(), health.last_mount_event, named("/run/netns")),
+            status("kernel hooks", hooks.into(), health.last_kernel_event, 0),
+        ]
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            wake(&self.wake);
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        wake(&self.wake);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn wake(fd: &OwnedFd) {
+    // A full counter already wakes the reader.
+    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+}
+
+/// Something to look at again.
+enum Again {
+    Process { pid: i32, tries: usize },
+    Mounts { tries: usize },
+}
+
+struct Worker {
+    roots: Roots,
+    node: String,
+    resolvers: Vec<Box<dyn Resolver>>,
+    directory: Arc<ArcSwap<Directory>>,
+    publish: watch::Sender<u64>,
+    inbox: mpsc::Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    health: Arc<Mutex<Health>>,
+    hooks: Option<Arc<dyn KernelWatch>>,
+    namespaces: FxHashMap<u32, Arc<Namespace>>,
+    free: Vec<u32>,
+    births: u64,
+    inotify: Option<OwnedFd>,
+    scan_at: Option<Instant>,
+    last_scan: Instant,
+    again: Vec<(Instant, Again)>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while !self.stop.load(Ordering::Acquire) {
+            self.wait();
+            self.read_inotify();
+            while let Ok(command) = self.inbox.try_recv() {
+                self.obey(command);
+            }
+            self.look_again();
+            let scan = self.scan_at.is_some_and(|at| at <= Instant::now());
+            if scan || self.last_scan.elapsed() >= self.interval() {
+                self.full_scan();
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.hooks.is_some() { SAFETY_NET } else { POLLING }
+    }
+
+    /// Sleeps until something happens or the next thing is due.
+    fn wait(&self) {
+        let due = self
+            .again
+            .iter()
+            .map(|(at, _)| *at)
+            .chain(self.scan_at)
+            .chain([self.last_scan + self.interval()]);
+        let timeout = due.min().unwrap_or_else(Instant::now).saturating_duration_since(Instant::now());
+        let timeout = rustix::event::Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+        fds.extend(self.inotify.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        // An interrupted or failed poll only makes the round come early.
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Scan(reply) => {
+                self.full_scan();
+                // Nobody waits any more if the client went away.
+                let _ = reply.send(());
+            }
+            Command::Hooks(hooks) => {
+                self.hooks = hooks;
+                self.health().hooked = self.hooks.is_some();
+                // What appeared while nobody watched is found by a scan, which also tells the hooks what is known.
+                self.full_scan();
+                if let Some(hooks) = &self.hooks {
+                    self.namespaces.keys().for_each(|inode| hooks.known(*inode));
+                }
+            }
+            Command::Kernel(event) => {
+                self.health().last_kernel_event = Some(Instant::now());
+                self.kernel_event(event);
+            }
+        }
+    }
+
+    fn kernel_event(&mut self, event: KernelEvent) {
+        match event {
+            KernelEvent::Seen { inode, pid } => {
+                if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
+                    self.add_member(inode, pid);
+                } else {
+                    // It is already gone, or its pid is that of another pid namespace than ours.
+                    self.scan_soon();
+                }
+            }
+            KernelEvent::Created { pid } => self.again_process(pid, 0),
+            KernelEvent::Exit { inode } => self.check_leader(inode),
+        }
+    }
+
+    /// A namespace with a first member. What a unit owns can only be told from a look at all processes.
+    fn add_member(&mut self, inode: u32, pid: i32) {
+        let unit = |path: &str| matches!(cgroup::owner(path), Some(cgroup::CgroupOwner::Unit(_)));
+        if scan::cgroup(&self.roots.proc, pid).as_deref().is_some_and(unit) {
+            self.scan_soon();
+        } else if !self.namespaces.contains_key(&inode) {
+            let mut facts = self.facts(inode, Some(pid));
+            facts.mounts = self.mount_names(inode);
+            self.put(facts, 1);
+            self.publish();
+        }
+    }
+
+    fn again_process(&mut self, pid: i32, tries: usize) {
+        if let Some(delay) = LOOK_AGAIN.get(tries) {
+            self.again.push((Instant::now() + *delay, Again::Process { pid, tries }));
+        } else {
+            self.scan_soon();
+        }
+    }
+
+    fn look_again(&mut self) {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.again).into_iter().partition(|(at, _)| *at <= now);
+        self.again = later;
+        let due: Vec<(Instant, Again)> = due;
+        for (_, what) in due {
+            match what {
+                Again::Process { pid, tries } => match scan::namespace_of(&self.roots.proc, pid) {
+                    Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
+                    _ => self.again_process(pid, tries + 1),
+                },
+                Again::Mounts { tries } => self.scan_mounts(tries + 1),
+            }
+        }
+        // A storm of short-lived creators must not grow this list: one scan tells as much.
+        if self.again.len() > 256 {
+            self.again.clear();
+            self.scan_soon();
+        }
+    }
+
+    /// A process of the namespace ended: if it was the one we read through, another must be found.
+    fn check_leader(&mut self, inode: u32) {
+        let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
+        let alive = leader.is_some_and(|pid| scan::namespace_of(&self.roots.proc, pid) == Some(inode));
+        if alive {
+            if let Some(hooks) = &self.hooks {
+                hooks.rearm(inode);
+            }
+        } else {
+            self.scan_soon();
+        }
+    }
+
+    fn scan_soon(&mut self) {
+        let at = (self.last_scan + SCAN_GAP).max(Instant::now() + Duration::from_millis(2));
+        self.scan_at = Some(self.scan_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// Watches `/run/netns`, or `/run` for its coming.
+    fn watch_mounts(&mut self) {
+        use inotify::{CreateFlags, WatchFlags};
+        let Ok(fd) = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK) else { return };
+        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
+        let watching = inotify::add_watch(&fd, &self.roots.netns, flags).is_ok();
+        if !watching {
+            let parent = self.roots.netns.parent().unwrap_or(&self.roots.netns);
+            // Without even that directory the safety net remains.
+            let _ = inotify::add_watch(&fd, parent, WatchFlags::CREATE | WatchFlags::ONLYDIR);
+        }
+        self.health().watching = watching;
+        self.inotify = Some(fd);
+    }
+
+    fn read_inotify(&mut self) {
+        let Some(fd) = &self.inotify else { return };
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = 0;
+        let mut gone = false;
+        let mut reader = inotify::Reader::new(fd, &mut buffer);
+        while let Ok(event) = reader.next() {
+            events += 1;
+            gone |= event.events().contains(inotify::ReadFlags::IGNORED);
+        }
+        if events == 0 {
+            return;
+        }
+        let watching = self.health().watching;
+        self.health().last_mount_event = Some(Instant::now());
+        if gone || !watching {
+            self.watch_mounts();
+        }
+        self.scan_mounts(0);
+    }
+
+    /// Looks at `/run/netns`, and again a little later while a file is there without its mount.
+    fn scan_mounts(&mut self, tries: usize) {
+        if scan::mounts(&self.roots.netns).unfinished
+            && let Some(delay) = LOOK_AGAIN.get(tries)
+        {
+            self.again.push((Instant::now() + *delay, Again::Mounts { tries }));
+        }
+        self.scan_soon();
+    }
+
+    fn mount_names(&self, inode: u32) -> Vec<String> {
+        let mounts = scan::mounts(&self.roots.netns).files;
+        mounts.iter().filter(|(found, _)| *found == inode).map(|(_, path)| file_name(path)).collect()
+    }
+
+    fn facts(&self, inode: u32, leader: Option<i32>) -> Facts {
+        Facts {
+            inode,
+            host: scan::host_namespace(&self.roots.proc) == Some(inode),
+            leader,
+            comm: leader.and_then(|pid| scan::comm(&self.roots.proc, pid)),
+            cgroup: leader.and_then(|pid| scan::cgroup(&self.roots.proc, pid)),
+            cgroup_is_shared: false,
+            mounts: Vec::new(),
+        }
+    }
+
+    /// Looks at every process and every mount, and publishes the picture if it changed.
+    fn full_scan(&mut self) {
+        self.scan_at = None;
+        self.last_scan = Instant::now();
+        let members = match scan::processes(&self.roots.proc) {
+            Ok(members) => members,
+            Err(error) => {
+                tracing::error!(path = %self.roots.proc.display(), %error, "cannot list the processes");
+                self.health().error = Some(format!("{}: {error}", self.roots.proc.display()));
+                return;
+            }
+        };
+        let mut mounts: FxHashMap<u32, Vec<String>> = FxHashMap::default();
+        for (inode, path) in scan::mounts(&self.roots.netns).files {
+            mounts.entry(inode).or_default().push(file_name(&path));
+        }
+        let mut health = self.health();
+        (health.error, health.last_scan) = (None, Some(self.last_scan));
+        drop(health);
+        let mut changed =
+            self.remove_vanished(|inode| members.contains_key(&inode) || mounts.contains_key(&inode));
+        let mut units = None;
+        let mut inodes: Vec<u32> = members.keys().chain(mounts.keys()).copied().collect();
+        inodes.sort_unstable();
+        inodes.dedup();
+        for inode in inodes {
+            let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
+            let facts = self.gather(inode, pids, mounts.remove(&inode), &members, &mut units);
+            changed |= self.put(facts, u32::try_from(pids.len()).unwrap_or(u32::MAX));
+        }
+        if changed {
+            self.publish();
+        }
+        if let Some(hooks) = &self.hooks {
+            self.namespaces.keys().for_each(|inode| hooks.rearm(*inode));
+        }
+    }
+
+    fn gather(
+        &self,
+        inode: u32,
+        pids: &[i32],
+        mounts: Option<Vec<String>>,
+        members: &FxHashMap<u32, scan::Members>,
+        units: &mut Option<Vec<String>>,
+    ) -> Facts {
+        let old = self.namespaces.get(&inode).map(|ns| &ns.facts);
+        let leader = old
+            .and_then(|facts| facts.leader)
+            .filter(|pid| pids.contains(pid))
+            .or(pids.iter().min().copied());
+        // A known leader's name and cgroup seldom change; they are read again only with a new one.
+        let mut facts = match old.filter(|facts| facts.leader == leader && leader.is_some()) {
+            Some(old) => old.clone(),
+            None => self.facts(inode, leader),
+        };
+        facts.mounts = mounts.unwrap_or_default();
+        let owner = facts.cgroup.as_deref().filter(|_| !facts.host).and_then(cgroup::owner);
+        if let Some(cgroup::CgroupOwner::Unit(unit)) = owner {
+            let units = units.get_or_insert_with(|| self.host_units(members));
+            facts.cgroup_is_shared = units.contains(&unit);
+        }
+        facts
+    }
+
+    /// Units that have a process in the node's own namespace: they do not own another one.
+    fn host_units(&self, members: &FxHashMap<u32, scan::Members>) -> Vec<String> {
+        let host = scan::host_namespace(&self.roots.proc).and_then(|inode| members.get(&inode));
+        let mut units: Vec<String> = host
+            .iter()
+            .flat_map(|host| &host.pids)
+            .filter_map(|pid| match cgroup::owner(&scan::cgroup(&self.roots.proc, *pid)?)? {
+                cgroup::CgroupOwner::Unit(unit) => Some(unit),
+                _ => None,
+            })
+            .collect();
+        units.sort();
+        units.dedup();
+        units
+    }
+
+    fn remove_vanished(&mut self, lives: impl Fn(u32) -> bool) -> bool {
+        let gone: Vec<u32> = self.namespaces.keys().copied().filter(|inode| !lives(*inode)).collect();
+        for inode in &gone {
+            if let Some(ns) = self.namespaces.remove(inode) {
+                self.free.push(ns.subject.0);
+            }
+            if let Some(hooks) = &self.hooks {
+                hooks.forget(*inode);
+            }
+        }
+        !gone.is_empty()
+    }
+
+    /// Adds or updates a namespace; true if anything that shows changed.
+    fn put(&mut self, facts: Facts, processes: u32) -> bool {
+        let inode = facts.inode;
+        let old = self.namespaces.get(&inode);
+        if old.is_some_and(|old| old.facts == facts && old.processes == processes) {
+            return false;
+        }
+        let (identity, sources) = identity::identify(&self.resolvers, &facts);
+        let same = old.filter(|old| old.identity == identity);
+        let (subject, birth, since) = match (same, old) {
+            (Some(old), _) => (old.subject, old.birth, old.since.clone()),
+            (None, Some(old)) => (old.subject, self.births + 1, old.since.clone()),
+            (None, None) => (self.slot(), self.births + 1, jiff::Timestamp::now().to_string()),
+        };
+        self.births = self.births.max(birth);
+        let access = match facts.leader {
+            Some(pid) => Access::Process(pid),
+            None => Access::Mount(self.roots.netns.join(facts.mounts.first().map_or("", String::as_str))),
+        };
+        let ns = Namespace { subject, facts, processes, identity, sources, access, since, birth };
+        self.namespaces.insert(inode, Arc::new(ns));
+        if let Some(hooks) = &self.hooks {
+            hooks.known(inode);
+        }
+        true
+    }
+
+    /// A slot for a new namespace: the lowest that was given back before the last picture, else a new one.
+    fn slot(&mut self) -> Subject {
+        let next = u32::try_from(self.namespaces.len() + self.free.len() + 1).unwrap_or(u32::MAX);
+        Subject(self.free.pop().unwrap_or(next))
+    }
+
+    fn publish(&mut self) {
+        let generation = self.directory.load().generation() + 1;
+        let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
+        self.directory.store(Arc::new(Directory::build(generation, &namespaces, &self.node)));
+        // Receivers may all be gone while the daemon stops.
+        let _ = self.publish.send(generation);
+    }
+}
+
+fn file_name(path: &std::path::Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,181 @@
+//! The Prometheus text format, written family by family as the client takes it, so that an answer of any size costs the
+//! memory of one family.
+
+use crate::declare::{Family, Kind, Only, Points, Scope};
+use crate::resolve::directory::Directory;
+use crate::table::{Subject, Table};
+
+/// The content type of the text format; Prometheus 3 refuses a scrape without it.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// One value of a family.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// Whose it is.
+    pub subject: Subject,
+    /// The row whose keys are shown.
+    pub row: usize,
+    /// Constant label text of the cell.
+    pub label: &'static str,
+    /// The value.
+    pub value: u64,
+}
+
+/// Calls `emit` for every value of a family, in the order of the table's rows.
+pub fn points(family: &Family, table: &Table, mut emit: impl FnMut(Point)) {
+    let mut row = 0;
+    while row < table.len() {
+        let first = row;
+        let subject = table.subject(row);
+        row += 1;
+        while family.fold && row < table.len() && table.subject(row) == subject {
+            row += 1;
+        }
+        for leader in first..row {
+            if shown(family.only.as_ref(), table, leader) && leads(family, table, first, leader) {
+                emit_row(family, table, leader, row, &mut emit);
+            }
+        }
+    }
+}
+
+/// Whether no earlier row of the subject has the same shown keys: each group of rows is emitted once.
+fn leads(family: &Family, table: &Table, first: usize, row: usize) -> bool {
+    !(first..row)
+        .any(|earlier| shown(family.only.as_ref(), table, earlier) && same_keys(family, table, earlier, row))
+}
+
+fn same_keys(family: &Family, table: &Table, a: usize, b: usize) -> bool {
+    family.keys.iter().all(|(_, key)| table.key(a, *key) == table.key(b, *key))
+}
+
+fn shown(only: Option<&Only>, table: &Table, row: usize) -> bool {
+    only.is_none_or(|only| {
+        only.values.iter().any(|value| value.as_bytes() == table.key(row, only.key)) == only.include
+    })
+}
+
+fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mut impl FnMut(Point)) {
+    let total = |column: u16| {
+        let mut sum = table.cell(leader, column);
+        for row in leader + 1..end {
+            if shown(family.only.as_ref(), table, row) && same_keys(family, table, leader, row) {
+                if let Some(value) = table.cell(row, column) {
+                    sum = Some(sum.unwrap_or(0).wrapping_add(value));
+                }
+            }
+        }
+        sum
+    };
+    let subject = table.subject(leader);
+    match family.points {
+        Points::Cells(cells) => {
+            for (label, column) in cells {
+                if let Some(value) = total(*column) {
+                    emit(Point { subject, row: leader, label, value });
+                }
+            }
+        }
+        Points::Sum(columns) => {
+            let value = columns.iter().filter_map(|c| total(*c)).reduce(u64::wrapping_add);
+            if let Some(value) = value {
+                emit(Point { subject, row: leader, label: "", value });
+            }
+        }
+    }
+}
+
+/// Series that an answer may still have.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// How many more.
+    pub left: u64,
+    /// Written.
+    pub written: u64,
+    /// Left out for lack of room.
+    pub over: u64,
+}
+
+impl Budget {
+    /// Room for `max` series.
+    pub fn new(max: u64) -> Budget {
+        Budget { left: max, written: 0, over: 0 }
+    }
+    fn take(&mut self) -> bool {
+        let room = self.left > 0;
+        if room {
+            self.left -= 1;
+            self.written += 1;
+        } else {
+            self.over += 1;
+        }
+        room
+    }
+}
+
+/// Writes one family: HELP, TYPE and its series; nothing at all if it has none.
+pub fn write_family(
+    out: &mut Vec<u8>,
+    family: &Family,
+    table: &Table,
+    directory: &Directory,
+    budget: &mut Budget,
+) {
+    let mut head = false;
+    points(family, table, |point| {
+        let mut series = |subject: Subject| {
+            let Some(labels) = directory.labels(subject, family.names) else { return };
+            if !budget.take() {
+                return;
+            }
+            if !std::mem::replace(&mut head, true) {
+                write_head(out, family);
+            }
+            write_series(out, family, table, point, labels);
+        };
+        match family.scope {
+            Scope::Own => series(point.subject),
+            Scope::HostOnly => {
+                if point.subject == Subject::NODE || point.subject == directory.host() {
+                    series(directory.host());
+                }
+            }
+            Scope::Repeat => directory.subjects().for_each(series),
+        }
+    });
+}
+
+fn write_head(out: &mut Vec<u8>, family: &Family) {
+    let kind = match family.kind() {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+    };
+    for part in ["# HELP ", family.name, " ", family.help, "\n# TYPE ", family.name, " ", kind, "\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
+fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point, labels: &str) {
+    out.extend_from_slice(family.name.as_bytes());
+    let mut separator = b'{';
+    let mut part = |out: &mut Vec<u8>, text: &[u8]| {
+        if !text.is_empty() {
+            out.push(std::mem::replace(&mut separator, b','));
+            out.extend_from_slice(text);
+        }
+    };
+    part(out, labels.as_bytes());
+    for (name, key) in family.keys {
+        part(out, name.as_bytes());
+        out.extend_from_slice(b"=\"");
+        out.extend_from_slice(table.key(point.row, *key));
+        out.push(b'"');
+    }
+    part(out, point.label.as_bytes());
+    if separator == b',' {
+        out.push(b'}');
+    }
+    out.push(b' ');
+    out.extend_from_slice(itoa::Buffer::new().format(point.value).as_bytes());
+    out.push(b'\n');
+}
