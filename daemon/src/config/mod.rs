@@ -1,10 +1,39 @@
 //! The configuration in force: plain data, made from defaults, the configuration file and its drop-ins.
+//!
+//! [`load`] reads the files, checks them against [`KEYS`] and the probes' declarations and reports everything that is
+//! wrong with them at once. [`effective`] adds what was changed while the daemon ran ([`State`]).
 
-use crate::declare::Names;
+mod atomic;
+mod check;
+mod duration;
+mod effective;
+mod errors;
+mod keys;
+mod options;
+mod source;
+mod state;
+mod suggest;
+#[cfg(test)]
+mod testing;
+
+pub mod dropin;
+
+pub use check::find_probe;
+pub use duration::{format_duration, parse_duration};
+pub use effective::{Effective, Layer, effective};
+pub use errors::{ConfigError, ConfigErrors};
+pub use keys::{KEYS, Key, KeyKind};
+pub use options::{check_option, expected, option_default, option_kind, option_range, parse_option};
+pub use state::{Lease, Override, ProbeOverrides, State};
+pub use suggest::closest;
+
+use crate::declare::{Names, Probe};
+use check::Merged;
 use netskoop_api::OptionValue;
+use source::Source;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything that can be configured. [`Config::default`] is what an empty file means.
@@ -14,6 +43,8 @@ pub struct Config {
     pub node_name: String,
     /// Where metrics are served; empty: nowhere.
     pub listen: Vec<SocketAddr>,
+    /// TCP connections served at once.
+    pub max_connections: usize,
     /// Generations that `/metrics` shows when the scraper does not say.
     pub names: Vec<Names>,
     /// Whether all families are shown, or only the core set.
@@ -60,11 +91,18 @@ pub struct Origin {
     pub line: usize,
 }
 
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
             node_name: String::new(),
             listen: vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9102))],
+            max_connections: 128,
             names: vec![Names::Netskoop],
             full_set: false,
             min_interval: Duration::from_secs(1),
@@ -81,3 +119,101 @@ impl Default for Config {
         }
     }
 }
+
+/// The configuration file when none is named.
+pub const DEFAULT_FILE: &str = "/etc/netskoop/netskoopd.toml";
+
+/// The configuration, and what it was made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// Values in force.
+    pub config: Config,
+    /// The files that were read, in order; later ones win.
+    pub files: Vec<PathBuf>,
+    /// The keys that a file sets. All others have their default.
+    pub settings: BTreeMap<String, Setting>,
+}
+
+/// A key that a file sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The value, as it is written there.
+    pub text: String,
+    /// Where.
+    pub origin: Origin,
+}
+
+/// Reads the configuration file and its drop-ins (`conf.d/*.toml` beside it, in the order of their names).
+///
+/// Without a path the default file is read, and it may be missing. A file that is named must exist.
+pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigErrors> {
+    load_with(path, crate::probes::PROBES, None)
+}
+
+/// The same for a given list of probes, with the text of one drop-in replaced: what the configuration would be.
+fn load_with(
+    path: Option<&Path>,
+    probes: &[&'static Probe],
+    replaced: Option<Source>,
+) -> Result<Loaded, ConfigErrors> {
+    let drop_ins = drop_in_dir(path);
+    let (sources, mut errors) = read_all(path, &drop_ins, replaced);
+    let config = Config { drop_ins, ..Config::default() };
+    let mut merged = Merged { config, settings: BTreeMap::new() };
+    for source in &sources {
+        match source.parse() {
+            Ok(tree) => errors.extend(check::add(source, tree.get_ref(), &mut merged, probes)),
+            Err(syntax) => errors.extend(syntax),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(ConfigErrors(errors));
+    }
+    let files = sources.into_iter().map(|source| source.file).collect();
+    Ok(Loaded { config: merged.config, files, settings: merged.settings })
+}
+
+/// Where the drop-ins of a configuration file are.
+fn drop_in_dir(path: Option<&Path>) -> PathBuf {
+    let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+    // The daemon may change its directory; a relative name means the one it was started in.
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.into());
+    file.parent().unwrap_or(Path::new("/")).join("conf.d")
+}
+
+/// Reads the file and its drop-ins as far as they can be read.
+fn read_all(
+    path: Option<&Path>,
+    drop_ins: &Path,
+    replaced: Option<Source>,
+) -> (Vec<Source>, Vec<ConfigError>) {
+    let (mut sources, mut errors) = (Vec::new(), Vec::new());
+    let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+    match Source::read(file) {
+        Ok(Some(source)) => sources.push(source),
+        Ok(None) if path.is_some() => errors.push(ConfigError::file(file, "no such file")),
+        Ok(None) => {}
+        Err(error) => errors.push(error),
+    }
+    let mut files = source::drop_ins(drop_ins).unwrap_or_else(|error| {
+        errors.push(error);
+        Vec::new()
+    });
+    if let Some(replaced) = &replaced {
+        files.retain(|file| *file != replaced.file);
+    }
+    for file in files {
+        match Source::read(&file) {
+            Ok(Some(source)) => sources.push(source),
+            Ok(None) => errors.push(ConfigError::file(&file, "no such file")),
+            Err(error) => errors.push(error),
+        }
+    }
+    sources.extend(replaced);
+    // The configuration file stays first, the drop-ins are in name order with the replaced one in its place.
+    sources.sort_by(|a, b| (a.file != file, &a.file).cmp(&(b.file != file, &b.file)));
+    (sources, errors)
+}
+
+#[cfg(test)]
+mod tests;
