@@ -128,6 +128,9 @@ pub struct EventStatus {
     pub received: u64,
     /// Could not be decoded.
     pub malformed: u64,
+    /// Lost between the ring buffer and the history.
+    #[serde(default)]
+    pub overrun: u64,
     /// Put into the history.
     pub delivered: u64,
     /// Events in the history now.

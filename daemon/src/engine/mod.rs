@@ -1,4 +1,229 @@
 //! The engine: passes, lanes, probe states, leases. The only place where probes, sources, identity and events meet.
 
+mod answers;
+mod control;
+mod hooked;
 pub mod lanes;
 pub mod pass;
+pub mod select;
+pub mod self_metrics;
+
+pub use answers::{EventFilter, NoSuchEntity};
+pub use control::{ChangeError, Peer};
+pub use hooked::HookStatus;
+
+use crate::config::{Config, Effective, Loaded, State, effective};
+use crate::declare::Probe;
+use crate::events::bus::Counts;
+use crate::events::history::History;
+use crate::hooks::Known;
+use crate::probes::PROBES;
+use crate::resolve::watcher::Watcher;
+use arc_swap::ArcSwap;
+use hooked::HookRunner;
+use pass::{Collector, PassError, Snapshot, Sources};
+use select::{Active, Exposition, Selection};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Everything that the servers ask.
+pub struct Engine {
+    config: ArcSwap<Loaded>,
+    config_path: Option<PathBuf>,
+    /// Runtime overrides and leases; locked for the length of a change, so that changes come one after the other.
+    state: tokio::sync::Mutex<State>,
+    slots: Mutex<Vec<Slot>>,
+    lease_changed: tokio::sync::Notify,
+    sources: Arc<Sources>,
+    collector: Collector,
+    watcher: Arc<Watcher>,
+    history: Arc<History>,
+    counts: Arc<Counts>,
+    hooks: HookRunner,
+    facts: Facts,
+    reload_ok: AtomicBool,
+    last: Arc<Mutex<LastAnswer>>,
+    noted: Mutex<Option<Instant>>,
+    last_snapshot: Mutex<std::sync::Weak<Snapshot>>,
+    cpu: Mutex<Vec<Duration>>,
+    errors: Mutex<Vec<Option<String>>>,
+}
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Identifies this run.
+    pub boot: String,
+    /// Name of the node.
+    pub node: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// When it started.
+    pub started: Instant,
+    /// The same as a date, seconds since 1970.
+    pub start_time: f64,
+    /// URLs on which metrics are served.
+    pub urls: Vec<String>,
+}
+
+/// The last rendered answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct LastAnswer {
+    series: u64,
+    bytes: u64,
+    over: u64,
+}
+
+/// How a probe stands.
+struct Slot {
+    probe: &'static Probe,
+    effective: Effective,
+    /// Why it does not work although it is wanted.
+    problem: Option<Problem>,
+}
+
+/// Why a probe does not work.
+#[derive(Clone, Debug)]
+struct Problem {
+    /// Never here, as opposed to not now.
+    never: bool,
+    /// One sentence.
+    sentence: String,
+    /// When it is tried again, and how often it failed.
+    retry: Option<(Instant, u32)>,
+}
+
+/// What the engine is made of.
+pub struct Parts {
+    /// The configuration and where it came from.
+    pub loaded: Loaded,
+    /// The path given on the command line.
+    pub config_path: Option<PathBuf>,
+    /// Runtime overrides and leases.
+    pub state: State,
+    /// Sources with their tables.
+    pub sources: Arc<Sources>,
+    /// The pass task.
+    pub collector: Collector,
+    /// Names of the namespaces.
+    pub watcher: Arc<Watcher>,
+    /// Kept events.
+    pub history: Arc<History>,
+    /// Counts of the event stages.
+    pub counts: Arc<Counts>,
+    /// Runs the probes that have hooks.
+    pub hooks: HookRunner,
+    /// What does not change.
+    pub facts: Facts,
+}
+
+impl Engine {
+    /// Puts the parts together. No probe with hooks runs yet: see [`Engine::reconcile`].
+    pub fn new(parts: Parts) -> Engine {
+        let now = unix_now();
+        let config = &parts.loaded.config;
+        let slot = |probe: &&'static Probe| Slot {
+            probe,
+            effective: effective(probe, config, parts.state.probes.get(probe.name), now),
+            problem: None,
+        };
+        let slots = Mutex::new(PROBES.iter().map(slot).collect());
+        let sources = parts.sources.all.len();
+        Engine {
+            slots,
+            config: ArcSwap::from_pointee(parts.loaded),
+            config_path: parts.config_path,
+            state: tokio::sync::Mutex::new(parts.state),
+            lease_changed: tokio::sync::Notify::new(),
+            sources: parts.sources,
+            collector: parts.collector,
+            watcher: parts.watcher,
+            history: parts.history,
+            counts: parts.counts,
+            hooks: parts.hooks,
+            facts: parts.facts,
+            reload_ok: AtomicBool::new(true),
+            last: Arc::default(),
+            noted: Mutex::new(None),
+            last_snapshot: Mutex::default(),
+            cpu: Mutex::new(vec![Duration::ZERO; sources]),
+            errors: Mutex::new(vec![None; sources]),
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Config {
+        self.config.load().config.clone()
+    }
+
+    /// The history of events.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// What does not change.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The generation of names in force, and its changes.
+    pub fn name_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.watcher.changes()
+    }
+
+    /// Whether the threads that everything hangs on make progress.
+    pub fn is_healthy(&self) -> bool {
+        self.watcher.is_alive() && self.hooks.is_alive()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
+        lock(&self.slots)
+    }
+
+    /// Probes that are wanted and work, with their options.
+    fn active(&self) -> Vec<Active> {
+        let works = |slot: &&Slot| {
+            slot.effective.enabled
+                && slot.problem.is_none()
+                && (slot.probe.hooks.is_none() || self.hooks.is_running(slot.probe))
+        };
+        self.slots().iter().filter(works).map(|slot| (slot.probe, slot.effective.options.clone())).collect()
+    }
+
+    /// Collects for a scrape, or takes what is fresh enough, and prepares the answer.
+    pub async fn scrape(&self, selection: &Selection, limit: Option<Duration>) -> Result<Exposition, PassError> {
+        let config = self.config.load().config.clone();
+        let timeout = limit.map_or(config.timeout, |limit| limit.min(config.timeout));
+        let chosen = selection.choose(&self.active(), &self.sources);
+        let snapshot = self.collect(&chosen, config.min_interval, timeout).await?;
+        let tail = self.self_metrics(&snapshot);
+        let last = Arc::clone(&self.last);
+        Ok(Exposition::new(snapshot, chosen, config.max_series, tail, move |budget, bytes| {
+            *lock(&last) = LastAnswer { series: budget.written, bytes, over: budget.over };
+        }))
+    }
+
+    async fn collect(
+        &self,
+        chosen: &[select::Chosen],
+        max_age: Duration,
+        timeout: Duration,
+    ) -> Result<Arc<Snapshot>, PassError> {
+        let wants = select::wants(chosen, &self.sources);
+        let snapshot = self.collector.collect(wants, max_age, Instant::now() + timeout).await?;
+        self.note(&snapshot);
+        self.remember(&snapshot);
+        Ok(snapshot)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

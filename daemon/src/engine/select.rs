@@ -1,0 +1,119 @@
+//! Which families an answer has, and which columns must be read for them.
+
+use super::pass::{Snapshot, Sources, Wants};
+use crate::declare::{ColumnSet, Family, Names, Probe};
+use crate::hooks::Options;
+use crate::server::exposition::{Budget, write_family};
+use netskoop_api::OptionValue;
+use std::sync::Arc;
+
+/// What a scrape asks for.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Generations of names.
+    pub names: Vec<Names>,
+    /// All families, or only the core set.
+    pub full: bool,
+    /// Only these probes; all that are on if `None`.
+    pub probes: Option<Vec<&'static Probe>>,
+}
+
+/// A family and the table its values are in.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    /// The probe that shows it.
+    pub probe: &'static Probe,
+    /// The family.
+    pub family: &'static Family,
+    /// Index of its table.
+    pub table: usize,
+}
+
+/// A probe that works, with its options.
+pub type Active = (&'static Probe, Options);
+
+impl Selection {
+    /// The families of the probes that are on.
+    pub fn choose(&self, active: &[Active], sources: &Sources) -> Vec<Chosen> {
+        let mut chosen = Vec::new();
+        for (probe, options) in active {
+            if self.probes.as_ref().is_some_and(|wanted| !wanted.iter().any(|w| std::ptr::eq(*w, *probe))) {
+                continue;
+            }
+            let families = probe.families().filter(|family| {
+                self.names.contains(&family.names)
+                    && (self.full || family.core || family.option.is_some())
+                    && family.option.is_none_or(|name| options.get(name) == Some(&OptionValue::Bool(true)))
+            });
+            for family in families {
+                chosen.extend(sources.index(family.table).map(|table| Chosen { probe, family, table }));
+            }
+        }
+        chosen
+    }
+}
+
+/// The columns that families show.
+pub fn wants(chosen: &[Chosen], sources: &Sources) -> Wants {
+    let mut wants = vec![ColumnSet::default(); sources.tables().len()];
+    for Chosen { family, table, .. } in chosen {
+        family.points.columns().for_each(|column| wants[*table].insert(column));
+    }
+    wants
+}
+
+/// An answer that is written piece by piece as the client takes it.
+pub struct Exposition {
+    snapshot: Arc<Snapshot>,
+    chosen: std::vec::IntoIter<Chosen>,
+    budget: Budget,
+    tail: Option<Vec<u8>>,
+    bytes: u64,
+    finished: Option<Box<dyn FnOnce(Budget, u64) + Send>>,
+}
+
+/// Size from which a piece is handed over.
+const PIECE: usize = 32 * 1024;
+
+impl Exposition {
+    /// The families of a snapshot, then `tail`. `finished` is told what was written.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        chosen: Vec<Chosen>,
+        max_series: u64,
+        tail: Vec<u8>,
+        finished: impl FnOnce(Budget, u64) + Send + 'static,
+    ) -> Exposition {
+        Exposition {
+            snapshot,
+            chosen: chosen.into_iter(),
+            budget: Budget::new(max_series),
+            tail: Some(tail),
+            bytes: 0,
+            finished: Some(Box::new(finished)),
+        }
+    }
+}
+
+impl Iterator for Exposition {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let mut piece = Vec::new();
+        for chosen in self.chosen.by_ref() {
+            let table = &self.snapshot.tables[chosen.table];
+            write_family(&mut piece, chosen.family, table, &self.snapshot.directory, &mut self.budget);
+            if piece.len() >= PIECE {
+                break;
+            }
+        }
+        if piece.is_empty() {
+            piece = self.tail.take()?;
+            if let Some(finished) = self.finished.take() {
+                finished(self.budget, self.bytes + piece.len() as u64);
+            }
+        }
+        self.bytes += piece.len() as u64;
+        Some(piece)
+    }
+}

@@ -1,0 +1,181 @@
+//! What the daemon says of itself on `/metrics`: few series, so the `prometheus` crate writes them.
+
+use netskoop_api::{ProbeInfo, StateName, Status};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+
+/// Names and helps of everything here, for the reference.
+pub static SELF_METRICS: &[(&str, &str, bool)] = &[
+    ("netskoop_build_info", "Version of the daemon and of the kernel; always 1.", false),
+    ("netskoop_entities", "Network namespaces by kind of owner.", false),
+    ("netskoop_probe_enabled", "Whether the probe is wanted on this node.", false),
+    ("netskoop_probe_success", "Whether the probe worked at the last collection.", false),
+    ("netskoop_probe_duration_seconds", "CPU time of the last collection of the probe's sources.", false),
+    ("netskoop_probe_cpu_seconds_total", "CPU time of the probe's sources and, if BPF statistics are on, programs.", true),
+    ("netskoop_events_seen_total", "Events that passed a probe's filters in the kernel.", true),
+    ("netskoop_events_submitted_total", "Events a probe wrote to the ring buffer.", true),
+    ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
+    ("netskoop_events_suppressed_total", "Events withheld by the rate limit in the kernel.", true),
+    ("netskoop_events_missed_total", "Hook runs that the kernel skipped because the program was running.", true),
+    ("netskoop_bpf_map_full_total", "Counter updates that found no room in a BPF map.", true),
+    ("netskoop_events_received_total", "Records taken from the ring buffer.", true),
+    ("netskoop_events_malformed_total", "Records that could not be decoded.", true),
+    ("netskoop_events_overrun_total", "Events lost between the ring buffer and the history.", true),
+    ("netskoop_events_delivered_total", "Events put into the history.", true),
+    ("netskoop_events_missed_by_followers_total", "Events that clients were told they missed.", true),
+    ("netskoop_collection_cpu_seconds", "CPU time of the last collection.", false),
+    ("netskoop_collection_duration_seconds", "Wall time of the last collection.", false),
+    ("netskoop_collection_late_namespaces", "Namespaces left out of the last collection for lack of time.", false),
+    ("netskoop_series_over_budget", "Series left out of the last answer by metrics.max_series.", false),
+    ("netskoop_wedged_reads", "Kernel reads that have not returned by their deadline.", false),
+    ("netskoop_config_last_reload_successful", "Whether the last reload of the configuration succeeded.", false),
+    ("process_cpu_seconds_total", "CPU time of the daemon.", true),
+    ("process_resident_memory_bytes", "Resident memory of the daemon.", false),
+    ("process_start_time_seconds", "When the daemon started, in seconds since 1970.", false),
+    ("process_open_fds", "Open file descriptors of the daemon.", false),
+    ("process_threads", "Threads of the daemon.", false),
+];
+
+/// What is not in the status.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extra {
+    /// Whether the last reload succeeded.
+    pub reload_ok: bool,
+    /// Seconds since 1970.
+    pub start_time: f64,
+    /// Open file descriptors.
+    pub open_fds: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// How a probe did, for its metrics.
+#[derive(Clone, Debug)]
+pub struct ProbeRun {
+    /// Declaration and state.
+    pub info: ProbeInfo,
+    /// Whether its sources read everything.
+    pub success: bool,
+    /// CPU time since the start, seconds.
+    pub cpu_seconds: f64,
+}
+
+/// The text of all self metrics.
+pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.one(
+        "netskoop_build_info",
+        &[("version", &status.version), ("kernel", &status.kernel)],
+        1.0,
+    );
+    for kind in &status.entities {
+        writer.one("netskoop_entities", &[("kind", &kind.kind)], f64::from(kind.count));
+    }
+    probe_metrics(&mut writer, probes);
+    event_metrics(&mut writer, status);
+    let collection = &status.collection;
+    writer.one("netskoop_collection_cpu_seconds", &[], seconds(collection.cpu_ns));
+    writer.one("netskoop_collection_duration_seconds", &[], seconds(collection.wall_ns));
+    writer.one("netskoop_collection_late_namespaces", &[], f64::from(collection.late));
+    writer.one("netskoop_series_over_budget", &[], collection.over_budget as f64);
+    writer.one("netskoop_wedged_reads", &[], status.wedged.len() as f64);
+    writer.one("netskoop_config_last_reload_successful", &[], f64::from(u8::from(extra.reload_ok)));
+    writer.one("process_cpu_seconds_total", &[], status.cost.cpu_seconds);
+    writer.one("process_resident_memory_bytes", &[], status.cost.resident_bytes as f64);
+    writer.one("process_start_time_seconds", &[], extra.start_time);
+    writer.one("process_open_fds", &[], extra.open_fds as f64);
+    writer.one("process_threads", &[], extra.threads as f64);
+    writer.finish()
+}
+
+fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
+    for ProbeRun { info, success, cpu_seconds } in probes {
+        let probe = [("probe", info.name.as_str())];
+        let state = info.state.state;
+        let wanted = !matches!(state, StateName::Off);
+        writer.one("netskoop_probe_enabled", &probe, f64::from(u8::from(wanted)));
+        if !wanted {
+            continue;
+        }
+        writer.one("netskoop_probe_success", &probe, f64::from(u8::from(*success && state == StateName::On)));
+        if let Some(cpu) = info.state.last_collection_ns {
+            writer.one("netskoop_probe_duration_seconds", &probe, seconds(cpu));
+        }
+        writer.one("netskoop_probe_cpu_seconds_total", &probe, *cpu_seconds);
+        let Some(stream) = info.state.stream else { continue };
+        for (name, value) in [
+            ("netskoop_events_seen_total", stream.seen),
+            ("netskoop_events_submitted_total", stream.submitted),
+            ("netskoop_events_ring_full_total", stream.ring_full),
+            ("netskoop_events_suppressed_total", stream.suppressed),
+            ("netskoop_events_missed_total", stream.missed),
+            ("netskoop_bpf_map_full_total", stream.map_full),
+        ] {
+            writer.one(name, &probe, value as f64);
+        }
+    }
+}
+
+fn event_metrics(writer: &mut Writer, status: &Status) {
+    let events = &status.events;
+    for (name, value) in [
+        ("netskoop_events_received_total", events.received),
+        ("netskoop_events_malformed_total", events.malformed),
+        ("netskoop_events_overrun_total", events.overrun),
+        ("netskoop_events_delivered_total", events.delivered),
+        ("netskoop_events_missed_by_followers_total", events.missed_by_followers),
+    ] {
+        writer.one(name, &[], value as f64);
+    }
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+fn pair(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+#[derive(Default)]
+struct Writer {
+    families: Vec<MetricFamily>,
+}
+
+impl Writer {
+    fn one(&mut self, name: &'static str, labels: &[(&str, &str)], value: f64) {
+        let Some((_, help, counter)) = SELF_METRICS.iter().find(|(known, _, _)| *known == name) else { return };
+        let mut metric = Metric::default();
+        metric.set_label(labels.iter().map(|(name, value)| pair(name, value)).collect());
+        if *counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        if let Some(family) = self.families.iter_mut().find(|family| family.name() == name) {
+            family.mut_metric().push(metric);
+            return;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help((*help).to_owned());
+        family.set_field_type(if *counter { MetricType::COUNTER } else { MetricType::GAUGE });
+        family.mut_metric().push(metric);
+        self.families.push(family);
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.families, &mut out) {
+            tracing::error!(%error, "cannot write the daemon's own metrics");
+        }
+        out
+    }
+}

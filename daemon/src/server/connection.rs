@@ -1,0 +1,105 @@
+//! Accepts connections and serves HTTP/1.1 on them, within bounds: number of connections, time for the header, time for
+//! a client to read.
+
+use super::answer::Answer;
+use super::stall::StallGuard;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, watch};
+
+/// A client must have sent its whole header by then; also the time an idle connection is kept.
+const HEADER_TIME: Duration = Duration::from_secs(30);
+/// A client must take something of its answer within this time.
+const STALL_TIME: Duration = Duration::from_secs(30);
+/// Open answers have this long to end when the daemon stops.
+const GRACE: Duration = Duration::from_millis(700);
+/// Wait after a failed accept (no descriptors left), so that it is not tried in a loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Something that connections come from.
+pub trait Accept {
+    /// The connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Who is at the other end.
+    type Peer: Clone + Send + 'static;
+    /// Waits for the next one.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
+}
+
+impl Accept for tokio::net::TcpListener {
+    type Stream = tokio::net::TcpStream;
+    type Peer = ();
+    async fn accept(&self) -> io::Result<(Self::Stream, ())> {
+        let (stream, _) = tokio::net::TcpListener::accept(self).await?;
+        // An answer is written in large pieces; waiting for more only delays the last one.
+        stream.set_nodelay(true)?;
+        Ok((stream, ()))
+    }
+}
+
+impl Accept for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+    type Peer = crate::engine::Peer;
+    async fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)> {
+        let (stream, _) = tokio::net::UnixListener::accept(self).await?;
+        let cred = stream.peer_cred()?;
+        Ok((stream, crate::engine::Peer { uid: cred.uid(), pid: cred.pid().unwrap_or(0) }))
+    }
+}
+
+/// Serves until `stop` turns true, then lets open answers end for a moment.
+pub async fn serve<A, F, R>(listener: A, max_connections: usize, mut stop: watch::Receiver<bool>, handle: F)
+where
+    A: Accept,
+    F: Fn(Request<Incoming>, A::Peer) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Answer> + Send + 'static,
+{
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(max_connections));
+    loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let handle = handle.clone();
+        let service = service_fn(move |request| {
+            let answer = handle(request, peer.clone());
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIME)
+            .max_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(StallGuard::new(stream, STALL_TIME)), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+            drop(place);
+        });
+    }
+    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+        tracing::debug!("some connections are cut");
+    }
+}

@@ -1,0 +1,259 @@
+//! The Unix socket: everything under `/v1/`. Errors are JSON with a stable word, a sentence and what to do.
+
+use super::answer::{self, Answer, Refusal};
+use super::query::{Query, decode};
+use crate::engine::pass::PassError;
+use crate::engine::{ChangeError, Engine, EventFilter, Peer};
+use crate::events::history::History;
+use bytes::Bytes;
+use http_body_util::channel::Channel;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use jiff::Timestamp;
+use netskoop_api::{EventLine, ProbePatch, Reloaded};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Largest request body.
+const MAX_BODY: usize = 64 * 1024;
+/// A request body must be here by then.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// Events read from the history at a time.
+const BATCH: usize = 256;
+/// Clients that may follow the stream at the same time.
+const MAX_FOLLOWERS: usize = 64;
+/// A request that waits for a change is answered after this time even without one.
+const LONG_POLL: Duration = Duration::from_secs(30);
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Answers a request on the control socket.
+pub async fn handle(engine: Arc<Engine>, request: Request<Incoming>, peer: Peer) -> Answer {
+    route(&engine, request, peer).await.unwrap_or_else(Refusal::json)
+}
+
+async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> Result<Answer> {
+    let path = request.uri().path().to_owned();
+    let query = Query::parse(request.uri().query());
+    let parts: Vec<&str> = path.trim_start_matches('/').splitn(3, '/').collect();
+    let method = request.method().clone();
+    match (&method, parts.as_slice()) {
+        (&Method::GET, ["v1", "status"]) => Ok(answer::json(&engine.status())),
+        (&Method::GET, ["v1", "probes"]) => Ok(answer::json(&engine.probe_infos())),
+        (&Method::GET, ["v1", "probes", name]) => {
+            Ok(answer::json(&engine.probe_info(engine.find_probe(&decode(name))?)))
+        }
+        (&Method::PATCH, ["v1", "probes", name]) => {
+            let patch = body(request).await?;
+            Ok(answer::json(&engine.patch_probe(&decode(name), &patch, peer).await?))
+        }
+        (&Method::GET, ["v1", "entities"]) => entities(engine, &query).await,
+        (&Method::GET, ["v1", "entities", name]) => match engine.entity(&decode(name)).await {
+            Ok(entity) => Ok(answer::json(&entity)),
+            Err(error) => Err(no_such_entity(&error.to_string())),
+        },
+        (&Method::GET, ["v1", "events"]) => events(engine, &query),
+        (&Method::GET, ["v1", "metrics"]) => metrics(engine, &query).await,
+        (&Method::GET, ["v1", "config"]) => Ok(answer::json(&engine.config_json())),
+        (&Method::POST, ["v1", "reload"]) => {
+            tracing::info!(uid = peer.uid, pid = peer.pid, "reload requested");
+            Ok(answer::json(&Reloaded { changes: engine.reload().await? }))
+        }
+        (_, ["v1", "status" | "probes" | "entities" | "events" | "metrics" | "config" | "reload", ..]) => {
+            Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", format!("{path} does not take {method}")))
+        }
+        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_path", format!("there is nothing at '{path}'"))
+            .hint("see /v1/status, /v1/probes, /v1/entities, /v1/events, /v1/metrics, /v1/config, /v1/reload")),
+    }
+}
+
+async fn body(request: Request<Incoming>) -> Result<ProbePatch> {
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
+    let collected = tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let collected = collected
+        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request body did not come in time"))?;
+    let bytes = collected.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            let message = format!("the request body is larger than {MAX_BODY} bytes");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+        } else {
+            bad(format!("the request body cannot be read: {error}"))
+        }
+    })?;
+    serde_json::from_slice(&bytes.to_bytes()).map_err(|error| bad(format!("the request body: {error}")))
+}
+
+async fn entities(engine: &Engine, query: &Query) -> Result<Answer> {
+    if let Some(after) = number(query, "after")? {
+        let mut changes = engine.name_changes();
+        // Without a change in time the picture as it is goes out; the client asks again.
+        let _ = tokio::time::timeout(LONG_POLL, changes.wait_for(|generation| *generation > after)).await;
+    }
+    Ok(answer::json(&engine.entities().await))
+}
+
+async fn metrics(engine: &Engine, query: &Query) -> Result<Answer> {
+    let Some(name) = query.one("entity") else {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "which entity? add ?entity=NAME"));
+    };
+    match engine.entity_metrics(name).await {
+        Ok(Ok(metrics)) => Ok(answer::json(&metrics)),
+        Ok(Err(error)) => Err(no_such_entity(&error.to_string())),
+        Err(error @ (PassError::TooLate | PassError::Stopping)) => {
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_late", error.to_string()))
+        }
+    }
+}
+
+fn no_such_entity(message: &str) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "no_such_entity", message).hint("netskoopctl entities lists them")
+}
+
+fn number(query: &Query, name: &str) -> Result<Option<u64>> {
+    let parse = |text: &str| {
+        text.parse().map_err(|_| {
+            Refusal::new(StatusCode::BAD_REQUEST, "bad_request", format!("{name}={text}: it is not a number"))
+        })
+    };
+    query.one(name).map(parse).transpose()
+}
+
+/// History, then live if `follow=1`.
+fn events(engine: &Engine, query: &Query) -> Result<Answer> {
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
+    let known = ["follow", "since", "after", "type", "entity", "limit"];
+    if let Some(unknown) = query.unknown(&known) {
+        return Err(bad(format!("unknown parameter '{unknown}'; known are {}", known.join(", "))));
+    }
+    let mut filter = EventFilter { entity: query.one("entity").map(ToOwned::to_owned), ..EventFilter::default() };
+    for kind in query.all("type").flat_map(|value| value.split(',')) {
+        filter.kinds.push(engine.event_type(kind).map_err(bad)?);
+    }
+    filter.since = query.one("since").map(|text| since(text).map_err(bad)).transpose()?;
+    let follow = query.one("follow").is_some_and(|value| value != "0" && value != "false");
+    let (after, limit) = (number(query, "after")?, number(query, "limit")?);
+    let history = Arc::clone(engine.history());
+    if follow && history.followers() >= MAX_FOLLOWERS {
+        let message = format!("{MAX_FOLLOWERS} clients follow the events already");
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", message));
+    }
+    let reader = Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, limit, follow };
+    // A few pieces may wait for the client; then the reader waits, and what it misses is told.
+    let (mut sender, channel) = Channel::<Bytes, Infallible>::new(4);
+    tokio::spawn(async move { reader.run(&mut sender).await });
+    Ok(answer::body("application/x-ndjson", channel.boxed()))
+}
+
+/// `5m` ago, or a date.
+fn since(text: &str) -> std::result::Result<Timestamp, String> {
+    if let Ok(date) = text.parse::<Timestamp>() {
+        return Ok(date);
+    }
+    let ago = crate::config::parse_duration(text)
+        .map_err(|_| format!("since={text}: write a duration (5m) or a date (2026-01-31T12:00:00Z)"))?;
+    Timestamp::now().checked_sub(ago).map_err(|_| format!("since={text}: that is too long ago"))
+}
+
+/// Reads events for one client.
+struct Reader {
+    history: Arc<History>,
+    after: u64,
+    filter: EventFilter,
+    limit: Option<u64>,
+    follow: bool,
+}
+
+impl Reader {
+    async fn run(mut self, sender: &mut http_body_util::channel::Sender<Bytes, Infallible>) {
+        let mut newest = self.follow.then(|| self.history.newest());
+        if let Some(limit) = self.limit.filter(|_| !self.follow) {
+            self.skip_to_last(limit);
+        }
+        loop {
+            let batch = self.history.read(self.after, BATCH);
+            self.after = batch.next_after;
+            let mut lines = Vec::new();
+            if batch.missed > 0 {
+                write_line(&mut lines, &EventLine::Missed { missed: batch.missed });
+            }
+            let wanted = batch.events.iter().filter(|event| self.filter.matches(event));
+            let left = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+            let mut sent = 0_u64;
+            for event in wanted.take(left) {
+                write_line(&mut lines, &**event);
+                sent += 1;
+            }
+            if !lines.is_empty() && sender.send_data(lines.into()).await.is_err() {
+                return;
+            }
+            self.limit = self.limit.map(|limit| limit - sent);
+            if self.limit == Some(0) {
+                return;
+            }
+            if !batch.events.is_empty() {
+                continue;
+            }
+            let Some(newest) = &mut newest else { return };
+            let after = self.after;
+            tokio::select! {
+                changed = newest.wait_for(|seq| *seq > after) => if changed.is_err() { return },
+                () = closed(sender) => return,
+            }
+        }
+    }
+
+    /// Without following, `limit` means the last ones.
+    fn skip_to_last(&mut self, limit: u64) {
+        let mut seqs = Vec::new();
+        let mut after = self.after;
+        loop {
+            let batch = self.history.read(after, BATCH);
+            seqs.extend(batch.events.iter().filter(|event| self.filter.matches(event)).map(|event| event.seq));
+            after = batch.next_after;
+            if batch.events.is_empty() {
+                break;
+            }
+        }
+        let skip = seqs.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
+        if let Some(first) = seqs.get(skip) {
+            self.after = first - 1;
+        }
+    }
+}
+
+/// Waits until the client is gone, by sending it an empty piece now and then.
+async fn closed(sender: &mut http_body_util::channel::Sender<Bytes, Infallible>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        if sender.send_data(Bytes::from_static(b"\n")).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn write_line(out: &mut Vec<u8>, value: &impl serde::Serialize) {
+    match serde_json::to_writer(&mut *out, value) {
+        Ok(()) => out.push(b'\n'),
+        Err(error) => tracing::error!(%error, "an event cannot be written as JSON"),
+    }
+}
+
+impl From<ChangeError> for Refusal {
+    fn from(error: ChangeError) -> Refusal {
+        let message = error.to_string();
+        match error {
+            ChangeError::NoSuchProbe(_) => Refusal::new(StatusCode::NOT_FOUND, "no_such_probe", message)
+                .hint("netskoopctl probes list shows them"),
+            ChangeError::BadRequest(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message),
+            ChangeError::NotAvailable(_) => Refusal::new(StatusCode::CONFLICT, "not_available", message)
+                .hint("nothing was changed"),
+            ChangeError::BadConfig(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_config", message)
+                .hint("the running configuration stays in force"),
+            ChangeError::NotStored(_) => {
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "not_stored", message).hint("nothing was changed")
+            }
+        }
+    }
+}
