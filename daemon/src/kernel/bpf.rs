@@ -150,8 +150,8 @@ impl Session {
     }
 
     /// Names that the kernel gives to its reasons and addresses.
-    pub fn known(&self) -> &Known {
-        &self.loader.known
+    pub fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.loader.known)
     }
 
     /// Inode of the host's network namespace.
