@@ -1,11 +1,16 @@
 //! The seam between a probe with eBPF hooks and the engine: how its object is run, its records decoded, its counters read.
 
 use crate::declare::{EventDecl, TableDecl};
-use crate::kernel::bpf::{Refused, Session};
+use crate::kernel::bpf::{Entries, Refused, Session};
+use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
+use crate::kernel::features::Features;
 use crate::kernel::symbols::Symbols;
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// What a probe with hooks adds to its declaration.
 #[derive(Clone, Copy, Debug)]
@@ -22,19 +27,56 @@ pub struct Hooks {
 }
 
 /// What the running kernel told about itself; decoders look names up here.
+#[derive(Debug)]
 pub struct Known {
     /// Kernel symbols.
     pub symbols: Symbols,
     /// Names of the packet drop reasons.
-    pub drop_reasons: crate::kernel::drop_reasons::DropReasons,
+    pub drop_reasons: DropReasons,
+    /// Names of the reasons for TCP resets.
+    pub reset_reasons: ResetReasons,
+}
+
+impl Known {
+    /// What the running kernel tells, with its procfs at `proc`.
+    pub fn new(proc: &Path, features: &Features) -> Known {
+        Known {
+            symbols: Symbols::new(proc),
+            drop_reasons: DropReasons::new(features),
+            reset_reasons: ResetReasons::new(features),
+        }
+    }
 }
 
 /// Entries of a counters map, and the subjects that are alive.
 pub struct Counters<'a> {
     /// Keys and values, as the kernel keeps them.
-    pub entries: &'a [(Vec<u8>, Vec<u8>)],
-    /// Subject of a namespace inode; `None` if it is not known.
+    pub entries: &'a Entries,
+    /// Subject of a namespace inode; `None` if it is not known. Inode 0 stands for what no namespace could be named for.
     pub subject: &'a dyn Fn(u32) -> Option<Subject>,
+    /// Options in force.
+    pub options: &'a Options,
+    /// What the probe must remember from one filling to the next, for as long as its object is loaded.
+    pub memory: &'a Memory,
+}
+
+/// What a probe remembers between fillings: which row keys are shown (`true`) and which belong to `other` for good.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<BTreeMap<u64, bool>>);
+
+impl Memory {
+    /// Whether `key` has a row of its own. The first `limit` keys get one and keep it; a later one stays in `other`
+    /// even if the limit is raised, since a sum that loses a part looks like a counter that was reset.
+    pub fn admit(&self, key: u64, limit: usize) -> bool {
+        let mut admitted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = admitted.values().filter(|shown| **shown).count();
+        // Bounded, whatever keys may come.
+        match admitted.get(&key) {
+            Some(shown) => *shown,
+            None if admitted.len() >= 4096 => false,
+            None => *admitted.entry(key).or_insert(shown < limit),
+        }
+    }
 }
 
 /// An event as decoded from its record, before it is known whose it is.
@@ -74,4 +116,4 @@ pub struct Tuple {
 }
 
 /// Values of a probe's options in force, by name.
-pub type Options = std::collections::BTreeMap<&'static str, OptionValue>;
+pub type Options = BTreeMap<&'static str, OptionValue>;

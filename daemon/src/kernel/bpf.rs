@@ -1,6 +1,604 @@
-//! Loads, runs and unloads BPF objects, and pumps the event ring.
-/// Why a probe cannot run.
+//! Loads, runs and unloads BPF objects. One thread per loaded object owns its memory, programs and links, so that an
+//! object is gone when its thread is; a [`Handle`] speaks to that thread.
+
+#![allow(
+    unsafe_code,
+    reason = "three calls into libbpf for which libbpf-rs has no form that does not allocate"
+)]
+
+use super::features::Features;
+use super::ring::{Ring, wait_until};
+use crate::hooks::{Known, Options};
+use libbpf_rs::libbpf_sys::{bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{
+    ErrorKind, Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, PrintLevel, set_print,
+};
+use netskoop_api::{OptionValue, StreamCounts};
+use netskoop_bpf::netns::types;
+use netskoop_bpf::plain;
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Once, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Loading takes milliseconds; on a node that swaps, seconds.
+const LOAD_LIMIT: Duration = Duration::from_secs(10);
+/// The owner thread waits for nothing but commands.
+const COMMAND_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of libbpf's messages that are kept to explain a failure.
+const LOG_TAIL: usize = 8 << 10;
+
+/// Why a probe cannot run: one sentence for humans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// This kernel lacks something, or the process may not use it: trying again will not help.
+    NotHere(String),
+    /// Something went wrong.
+    Failed {
+        /// What was being done: `load packetloss`.
+        doing: String,
+        /// The cause.
+        cause: String,
+    },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::NotHere(sentence) => f.write_str(sentence),
+            Refused::Failed { doing, cause } => write!(f, "cannot {doing}: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// What every object needs to be loaded.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    /// The ring they all write to.
+    pub ring: Ring,
+    /// What the kernel offers.
+    pub features: Arc<Features>,
+    /// Names that the kernel gives to its reasons and addresses.
+    pub known: Arc<Known>,
+    /// Inode of the host's network namespace.
+    pub host_netns: u32,
+}
+
+/// What can be changed while an object is loaded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Values of the probe's options.
+    pub options: Options,
+    /// Events per second of one kind in one namespace; 0 for no limit.
+    pub rate: u32,
+    /// Events that may come at once before the rate holds.
+    pub burst: u32,
+}
+
+impl Settings {
+    /// A boolean option; off if it is not there.
+    pub fn bool(&self, name: &str) -> bool {
+        matches!(self.options.get(name), Some(OptionValue::Bool(true)))
+    }
+
+    /// A list option; empty if it is not there.
+    pub fn list(&self, name: &str) -> &[String] {
+        match self.options.get(name) {
+            Some(OptionValue::List(words)) => words,
+            _ => &[],
+        }
+    }
+
+    /// The rate as the programs want it: nanoseconds between events, and by how much they may come early.
+    pub fn limit(&self) -> (u64, u64) {
+        match 1_000_000_000u64.checked_div(u64::from(self.rate)) {
+            None => (0, 0),
+            Some(interval) => {
+                let interval = interval.max(1);
+                (interval, interval * u64::from(self.burst.max(1) - 1))
+            }
+        }
+    }
+}
+
+enum Command {
+    Set(Settings, mpsc::SyncSender<()>),
+    Stop,
+}
+
+/// What an object's thread tells when it works.
+struct Attached {
+    via: String,
+    programs: Vec<Program>,
+    counters: MapHandle,
+    stats: MapHandle,
+    buckets: MapHandle,
+}
+
 #[derive(Debug)]
-pub struct Refused;
-/// What an object needs while it is loaded.
-pub struct Session;
+struct Program {
+    name: String,
+    fd: OwnedFd,
+}
+
+/// The inside of an object's thread, handed to the function that runs it.
+pub struct Session {
+    name: &'static str,
+    number: u16,
+    loader: Loader,
+    settings: Settings,
+    commands: mpsc::Receiver<Command>,
+    ready: mpsc::SyncSender<Result<Attached, Refused>>,
+}
+
+impl Session {
+    /// Number that the object's records carry.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Settings to begin with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Names that the kernel gives to its reasons and addresses.
+    pub fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.loader.known)
+    }
+
+    /// Inode of the host's network namespace.
+    pub fn host_netns(&self) -> u32 {
+        self.loader.host_netns
+    }
+
+    /// Number of arguments of a tracepoint, or why the probe cannot run.
+    pub fn tracepoint(&self, name: &str) -> Result<usize, Refused> {
+        self.loader.features.tracepoint(name)
+    }
+
+    /// Opens an object, with the type information that was configured.
+    pub fn open<'o, B: SkelBuilder<'o>>(
+        &self,
+        mut builder: B,
+        storage: &'o mut MaybeUninit<OpenObject>,
+    ) -> Result<B::Output, Refused> {
+        quiet();
+        let doing = format!("open {}", self.name);
+        if let Some(path) = self.loader.features.path() {
+            let chosen = builder.object_builder_mut().btf_custom_path(path);
+            chosen.map_err(|error| refused(&doing, &error))?;
+        }
+        builder.open(storage).map_err(|error| refused(&doing, &error))
+    }
+
+    /// Makes the object write to the shared ring.
+    pub fn share_ring(&self, events: &mut OpenMapMut<'_>) -> Result<(), Refused> {
+        events
+            .reuse_fd(self.loader.ring.map().as_fd())
+            .map_err(|error| refused("share the event ring", &error))
+    }
+
+    /// Loads it into the kernel.
+    pub fn load<'o, S: OpenSkel<'o>>(&self, open: S) -> Result<S::Output, Refused> {
+        open.load().map_err(|error| refused(&format!("load {}", self.name), &error))
+    }
+
+    /// Attaches every program that was loaded. They stay attached as long as the links live.
+    pub fn attach(&self, object: &Object) -> Result<Vec<Link>, Refused> {
+        let mut links = Vec::new();
+        for program in object.progs_mut().filter(|program| program.autoload()) {
+            let doing = || format!("attach {} of {}", program.name().display(), self.name);
+            links.push(program.attach().map_err(|error| refused(&doing(), &error))?);
+        }
+        Ok(links)
+    }
+
+    /// Tells that the object works. `via` is how it is attached, `counters` the name of its counters map.
+    pub fn ready(&self, object: &Object, via: &str, counters: &str) -> Result<(), Refused> {
+        let mut programs = Vec::new();
+        for program in object.progs().filter(|program| program.autoload()) {
+            let fd = program.as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|error| self.failed("keep a program's descriptor", &error.to_string()))?;
+            programs.push(Program { name: program.name().to_string_lossy().into_owned(), fd });
+        }
+        let attached = Attached {
+            via: via.to_owned(),
+            programs,
+            counters: self.map(object, counters)?,
+            stats: self.map(object, "stats")?,
+            buckets: self.map(object, "buckets")?,
+        };
+        // Whoever asked for the object may have given up: then `serve` ends at once.
+        let _ = self.ready.send(Ok(attached));
+        Ok(())
+    }
+
+    /// Applies new settings as they come, until the object is to be unloaded.
+    #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
+    pub fn serve(self, mut apply: impl FnMut(&Settings)) {
+        while let Ok(Command::Set(settings, done)) = self.commands.recv() {
+            apply(&settings);
+            let _ = done.send(());
+        }
+    }
+
+    fn map(&self, object: &Object, name: &str) -> Result<MapHandle, Refused> {
+        let map = object.maps().find(|map| map.name() == name);
+        let map = map.ok_or_else(|| self.failed("find a map", name))?;
+        MapHandle::try_from(&map).map_err(|error| refused(&format!("keep map {name}"), &error))
+    }
+
+    fn failed(&self, doing: &str, cause: &str) -> Refused {
+        Refused::Failed { doing: format!("{doing} of {}", self.name), cause: cause.to_owned() }
+    }
+}
+
+/// Facts about a loaded program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Name in the source.
+    pub name: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Instructions that the verifier walked through.
+    pub verified_instructions: u32,
+    /// Instructions as translated by the kernel.
+    pub instructions: u32,
+    /// Time in it, while BPF statistics are on.
+    pub run_time_ns: u64,
+    /// Runs counted, while BPF statistics are on.
+    pub runs: u64,
+    /// Runs skipped because it was already running on that CPU.
+    pub missed: u64,
+}
+
+/// Entries of a counters map; keeps its memory from one reading to the next.
+#[derive(Debug, Default)]
+pub struct Entries {
+    key_size: usize,
+    value_size: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+impl Entries {
+    /// For tests: entries as a map would have them.
+    pub fn from_pairs(pairs: &[(Vec<u8>, Vec<u8>)]) -> Entries {
+        let first = pairs.first();
+        Entries {
+            key_size: first.map_or(0, |(key, _)| key.len()),
+            value_size: first.map_or(0, |(_, value)| value.len()),
+            keys: pairs.iter().flat_map(|(key, _)| key.iter().copied()).collect(),
+            values: pairs.iter().flat_map(|(_, value)| value.iter().copied()).collect(),
+        }
+    }
+
+    /// Keys and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        // A size of 0 has no entries; `chunks_exact` does not take it.
+        self.keys.chunks_exact(self.key_size.max(1)).zip(self.values.chunks_exact(self.value_size.max(1)))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.keys.len().checked_div(self.key_size).unwrap_or(0)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn read(&mut self, map: &MapHandle) -> std::io::Result<()> {
+        (self.key_size, self.value_size) = (map.key_size() as usize, map.value_size() as usize);
+        (self.keys.clear(), self.values.clear());
+        match self.read_batches(map) {
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                (self.keys.clear(), self.values.clear());
+                self.read_singly(map)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_batches(&mut self, map: &MapHandle) -> std::io::Result<()> {
+        let (mut position, mut next, mut first) = (0u64, 0u64, true);
+        let mut room: u32 = 512;
+        loop {
+            let filled = self.len();
+            self.keys.resize((filled + room as usize) * self.key_size, 0);
+            self.values.resize((filled + room as usize) * self.value_size, 0);
+            let mut count = room;
+            let input: *mut u64 = if first { std::ptr::null_mut() } else { &raw mut position };
+            // SAFETY: keys and values have room for `count` entries of the map's own sizes behind `filled`; positions
+            // are at least the four bytes that a hash map uses; a null position means the beginning.
+            let result = unsafe {
+                bpf_map_lookup_batch(
+                    map.as_fd().as_raw_fd(),
+                    input.cast(),
+                    (&raw mut next).cast(),
+                    self.keys[filled * self.key_size..].as_mut_ptr().cast(),
+                    self.values[filled * self.value_size..].as_mut_ptr().cast(),
+                    &raw mut count,
+                    std::ptr::null(),
+                )
+            };
+            let got = if result == 0 || result == -libc::ENOENT { count.min(room) as usize } else { 0 };
+            self.keys.truncate((filled + got) * self.key_size);
+            self.values.truncate((filled + got) * self.value_size);
+            match -result {
+                0 => (position, first) = (next, false),
+                libc::ENOENT => return Ok(()),
+                // One bucket of the hash has more entries than there was room for.
+                libc::ENOSPC if room < 1 << 16 => room *= 2,
+                error => return Err(std::io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+
+    fn read_singly(&mut self, map: &MapHandle) -> std::io::Result<()> {
+        for key in map.keys() {
+            if let Some(value) = map.lookup(&key, MapFlags::ANY).map_err(io_error)? {
+                self.keys.extend_from_slice(&key);
+                self.values.extend_from_slice(&value);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A loaded object.
+pub struct Handle {
+    name: &'static str,
+    commands: mpsc::Sender<Command>,
+    thread: JoinHandle<()>,
+    attached: Attached,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Starts the thread that owns the object, and waits until it works or is refused. `number` is what its records
+    /// carry as their probe.
+    pub fn start(
+        name: &'static str,
+        number: u16,
+        run: fn(Session) -> Result<(), Refused>,
+        loader: &Loader,
+        settings: Settings,
+    ) -> Result<Handle, Refused> {
+        let (commands, for_session) = mpsc::channel();
+        let (ready, answer) = mpsc::sync_channel(1);
+        let session = Session {
+            name,
+            number,
+            loader: loader.clone(),
+            settings,
+            commands: for_session,
+            ready: ready.clone(),
+        };
+        let failed = |cause: String| Refused::Failed { doing: format!("load {name}"), cause };
+        let thread = std::thread::Builder::new().name(format!("bpf-{name}")).spawn(move || {
+            if let Err(refused) = run(session) {
+                // Nobody listens if it had worked before.
+                let _ = ready.try_send(Err(refused));
+            }
+        });
+        let thread = thread.map_err(|error| failed(error.to_string()))?;
+        match answer.recv_timeout(LOAD_LIMIT) {
+            Ok(Ok(attached)) => Ok(Handle { name, commands, thread, attached }),
+            Ok(Err(refused)) => {
+                let _ = ended(&thread, COMMAND_LIMIT);
+                Err(refused)
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(failed(format!("it took longer than {} seconds", LOAD_LIMIT.as_secs())))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed(match thread.join() {
+                Ok(()) => "it ended before it worked".to_owned(),
+                Err(panic) => format!("it panicked: {}", panic_text(panic.as_ref())),
+            })),
+        }
+    }
+
+    /// Changes the settings; they are in force when this returns.
+    pub fn set(&self, settings: Settings) -> Result<(), Refused> {
+        let (done, applied) = mpsc::sync_channel(1);
+        let sent = self.commands.send(Command::Set(settings, done)).is_ok();
+        if sent && applied.recv_timeout(COMMAND_LIMIT).is_ok() {
+            return Ok(());
+        }
+        Err(Refused::Failed {
+            doing: format!("change the options of {}", self.name),
+            cause: "its thread does not answer".to_owned(),
+        })
+    }
+
+    /// Unloads it and waits for its thread. The kernel frees the programs a moment later (up to a third of a second).
+    /// An error says that the thread had panicked, or does not end.
+    pub fn stop(self) -> Result<(), String> {
+        let Handle { name, commands, thread, attached } = self;
+        // Our own descriptors would keep programs and maps alive.
+        drop(attached);
+        let _ = commands.send(Command::Stop);
+        if !ended(&thread, COMMAND_LIMIT) {
+            return Err(format!("the thread of {name} hangs"));
+        }
+        thread
+            .join()
+            .map_err(|panic| format!("the thread of {name} panicked: {}", panic_text(panic.as_ref())))
+    }
+
+    /// Whether its thread has ended without being told to; [`Handle::stop`] says why.
+    pub fn is_dead(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// How it is attached: `tp_btf`.
+    pub fn via(&self) -> &str {
+        &self.attached.via
+    }
+
+    /// Ids of its programs.
+    pub fn programs(&self) -> Vec<u32> {
+        self.infos().iter().map(|info| info.id).collect()
+    }
+
+    /// What the kernel tells about its programs.
+    pub fn infos(&self) -> Vec<ProgramInfo> {
+        let programs = &self.attached.programs;
+        programs.iter().filter_map(|program| info(&program.name, program.fd.as_fd())).collect()
+    }
+
+    /// Its counters map.
+    pub fn counters(&self) -> &MapHandle {
+        &self.attached.counters
+    }
+
+    /// Reads all entries of its counters map.
+    pub fn read_counters(&self, entries: &mut Entries) -> std::io::Result<()> {
+        entries.read(&self.attached.counters)
+    }
+
+    /// Where its events went.
+    pub fn stream_counts(&self) -> std::io::Result<StreamCounts> {
+        let missed = self.infos().iter().map(|info| info.missed).sum();
+        let mut counts = StreamCounts { missed, ..StreamCounts::default() };
+        let cpus = self.attached.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY);
+        let cpus = cpus.map_err(io_error)?;
+        for cpu in cpus.iter().flatten().filter_map(|bytes| plain::read::<types::stats>(bytes)) {
+            counts.seen += cpu.seen;
+            counts.submitted += cpu.submitted;
+            counts.ring_full += cpu.ring_full;
+            counts.suppressed += cpu.suppressed;
+            counts.map_full += cpu.map_full;
+        }
+        Ok(counts)
+    }
+
+    /// Deletes what the kernel counts for namespaces that are gone, after their last reading. All counters maps have
+    /// the namespace's inode first in their keys.
+    pub fn forget(&self, netns: &[u32]) -> std::io::Result<()> {
+        let mut entries = Entries::default();
+        for map in [&self.attached.counters, &self.attached.buckets] {
+            entries.read(map)?;
+            for (key, _) in entries.iter() {
+                let Some(inode) = key.first_chunk::<4>() else { continue };
+                if netns.contains(&u32::from_ne_bytes(*inode)) {
+                    // Gone already is as good.
+                    let _ = map.delete(key);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
+    let mut info = bpf_prog_info::default();
+    let mut size = u32::try_from(size_of::<bpf_prog_info>()).unwrap_or(0);
+    // SAFETY: the descriptor is open, `info` is `size` bytes long and all zero, so that the kernel is asked for no
+    // arrays; an older kernel fills less of it.
+    let result = unsafe { bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut size) };
+    (result == 0).then(|| ProgramInfo {
+        name: name.to_owned(),
+        id: info.id,
+        verified_instructions: info.verified_insns,
+        instructions: info.xlated_prog_len / 8,
+        run_time_ns: info.run_time_ns,
+        runs: info.run_cnt,
+        missed: info.recursion_misses,
+    })
+}
+
+thread_local! {
+    /// The last messages of libbpf on this thread; it prints from the call that fails.
+    static LOG: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Sends libbpf's messages to the log instead of standard error.
+pub(super) fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        set_print(Some((PrintLevel::Info, |_, message| {
+            tracing::debug!(target: "libbpf", "{}", message.trim_end());
+            LOG.with_borrow_mut(|log| {
+                log.push_str(&message);
+                if log.len() > LOG_TAIL {
+                    let cut = (log.len() - LOG_TAIL..=log.len()).find(|at| log.is_char_boundary(*at));
+                    log.drain(..cut.unwrap_or(0));
+                }
+            });
+        })));
+    });
+}
+
+/// Turns an error of libbpf into a sentence.
+pub(super) fn refused(doing: &str, error: &libbpf_rs::Error) -> Refused {
+    let log = LOG.take();
+    if error.kind() == ErrorKind::PermissionDenied {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let missing = missing_capabilities(&status);
+        if !missing.is_empty() {
+            return Refused::NotHere(format!(
+                "BPF needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and this process lacks {}",
+                missing.join(" and ")
+            ));
+        }
+    }
+    let cause = match verdict(&log) {
+        Some(line) => format!("{error}: {line}"),
+        None => error.to_string(),
+    };
+    Refused::Failed { doing: doing.to_owned(), cause }
+}
+
+/// The same error in the standard library's terms.
+pub(super) fn io_error(error: libbpf_rs::Error) -> std::io::Error {
+    std::io::Error::other(error)
+}
+
+/// Last line of the verifier's log that is about the program, if there is one.
+fn verdict(log: &str) -> Option<&str> {
+    let (log, _) = log.rsplit_once("-- END PROG LOAD LOG --")?;
+    let skip = |line: &&str| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("-- ");
+    log.lines().map(str::trim).rfind(skip)
+}
+
+/// Capabilities that loading needs and `/proc/.../status` does not list.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    const WANTED: [(u64, &str); 2] = [(1 << 39, "CAP_BPF"), (1 << 38, "CAP_PERFMON")];
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Vec::new();
+    };
+    if effective & SYS_ADMIN != 0 {
+        return Vec::new();
+    }
+    WANTED.iter().filter(|(bit, _)| effective & bit == 0).map(|(_, name)| *name).collect()
+}
+
+/// Waits for the end of a thread, for a bounded time.
+pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
+    wait_until(limit, || thread.is_finished())
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

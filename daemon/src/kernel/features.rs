@@ -1,1 +1,118 @@
-//! What the running kernel offers.
+//! What the running kernel offers, read from its type information (BTF).
+
+use super::bpf::Refused;
+use libbpf_rs::btf::{Btf, BtfType, types};
+use rustc_hash::FxHashMap;
+use std::path::{Path, PathBuf};
+
+/// Where the kernel keeps its own type information.
+const BUILT_IN: &str = "/sys/kernel/btf/vmlinux";
+
+/// Facts from the kernel's type information. The information itself (several megabytes) is not kept.
+#[derive(Debug, Default)]
+pub struct Features {
+    path: Option<PathBuf>,
+    tracepoints: FxHashMap<String, u8>,
+    enums: FxHashMap<String, EnumNames>,
+}
+
+impl Features {
+    /// Reads them, from `path` if the kernel has no type information built in. `enums` are the enumerations whose
+    /// names are wanted.
+    pub fn load(path: Option<&Path>, enums: &[&str]) -> Result<Features, Refused> {
+        super::bpf::quiet();
+        let btf = match path {
+            Some(path) => Btf::from_path(path).map_err(|error| {
+                let doing = format!("read the kernel's type information from {}", path.display());
+                super::bpf::refused(&doing, &error)
+            })?,
+            None if !Path::new(BUILT_IN).exists() => {
+                return Err(Refused::NotHere(
+                    "this kernel has no built-in type information (CONFIG_DEBUG_INFO_BTF), which BPF programs need"
+                        .to_owned(),
+                ));
+            }
+            None => Btf::from_vmlinux()
+                .map_err(|error| super::bpf::refused("read the kernel's type information", &error))?,
+        };
+        let mut features = Features { path: path.map(Path::to_owned), ..Features::default() };
+        for found in btf.type_by_kind::<types::Typedef<'_>>() {
+            let name = found.name().and_then(|name| name.to_str());
+            let Some(name) = name.and_then(|name| name.strip_prefix("btf_trace_")) else { continue };
+            if let Some(params) = params(&found) {
+                features.tracepoints.insert(name.to_owned(), params);
+            }
+        }
+        for name in enums {
+            features.enums.insert((*name).to_owned(), EnumNames::read(&btf, name));
+        }
+        Ok(features)
+    }
+
+    /// Type information that objects are to be loaded with, if not the kernel's own.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Number of arguments of a tracepoint, or why it cannot be used.
+    pub fn tracepoint(&self, name: &str) -> Result<usize, Refused> {
+        let found = self.tracepoints.get(name).map(|params| usize::from(*params));
+        found.ok_or_else(|| Refused::NotHere(format!("this kernel has no tracepoint {name}")))
+    }
+
+    /// Names of an enumeration that [`Features::load`] was asked for; none if the kernel lacks it.
+    pub fn names(&self, name: &str) -> EnumNames {
+        self.enums.get(name).cloned().unwrap_or_default()
+    }
+}
+
+/// Arguments of a `btf_trace_*` type: a pointer to a function whose first parameter is not passed on.
+fn params(typedef: &types::Typedef<'_>) -> Option<u8> {
+    let pointer = types::Ptr::try_from(followed(typedef.next_type()?)).ok()?;
+    let function = types::FuncProto::try_from(followed(pointer.next_type()?)).ok()?;
+    u8::try_from(function.len().checked_sub(1)?).ok()
+}
+
+fn followed(found: BtfType<'_>) -> BtfType<'_> {
+    found.skip_mods_and_typedefs()
+}
+
+/// Names of the values of an enumeration.
+#[derive(Clone, Debug, Default)]
+pub struct EnumNames(FxHashMap<u32, String>);
+
+impl EnumNames {
+    fn read(btf: &Btf<'_>, name: &str) -> EnumNames {
+        let mut names = EnumNames::default();
+        if let Some(found) = btf.type_by_name::<types::Enum<'_>>(name) {
+            for member in found.iter() {
+                // The numbers are unsigned in the programs; BTF says signed unless told otherwise.
+                let value = u32::try_from(member.value & i64::from(u32::MAX));
+                if let (Ok(value), Some(name)) = (value, member.name) {
+                    names.0.insert(value, name.to_string_lossy().into_owned());
+                }
+            }
+        }
+        names
+    }
+
+    /// For tests and for tables that do not come from BTF.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (u32, &'a str)>) -> EnumNames {
+        EnumNames(pairs.into_iter().map(|(value, name)| (value, name.to_owned())).collect())
+    }
+
+    /// Name of a value.
+    pub fn get(&self, value: u32) -> Option<&str> {
+        self.0.get(&value).map(String::as_str)
+    }
+
+    /// All values with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.0.iter().map(|(value, name)| (*value, name.as_str()))
+    }
+
+    /// Whether the kernel lacks the enumeration.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -3,5 +3,8 @@
 pub mod bpf;
 pub mod drop_reasons;
 pub mod features;
+pub mod netns_watch;
 pub mod procfs;
+pub mod record;
+pub mod ring;
 pub mod symbols;

@@ -2,5 +2,8 @@
 
 use crate::declare::Probe;
 
+pub mod packetloss;
+pub mod tcpreset;
+
 /// Every probe, in the order in which they are listed.
-pub static PROBES: &[&Probe] = &[];
+pub static PROBES: &[&Probe] = &[&tcpreset::PROBE, &packetloss::PROBE];

@@ -1,0 +1,70 @@
+//! Compiles every `*.bpf.c` beside this file and writes a module with all skeletons.
+
+use libbpf_cargo::SkeletonBuilder;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let include = here.join("include");
+    let include = include.to_str().ok_or("the path of the source tree is not UTF-8")?;
+    let clang = clang()?;
+    let mut modules = String::new();
+    for name in programs(&here)? {
+        let skeleton = out.join(format!("{name}.skel.rs"));
+        SkeletonBuilder::new()
+            .source(here.join(format!("{name}.bpf.c")))
+            .obj(out.join(format!("{name}.bpf.o")))
+            .clang(&clang)
+            .clang_args(["-I", include, "-mcpu=v3", "-Wall", "-Werror"])
+            .build_and_generate(&skeleton)
+            .map_err(|error| format!("{name}.bpf.c: {error:#}"))?;
+        writeln!(modules, "/// Skeleton of `{name}.bpf.c`.\npub mod {name} {{ include!({skeleton:?}); }}")?;
+    }
+    fs::write(out.join("skeletons.rs"), modules)?;
+    // The directory itself, so that a new file is noticed.
+    println!("cargo::rerun-if-changed={}", here.display());
+    println!("cargo::rerun-if-env-changed=NETSKOOP_CLANG");
+    Ok(())
+}
+
+/// Names of the programs, in a fixed order.
+fn programs(dir: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        if let Some(name) = entry?.file_name().to_str().and_then(|name| name.strip_suffix(".bpf.c")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// `NETSKOOP_CLANG`, else `clang`, else the newest `clang-NN`.
+fn clang() -> Result<PathBuf, String> {
+    if let Some(clang) = env::var_os("NETSKOOP_CLANG") {
+        return match works(Path::new(&clang)) {
+            true => Ok(clang.into()),
+            false => Err(format!("NETSKOOP_CLANG names {}, which does not run", clang.display())),
+        };
+    }
+    let numbered = (11..40).rev().map(|version| format!("clang-{version}"));
+    std::iter::once("clang".to_owned())
+        .chain(numbered)
+        .map(PathBuf::from)
+        .find(|clang| works(clang))
+        .ok_or_else(|| {
+            "no clang found, which compiles the BPF programs. Install it with `apt-get install clang` or \
+             `dnf install clang`, or name one in NETSKOOP_CLANG"
+                .to_owned()
+        })
+}
+
+fn works(clang: &Path) -> bool {
+    let status = Command::new(clang).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What all programs share: the head of an event record, the shared ring, the rate limit in front of
+ * it, and the statistics that account for every event that did not make it.
+ */
+#ifndef NETSKOOP_BPF_H
+#define NETSKOOP_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#define STACK_FRAMES 32
+
+/* A record of the ring starts with this; the stack, if there is one, is at its end. */
+struct event_head {
+	u64 time;	/* CLOCK_MONOTONIC */
+	u32 netns;	/* inode; 0 if the context does not tell */
+	u16 probe;	/* number that the loader gave this object */
+	u16 kind;	/* which of the object's events */
+	u32 suppressed; /* events of this kind and namespace withheld since the last one */
+	u32 pid;	/* thread group; 0 where the context does not tell who it was */
+	u8 comm[16];
+	s32 stack_bytes;
+	u32 pad;
+};
+
+/* How the loader sets the rate: one event per interval, and a burst worth of tolerance. */
+struct limit {
+	u64 interval_ns; /* 0: no limit */
+	u64 tolerance_ns;
+};
+
+struct bucket_key {
+	u32 netns;
+	u32 kind;
+};
+
+struct bucket {
+	u64 next; /* when the next event is due if they come at exactly the rate */
+	u64 suppressed;
+	u64 reported;
+};
+
+/* seen = submitted + ring_full + suppressed, once nothing is in flight. */
+struct stats {
+	u64 seen;
+	u64 submitted;
+	u64 ring_full;
+	u64 suppressed;
+	u64 map_full;
+};
+
+/* The loader makes the ring first and gives it to every object. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct bucket_key);
+	__type(value, struct bucket);
+} buckets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct stats);
+} stats SEC(".maps");
+
+/* Number that the loader gave this object. */
+const volatile u16 probe = 0;
+
+/* Never NULL for index 0 of an array, but the verifier wants to see it checked. */
+static __always_inline struct stats *stats_here(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&stats, &zero);
+}
+
+/*
+ * Even a per-CPU counter needs an atomic add: two programs of one object may nest on one CPU. The
+ * result is never used, which keeps it the plain add that kernels before 5.12 know.
+ */
+#define count(stats, what) __sync_fetch_and_add(&(stats)->what, 1)
+
+/*
+ * Decides whether an event may take room in the ring. It runs before anything expensive, since user
+ * space cannot keep up with a storm. Two CPUs may race for a bucket: then one event too many
+ * passes, which does no harm.
+ */
+static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 kind, u64 now,
+				    struct stats *st, u32 *suppressed)
+{
+	struct bucket_key key = {.netns = netns, .kind = kind};
+	struct bucket *bucket;
+	u64 next, total;
+
+	if (!limit->interval_ns)
+		return true;
+	bucket = bpf_map_lookup_elem(&buckets, &key);
+	if (!bucket) {
+		struct bucket fresh = {.next = now};
+
+		bpf_map_update_elem(&buckets, &key, &fresh, BPF_NOEXIST);
+		bucket = bpf_map_lookup_elem(&buckets, &key);
+		if (!bucket) {
+			/* Without a bucket nothing bounds this namespace, so it stays silent. */
+			count(st, map_full);
+			count(st, suppressed);
+			return false;
+		}
+	}
+	next = bucket->next > now ? bucket->next : now;
+	if (next - now > limit->tolerance_ns) {
+		__sync_fetch_and_add(&bucket->suppressed, 1);
+		count(st, suppressed);
+		return false;
+	}
+	bucket->next = next + limit->interval_ns;
+	total = bucket->suppressed;
+	*suppressed = total - bucket->reported;
+	bucket->reported = total;
+	return true;
+}
+
+/*
+ * Reserves a record of `size` bytes, or of `size` and a stack. The empty asm keeps the compiler
+ * from making one call with a variable size of the two: the verifier wants a constant.
+ */
+#define reserve(size, with_stack)                                                                  \
+	({                                                                                         \
+		struct event_head *__head;                                                         \
+		if (with_stack) {                                                                  \
+			__head = bpf_ringbuf_reserve(&events, (size) + STACK_FRAMES * sizeof(u64), \
+						     0);                                           \
+			if (__head)                                                                \
+				__head->stack_bytes =                                              \
+					bpf_get_stack(ctx, (void *)__head + (size),                \
+						      STACK_FRAMES * sizeof(u64), 0);              \
+			asm volatile("" ::: "memory");                                             \
+		} else {                                                                           \
+			__head = bpf_ringbuf_reserve(&events, size, 0);                            \
+			if (__head)                                                                \
+				__head->stack_bytes = 0;                                           \
+			asm volatile("" ::: "memory");                                             \
+		}                                                                                  \
+		__head;                                                                            \
+	})
+
+/*
+ * Everything between the filters and the record's own fields: counts, limits, reserves, fills the
+ * head. NULL if the event is withheld or lost, which is then accounted for.
+ */
+#define event_begin(size, limit, netns_, kind_, with_stack, st)                                    \
+	({                                                                                         \
+		struct event_head *__e = 0;                                                        \
+		u64 __now = bpf_ktime_get_ns();                                                    \
+		u32 __suppressed = 0;                                                              \
+		count(st, seen);                                                                   \
+		if (allowed(limit, netns_, kind_, __now, st, &__suppressed)) {                     \
+			__e = reserve(size, with_stack);                                           \
+			if (!__e)                                                                  \
+				count(st, ring_full);                                              \
+		}                                                                                  \
+		if (__e) {                                                                         \
+			__e->time = __now;                                                         \
+			__e->netns = netns_;                                                       \
+			__e->probe = probe;                                                        \
+			__e->kind = kind_;                                                         \
+			__e->suppressed = __suppressed;                                            \
+			__e->pid = 0;                                                              \
+			__builtin_memset(__e->comm, 0, sizeof(__e->comm));                         \
+			__e->pad = 0;                                                              \
+		}                                                                                  \
+		(void *)__e;                                                                       \
+	})
+
+static __always_inline void event_submit(void *event, struct stats *st)
+{
+	bpf_ringbuf_submit(event, 0);
+	count(st, submitted);
+}
+
+/*
+ * The value of `key` in an exact counters map, made if there is none. NULL, and counted, if the map
+ * is full: nothing is ever evicted, since the total would fall.
+ */
+static __always_inline void *counter(void *map, const void *key, const void *zero, struct stats *st)
+{
+	void *value = bpf_map_lookup_elem(map, key);
+
+	if (value)
+		return value;
+	bpf_map_update_elem(map, key, zero, BPF_NOEXIST);
+	value = bpf_map_lookup_elem(map, key);
+	if (!value)
+		count(st, map_full);
+	return value;
+}
+
+#endif

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Whose a packet is, and between whom it travels. */
+#ifndef NETSKOOP_PACKET_BPF_H
+#define NETSKOOP_PACKET_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#define EXT_HEADERS 6
+
+/* Addresses in network order, an IPv4 address in the first word; ports as numbers. */
+struct tuple {
+	u8 family; /* 4, 6, or 0 if the addresses could not be read */
+	u8 proto;
+	u16 sport;
+	u16 dport;
+	u16 pad;
+	u32 saddr[4];
+	u32 daddr[4];
+};
+
+/* Holds for every kind of socket: nothing but __sk_common is read. */
+static __always_inline u32 netns_of_sock(const struct sock *sk)
+{
+	return sk ? sk->__sk_common.skc_net.net->ns.inum : 0;
+}
+
+/*
+ * The device knows the namespace, unless UDP has overlaid `dev` with its own scratch bytes. Reading
+ * through those yields 0 (the loads are checked by the kernel), and then the socket is asked.
+ */
+static __always_inline u32 netns_of_skb(const struct sk_buff *skb)
+{
+	struct net_device *dev = skb->dev;
+	u32 inum = dev ? dev->nd_net.net->ns.inum : 0;
+
+	return inum ? inum : netns_of_sock(skb->sk);
+}
+
+static __always_inline void copy_addr(u32 *to, const u32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+/* The socket's connection with its own end as the source. Touches only __sk_common. */
+static __always_inline void tuple_of_sock(const struct sock *sk, struct tuple *t, bool peer_is_src)
+{
+	const struct sock_common *c = &sk->__sk_common;
+	u32 local[4] = {}, peer[4] = {};
+	u16 lport = c->skc_num, pport = bpf_ntohs(c->skc_dport);
+
+	if (c->skc_family == AF_INET) {
+		t->family = 4;
+		local[0] = c->skc_rcv_saddr;
+		peer[0] = c->skc_daddr;
+	} else if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr)) {
+		t->family = 6;
+		copy_addr(local, c->skc_v6_rcv_saddr.in6_u.u6_addr32);
+		copy_addr(peer, c->skc_v6_daddr.in6_u.u6_addr32);
+	} else {
+		return;
+	}
+	copy_addr(t->saddr, peer_is_src ? peer : local);
+	copy_addr(t->daddr, peer_is_src ? local : peer);
+	t->sport = peer_is_src ? pport : lport;
+	t->dport = peer_is_src ? lport : pport;
+}
+
+/* Where the packet's bytes are, and how far they are contiguous. */
+struct bytes {
+	u64 head;
+	u32 tail;
+};
+
+static __always_inline bool read_at(const struct bytes *b, u32 off, void *to, u32 size)
+{
+	if (off + size > b->tail)
+		return false;
+	return !bpf_probe_read_kernel(to, size, (void *)(b->head + off));
+}
+
+static __always_inline void read_ports(const struct bytes *b, u32 off, struct tuple *t)
+{
+	u16 ports[2];
+
+	/* TCP, UDP, DCCP, SCTP and UDP-Lite begin with the two ports. */
+	if (t->proto != 6 && t->proto != 17 && t->proto != 33 && t->proto != 132 && t->proto != 136)
+		return;
+	if (!read_at(b, off, ports, sizeof(ports)))
+		return;
+	t->sport = bpf_ntohs(ports[0]);
+	t->dport = bpf_ntohs(ports[1]);
+}
+
+static __always_inline void tuple_of_ipv4(const struct bytes *b, u32 off, struct tuple *t)
+{
+	struct iphdr ip;
+
+	if (!read_at(b, off, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
+		return;
+	t->family = 4;
+	t->proto = ip.protocol;
+	t->saddr[0] = ip.saddr;
+	t->daddr[0] = ip.daddr;
+	/* Only the first fragment has the ports. */
+	if (!(bpf_ntohs(ip.frag_off) & 0x1fff))
+		read_ports(b, off + (ip.version_ihl & 15) * 4, t);
+}
+
+static __always_inline void tuple_of_ipv6(const struct bytes *b, u32 off, struct tuple *t)
+{
+	struct ipv6hdr ip;
+	u8 ext[4], next;
+	int i;
+
+	if (!read_at(b, off, &ip, sizeof(ip)) || (*(u8 *)&ip.flow >> 4) != 6)
+		return;
+	t->family = 6;
+	copy_addr(t->saddr, ip.saddr);
+	copy_addr(t->daddr, ip.daddr);
+	next = ip.nexthdr;
+	off += sizeof(ip);
+	/* A chain longer than this is not ordinary traffic: then the last header met is named. */
+#pragma unroll
+	for (i = 0; i < EXT_HEADERS; i++) {
+		bool fragment = next == 44;
+
+		if (next != 0 && next != 43 && next != 60 && next != 51 && !fragment)
+			break;
+		if (!read_at(b, off, ext, sizeof(ext)))
+			break;
+		if (fragment && (((u16)ext[2] << 8 | ext[3]) & 0xfff8)) {
+			t->proto = ext[0];
+			return;
+		}
+		off += fragment ? 8 : next == 51 ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
+		next = ext[0];
+	}
+	t->proto = next;
+	read_ports(b, off, t);
+}
+
+/*
+ * The addresses as the packet carries them. Headers that are not in the linear part are not
+ * followed. A network header at offset 0 was never set: there is always headroom before it.
+ */
+static __always_inline void tuple_of_skb(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+{
+	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = skb->tail};
+	u32 off = skb->network_header;
+
+	if (!off)
+		return;
+	if (protocol == ETH_P_IP)
+		tuple_of_ipv4(&b, off, t);
+	else if (protocol == ETH_P_IPV6)
+		tuple_of_ipv6(&b, off, t);
+}
+
+/* Turns it around: the answer to that packet. */
+static __always_inline void tuple_reverse(struct tuple *t)
+{
+	u32 addr[4];
+	u16 port = t->sport;
+
+	copy_addr(addr, t->saddr);
+	copy_addr(t->saddr, t->daddr);
+	copy_addr(t->daddr, addr);
+	t->sport = t->dport;
+	t->dport = port;
+}
+
+#endif

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The few kernel types that the programs touch, with only the fields they use. libbpf moves every
+ * access to where the running kernel keeps the field (CO-RE), so neither order nor size matters
+ * here. A generated header would be 200 times longer and tied to the machine it was made on.
+ */
+#ifndef NETSKOOP_VMLINUX_H
+#define NETSKOOP_VMLINUX_H
+
+typedef unsigned char u8, __u8;
+typedef signed char s8, __s8;
+typedef unsigned short u16, __u16;
+typedef short s16, __s16;
+typedef unsigned int u32, __u32;
+typedef int s32, __s32;
+typedef unsigned long long u64, __u64;
+typedef long long s64, __s64;
+typedef u16 __be16, __le16, __sum16;
+typedef u32 __be32, __le32, __wsum;
+typedef u64 __be64, __le64;
+typedef _Bool bool;
+enum { false, true };
+
+enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+};
+
+enum {
+	ETH_P_IP = 0x0800,
+	ETH_P_IPV6 = 0x86dd,
+};
+
+enum {
+	AF_INET = 2,
+	AF_INET6 = 10,
+};
+
+enum {
+	TCP_SYN_SENT = 2,
+	TCP_SYN_RECV = 3,
+	TCP_ESTABLISHED = 1,
+	TCP_TIME_WAIT = 6,
+	TCP_NEW_SYN_RECV = 12,
+};
+
+enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET = 0,
+	SKB_CONSUMED,
+};
+
+/* Headers as they are on the wire: these are not moved. */
+struct iphdr {
+	u8 version_ihl;
+	u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	u8 ttl;
+	u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6hdr {
+	__be32 flow;
+	__be16 payload_len;
+	u8 nexthdr;
+	u8 hop_limit;
+	u32 saddr[4];
+	u32 daddr[4];
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	possible_net_t nd_net;
+};
+
+struct in6_addr {
+	union {
+		u32 u6_addr32[4];
+	} in6_u;
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	u16 skc_num;
+	u16 skc_family;
+	volatile u8 skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+typedef struct {
+	int owned;
+} socket_lock_t;
+
+struct sock {
+	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	__be16 protocol;
+	u16 network_header;
+	u32 tail;
+	u32 end;
+	u8 *head;
+};
+
+struct skb_shared_info {
+	u16 gso_segs;
+};
+
+struct linux_mib {
+	unsigned long mibs[1];
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
+struct task_struct {
+	int tgid;
+	struct nsproxy *nsproxy;
+};
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Network namespaces as they come and go, without looking for them. */
+#include "netskoop.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum kind { SEEN, CREATED, EXIT };
+
+/* Only for their types, which user space takes over from here. */
+const volatile struct {
+	struct event_head event;
+	struct stats stats;
+	struct bucket_key bucket;
+} anchor = {};
+
+const volatile u32 host_netns = 0;
+/* Place of `size` among the tracepoint's arguments; newer kernels put the caller first. */
+const volatile u32 size_argument = 2;
+
+struct limit limit = {};
+
+/*
+ * Namespaces that user space has been told of, and whether it still has to look after an exit. A
+ * burst of exits in one namespace is one record.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u32);
+	__type(value, u32);
+} known SEC(".maps");
+
+static __always_inline bool submit(void *ctx, u16 kind, u32 inum, u32 pid, struct stats *st)
+{
+	struct event_head *e = event_begin(sizeof(*e), &limit, inum, kind, false, st);
+
+	if (!e)
+		return false;
+	e->pid = pid;
+	event_submit(e, st);
+	return true;
+}
+
+static __always_inline u32 netns_of_task(const struct task_struct *task)
+{
+	struct nsproxy *proxy = task->nsproxy;
+
+	return proxy ? proxy->net_ns->ns.inum : 0;
+}
+
+/* A namespace is announced once; if the record found no room, the next process tries again. */
+static __always_inline int seen(void *ctx, const struct task_struct *task)
+{
+	u32 inum = netns_of_task(task), idle = 0;
+	struct stats *st;
+
+	if (!inum || inum == host_netns || bpf_map_lookup_elem(&known, &inum))
+		return 0;
+	st = stats_here();
+	if (!st)
+		return 0;
+	if (!submit(ctx, SEEN, inum, task->tgid, st))
+		return 0;
+	if (bpf_map_update_elem(&known, &inum, &idle, BPF_NOEXIST) == -7 /* E2BIG */)
+		count(st, map_full);
+	return 0;
+}
+
+SEC("tp_btf/task_newtask")
+int on_newtask(u64 *ctx)
+{
+	return seen(ctx, (void *)ctx[0]);
+}
+
+SEC("tp_btf/sched_process_exec")
+int on_exec(u64 *ctx)
+{
+	return seen(ctx, (void *)ctx[0]);
+}
+
+SEC("tp_btf/sched_process_exit")
+int on_exit(u64 *ctx)
+{
+	const struct task_struct *task = (void *)ctx[0];
+	u32 inum = netns_of_task(task), *pending;
+	struct stats *st;
+
+	if (!inum || inum == host_netns)
+		return 0;
+	pending = bpf_map_lookup_elem(&known, &inum);
+	if (!pending || *pending)
+		return 0;
+	st = stats_here();
+	if (!st)
+		return 0;
+	*pending = 1;
+	if (!submit(ctx, EXIT, inum, task->tgid, st))
+		*pending = 0;
+	return 0;
+}
+
+/*
+ * A process that unshares and neither forks nor execs is seen by neither hook above. But every new
+ * namespace gets counters of its own, and those of this size belong to nothing else of note. The
+ * namespace is not finished yet, so user space looks a little later.
+ */
+SEC("tp_btf/percpu_alloc_percpu")
+int on_percpu_alloc(u64 *ctx)
+{
+	u64 old = ctx[2], new = ctx[3], size = size_argument == 2 ? old : new;
+	struct stats *st;
+
+	if (size != bpf_core_type_size(struct linux_mib))
+		return 0;
+	st = stats_here();
+	if (st)
+		submit(ctx, CREATED, 0, bpf_get_current_pid_tgid() >> 32, st);
+	return 0;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Packets that the kernel threw away, and why. */
+#include "netskoop.bpf.h"
+#include "packet.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define RANGES 16
+#define REASON_WORDS 4
+
+struct packetloss_event {
+	struct event_head head;
+	struct tuple tuple;
+	u64 location;
+	u32 reason;
+	u16 protocol; /* Ethernet type */
+	u16 segments;
+};
+
+struct packetloss_key {
+	u32 netns;
+	u32 reason;
+	u64 location;
+};
+
+struct packetloss_value {
+	u64 packets;
+	u64 segments;
+};
+
+/* Code addresses, start inclusive, end exclusive. */
+struct range {
+	u64 start;
+	u64 end;
+};
+
+struct packetloss_options {
+	struct limit limit;
+	u64 ignore_reasons[REASON_WORDS]; /* bit set: no event for this reason */
+	struct range ignore[RANGES];	  /* no event for a packet freed from here */
+	u8 stack;
+};
+
+/* Only for their types, which user space takes over from here. */
+const volatile struct {
+	struct packetloss_event event;
+	struct packetloss_key key;
+	struct packetloss_value value;
+	struct stats stats;
+	struct bucket_key bucket;
+} anchor = {};
+
+/* Arguments that the tracepoint gained over the years. */
+const volatile bool has_reason = false;
+const volatile bool has_rx_sk = false;
+
+struct packetloss_options options = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct packetloss_key);
+	__type(value, struct packetloss_value);
+} counters SEC(".maps");
+
+/* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
+static __always_inline u16 segments_of(const struct sk_buff *skb)
+{
+	u64 info = (u64)BPF_CORE_READ(skb, head) + skb->end;
+	u16 segments = 0;
+
+	bpf_probe_read_kernel(
+		&segments, sizeof(segments),
+		(void *)(info + bpf_core_field_offset(struct skb_shared_info, gso_segs)));
+	return segments ? segments : 1;
+}
+
+static __always_inline bool is_ignored(u32 reason, u64 location)
+{
+	int i;
+
+	if (reason < REASON_WORDS * 64 && options.ignore_reasons[reason / 64] >> reason % 64 & 1)
+		return true;
+#pragma unroll
+	for (i = 0; i < RANGES; i++)
+		if (location >= options.ignore[i].start && location < options.ignore[i].end)
+			return true;
+	return false;
+}
+
+static __always_inline bool is_no_drop(u32 reason)
+{
+	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_NOT_DROPPED_YET) &&
+	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_NOT_DROPPED_YET))
+		return true;
+	return bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
+	       reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED);
+}
+
+/*
+ * Messages of Unix sockets and netlink are buffers too, and are freed through the same door. They
+ * have no network protocol. Nor has a packet on its way out for which no route was found, but then
+ * its sender is an IP socket.
+ */
+static __always_inline bool is_packet(const struct sock *sk, u16 protocol)
+{
+	u16 family = sk && !protocol ? sk->__sk_common.skc_family : 0;
+
+	return protocol || family == AF_INET || family == AF_INET6;
+}
+
+SEC("tp_btf/kfree_skb")
+int on_kfree_skb(u64 *ctx)
+{
+	const struct sk_buff *skb = (void *)ctx[0];
+	const struct sock *sk = skb->sk;
+	u64 location = ctx[1];
+	u32 reason = has_reason ? ctx[2] : 0, netns = 0;
+	u16 protocol = bpf_ntohs(skb->protocol), segments;
+	struct packetloss_value *value, zero = {};
+	struct stats *st = stats_here();
+	struct packetloss_event *e;
+	struct packetloss_key key;
+	struct tuple t = {};
+
+	if (!st || !is_packet(sk, protocol) || (has_reason && is_no_drop(reason)))
+		return 0;
+	if (has_rx_sk)
+		netns = netns_of_sock((void *)ctx[3]);
+	if (!netns)
+		netns = netns_of_skb(skb);
+	segments = segments_of(skb);
+	key = (struct packetloss_key){.netns = netns, .reason = reason, .location = location};
+	value = counter(&counters, &key, &zero, st);
+	if (value) {
+		__sync_fetch_and_add(&value->packets, 1);
+		__sync_fetch_and_add(&value->segments, segments);
+	}
+	if (is_ignored(reason, location))
+		return 0;
+	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
+		return 0;
+	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
+	if (!e)
+		return 0;
+	tuple_of_skb(skb, protocol, &t);
+	if (!t.family && !protocol && sk)
+		tuple_of_sock(sk, &t, false);
+	e->tuple = t;
+	e->location = location;
+	e->reason = reason;
+	e->protocol = protocol;
+	e->segments = segments;
+	event_submit(e, st);
+	return 0;
+}

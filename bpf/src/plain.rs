@@ -1,0 +1,39 @@
+//! The one place where bytes from the kernel become a structure.
+#![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
+
+use crate::{netns, packetloss, tcpreset};
+
+/// Structures that any bytes are a valid value of.
+///
+/// # Safety
+/// The type has `repr(C)` and consists of integers and arrays of integers only.
+pub unsafe trait Plain: Copy {}
+
+macro_rules! plain {
+    ($($type:ty),* $(,)?) => {
+        $(
+            // SAFETY: generated from the C structure with `repr(C)`; its fields are integers and arrays of integers,
+            // or other types of this list.
+            unsafe impl Plain for $type {}
+        )*
+    };
+}
+
+plain!(
+    netns::types::event_head,
+    netns::types::stats,
+    netns::types::bucket_key,
+    packetloss::types::packetloss_event,
+    packetloss::types::packetloss_key,
+    packetloss::types::packetloss_value,
+    tcpreset::types::tcpreset_event,
+    tcpreset::types::tcpreset_key,
+);
+
+/// The structure that `bytes` begin with; `None` if they are too short.
+pub fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: there are `size_of::<T>()` bytes to read, `read_unaligned` asks for no alignment, and `Plain` promises
+    // that any bytes are a value.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}

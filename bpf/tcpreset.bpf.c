@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* TCP resets, sent and received. */
+#include "netskoop.bpf.h"
+#include "packet.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define PORTS 16
+
+enum kind { NOSOCK, PROCESS, ACTIVE, RECEIVE };
+
+enum cause { NO_SOCKET, BY_SOCKET, BY_PROCESS, IN_CONNECT, IN_ESTABLISHED, IN_CLOSE };
+
+struct tcpreset_event {
+	struct event_head head;
+	struct tuple tuple;
+	u32 reason;
+	u8 state; /* of the socket; 0 if there is none */
+	u8 pad[3];
+};
+
+struct tcpreset_key {
+	u32 netns;
+	u32 cause;
+};
+
+struct tcpreset_options {
+	struct limit limit;
+	u16 ignore_ports[PORTS]; /* unused entries are 0 */
+	u8 stack;
+};
+
+/* Only for their types, which user space takes over from here. */
+const volatile struct {
+	struct tcpreset_event event;
+	struct tcpreset_key key;
+	struct stats stats;
+	struct bucket_key bucket;
+} anchor = {};
+
+/* Newer kernels say why: the tracepoint then has a third argument. */
+const volatile bool has_reason = false;
+
+struct tcpreset_options options = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tcpreset_key);
+	__type(value, u64);
+} counters SEC(".maps");
+
+static __always_inline bool ignored(const struct tuple *t)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < PORTS; i++) {
+		u16 port = options.ignore_ports[i];
+
+		if (port && (port == t->sport || port == t->dport))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline int reset(void *ctx, u32 netns, u16 kind, u32 cause, const struct tuple *t,
+				 u8 state, u32 reason, bool in_task)
+{
+	struct tcpreset_key key = {.netns = netns, .cause = cause};
+	struct stats *st = stats_here();
+	struct tcpreset_event *e;
+	u64 *value, zero = 0;
+
+	if (!st)
+		return 0;
+	value = counter(&counters, &key, &zero, st);
+	if (value)
+		__sync_fetch_and_add(value, 1);
+	if (ignored(t))
+		return 0;
+	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
+	if (!e)
+		return 0;
+	if (in_task) {
+		e->head.pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(e->head.comm, sizeof(e->head.comm));
+	}
+	e->tuple = *t;
+	e->reason = reason;
+	e->state = state;
+	__builtin_memset(e->pad, 0, sizeof(e->pad));
+	event_submit(e, st);
+	return 0;
+}
+
+/* An open request or a socket in TIME_WAIT is no more than a note that there was a connection. */
+static __always_inline bool is_full(u8 state)
+{
+	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+}
+
+/*
+ * The tuple is that of the reset itself: what answers a packet travels the other way round, what
+ * was started here (skb is NULL) goes from the socket to its peer. Both arguments may be NULL.
+ */
+SEC("tp_btf/tcp_send_reset")
+int on_send_reset(u64 *ctx)
+{
+	const struct sock *sk = (void *)ctx[0];
+	const struct sk_buff *skb = (void *)ctx[1];
+	u32 reason = has_reason ? ctx[2] : 0, netns, cause = NO_SOCKET;
+	u8 state = sk ? sk->__sk_common.skc_state : 0;
+	struct tuple t = {.proto = 6};
+	bool in_task = false;
+	u16 kind = NOSOCK;
+
+	if (skb) {
+		tuple_of_skb(skb, bpf_ntohs(skb->protocol), &t);
+		tuple_reverse(&t);
+		netns = sk ? netns_of_sock(sk) : netns_of_skb(skb);
+		if (sk && is_full(state)) {
+			kind = PROCESS;
+			cause = BY_SOCKET;
+		}
+	} else {
+		if (!sk)
+			return 0;
+		tuple_of_sock(sk, &t, false);
+		netns = netns_of_sock(sk);
+		kind = ACTIVE;
+		cause = BY_PROCESS;
+		/*
+		 * Timers send resets too, and then `current` is whoever was interrupted. But they
+		 * leave a socket alone while a process holds it: a held lock means that the
+		 * current task is the holder.
+		 */
+		in_task = is_full(state) && sk->sk_lock.owned;
+	}
+	return reset(ctx, netns, kind, cause, &t, state, reason, in_task);
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int on_receive_reset(u64 *ctx)
+{
+	const struct sock *sk = (void *)ctx[0];
+	struct tuple t = {.proto = 6};
+	u32 cause = IN_CLOSE;
+	u8 state;
+
+	if (!sk)
+		return 0;
+	state = sk->__sk_common.skc_state;
+	if (state == TCP_SYN_SENT || state == TCP_SYN_RECV)
+		cause = IN_CONNECT;
+	else if (state == TCP_ESTABLISHED)
+		cause = IN_ESTABLISHED;
+	tuple_of_sock(sk, &t, true);
+	return reset(ctx, netns_of_sock(sk), RECEIVE, cause, &t, state, 0, false);
+}

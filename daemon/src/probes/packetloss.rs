@@ -1,0 +1,273 @@
+//! Packets that the kernel threw away: how many, why and where.
+
+use crate::declare::{
+    Column, Cost, EventDecl, Family, Kind, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column,
+};
+use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::record;
+use crate::table::{Subject, Table};
+use libbpf_rs::skel::Skel;
+use netskoop_api::{OptionValue, Value};
+use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
+use netskoop_bpf::plain;
+use std::borrow::Cow;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// The probe.
+pub static PROBE: Probe = Probe {
+    name: "packetloss",
+    aliases: &[],
+    summary: "Packets that the kernel dropped, by the kernel's own reason, with five-tuple and place",
+    when: "Packets vanish: time-outs, retransmits, a service that answers some clients only",
+    finds: "A firewall rule, a full socket buffer, a missing route, a reverse path filter, a full queue, a bad checksum",
+    cost: Cost::Low,
+    needs: "BTF tracepoint kfree_skb (reasons: Linux 5.17)",
+    default_on: true,
+    options: &[
+        OptionDecl {
+            name: "stack",
+            kind: OptionType::Bool { default: false },
+            help: "Adds the kernel stack to each event, at about 3 microseconds each.",
+        },
+        OptionDecl {
+            name: "ignore_reasons",
+            kind: OptionType::List {
+                default: IGNORE_REASONS,
+                max: 64,
+                what: "a drop reason in capitals, as in the event's field `reason`",
+                check: is_reason,
+            },
+            help: "No events for these reasons, which any healthy node shows; they are still counted.",
+        },
+        OptionDecl {
+            name: "reasons",
+            kind: OptionType::Integer { default: 24, min: 1, max: 256 },
+            help: "So many reasons have metrics of their own; reasons met later are summed up as \"other\".",
+        },
+    ],
+    families: &[NATIVE, KUBESKOOP, INSPECTOR],
+    events: &EVENTS,
+    hooks: Some(Hooks { run, decode, table: &TABLE, fill }),
+};
+
+static TABLE: TableDecl = TableDecl {
+    name: "packetloss",
+    keys: &["reason", "class"],
+    columns: &[
+        Column { key: "packets", kind: Kind::Counter },
+        Column { key: "segments", kind: Kind::Counter },
+    ],
+    node: false,
+};
+
+static EVENTS: [EventDecl; 1] = [EventDecl {
+    name: "PACKET_DROP",
+    aliases: &["PacketLoss", "PACKETLOSS"],
+    fields: &["reason", "location", "protocol", "segments"],
+    help: "The kernel dropped a packet.",
+}];
+
+const PACKETS: Points = Points::Cells(&[("", column(&TABLE, "packets"))]);
+const SEGMENTS: Points = Points::Cells(&[("", column(&TABLE, "segments"))]);
+
+const fn class(values: &'static [&'static str], include: bool) -> Only {
+    Only { key: 1, values, include }
+}
+
+const NATIVE: &[Family] = &[
+    Family::native(
+        "netskoop_packetloss_packets_total",
+        "Packets dropped, by the kernel's reason. What is freed when a socket closes is left out",
+        &TABLE,
+        PACKETS,
+    )
+    .keys(&[("reason", 0)])
+    .only(class(&["ignored"], false))
+    .fold()
+    .core(),
+    Family::native(
+        "netskoop_packetloss_segments_total",
+        "Packets dropped as they are on the wire: a packet that is segmented by the device counts as its segments",
+        &TABLE,
+        SEGMENTS,
+    )
+    .keys(&[("reason", 0)])
+    .only(class(&["ignored"], false))
+    .fold(),
+];
+
+const KUBESKOOP: &[Family] = &[
+    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
+    Family::kubeskoop("kubeskoop_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
+        .only(class(&["netfilter"], true))
+        .fold(),
+];
+
+const INSPECTOR: &[Family] = &[
+    Family::inspector("inspector_pod_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
+    Family::inspector("inspector_pod_totalloss", "Packets dropped", &TABLE, PACKETS).fold(),
+    Family::inspector("inspector_pod_packetloss_abnormal", "Packets dropped, without benign ones", &TABLE, PACKETS)
+        .only(class(&["ignored"], false))
+        .fold(),
+    Family::inspector("inspector_pod_abnormalloss", "Packets dropped, without benign ones", &TABLE, PACKETS)
+        .only(class(&["ignored"], false))
+        .fold(),
+    Family::inspector("inspector_pod_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
+        .only(class(&["netfilter"], true))
+        .fold(),
+    Family::inspector("inspector_pod_packetloss_tcpstatm", "Dropped by the TCP state machine", &TABLE, PACKETS)
+        .only(class(&["tcp_state"], true))
+        .fold(),
+    Family::inspector("inspector_pod_packetloss_tcprcv", "Dropped at the entry of TCP", &TABLE, PACKETS)
+        .only(class(&["tcp_receive"], true))
+        .fold(),
+    Family::inspector("inspector_pod_packetloss_tcphandle", "Dropped by the TCP socket", &TABLE, PACKETS)
+        .only(class(&["tcp_handle"], true))
+        .fold(),
+];
+
+/// What a node without any trouble shows: see `docs` of the option.
+const IGNORE_REASONS: &[&str] = &["TCP_OLD_DATA", "TCP_OFOMERGE"];
+
+/// Functions that free packets which were delivered, or whose socket is gone.
+const BENIGN: [&str; 8] = [
+    "nfnetlink_rcv_batch",
+    "sk_stream_kill_queues",
+    "skb_queue_purge",
+    "skb_queue_purge_reason",
+    "skb_release_data",
+    "unix_release_sock",
+    "unix_stream_connect",
+    "skb_rbtree_purge",
+];
+
+/// Length of the programs' list of code ranges, and words of their set of reasons.
+const RANGES: usize = 16;
+const REASONS: usize = 256;
+
+fn is_reason(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+fn run(session: Session) -> Result<(), Refused> {
+    let arguments = session.tracepoint("kfree_skb")?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = session.open(PacketlossSkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.probe = session.number();
+        rodata.has_reason = arguments > 2;
+        rodata.has_rx_sk = arguments > 3;
+    }
+    session.share_ring(&mut open.maps.events)?;
+    let mut skel = session.load(open)?;
+    // Hidden symbols cost the filter, not the probe: then benign drops are events too.
+    let known = session.known();
+    let benign = known.symbols.ranges(&BENIGN).unwrap_or_default();
+    apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
+    let _links = session.attach(skel.object())?;
+    session.ready(skel.object(), "tp_btf", "counters")?;
+    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings, &known, &benign));
+    Ok(())
+}
+
+fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
+    let Some(options) = data.map(|data| &mut data.options) else { return };
+    (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    options.stack = settings.bool("stack").into();
+    let mut set = [0u64; REASONS / 64];
+    for reason in settings.list("ignore_reasons").iter().filter_map(|name| known.drop_reasons.number(name)) {
+        let reason = reason as usize;
+        if reason < REASONS {
+            set[reason / 64] |= 1 << (reason % 64);
+        }
+    }
+    options.ignore_reasons = set;
+    let mut ranges = benign.iter().take(RANGES);
+    for range in &mut options.ignore {
+        (range.start, range.end) = ranges.next().map_or((0, 0), |range| (range.start, range.end));
+    }
+}
+
+fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
+    let (head, event, stack) = record::parse::<types::packetloss_event>(bytes)?;
+    let mut fields = Vec::with_capacity(4);
+    if !known.drop_reasons.is_empty() {
+        fields.push(("reason", Value::Text(known.drop_reasons.name(event.reason).into_owned())));
+    }
+    fields.push(("location", Value::Text(known.symbols.name(event.location))));
+    let protocol = match event.protocol {
+        0x0800 => "ipv4",
+        0x86dd => "ipv6",
+        _ => "",
+    };
+    if !protocol.is_empty() {
+        fields.push(("protocol", Value::Text(protocol.to_owned())));
+    }
+    if event.segments > 1 {
+        fields.push(("segments", Value::Number(event.segments.into())));
+    }
+    let t = event.tuple;
+    Some(RawEvent {
+        decl: &EVENTS[0],
+        netns: head.netns,
+        time: head.time,
+        tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
+        process: head.process(),
+        fields,
+        stack,
+        suppressed: head.suppressed.into(),
+    })
+}
+
+fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
+    let shown = match counters.options.get("reasons") {
+        Some(OptionValue::Integer(shown)) => usize::try_from(*shown).unwrap_or(usize::MAX),
+        _ => 24,
+    };
+    let entries = || {
+        counters.entries.iter().filter_map(|(key, value)| {
+            Some((plain::read::<types::packetloss_key>(key)?, plain::read::<types::packetloss_value>(value)?))
+        })
+    };
+    // All that are new are resolved in one pass over the symbols.
+    let mut locations: Vec<u64> = entries().map(|(key, _)| key.location).collect();
+    locations.sort_unstable();
+    locations.dedup();
+    let places = known.symbols.places(&locations);
+    let function = |location: u64| {
+        let at = locations.binary_search(&location).ok()?;
+        places[at].as_ref().map(|place| place.function())
+    };
+    let mut rows: Vec<(Subject, Cow<'_, str>, &str, u64, u64)> = entries()
+        .filter_map(|(key, value)| {
+            let subject = (counters.subject)(key.netns)?;
+            let name = known.drop_reasons.name(key.reason);
+            let class = class_of(function(key.location), &name);
+            let own = counters.memory.admit(key.reason.into(), shown);
+            Some((subject, if own { name } else { "other".into() }, class, value.packets, value.segments))
+        })
+        .collect();
+    rows.sort_unstable();
+    for group in rows.chunk_by(|a, b| (a.0, &a.1, a.2) == (b.0, &b.1, b.2)) {
+        let (subject, reason, class, ..) = &group[0];
+        if let Some(cells) = table.row(*subject, &[reason.as_bytes(), class.as_bytes()]) {
+            cells[0] = group.iter().map(|row| row.3).sum();
+            cells[1] = group.iter().map(|row| row.4).sum();
+        }
+    }
+}
+
+/// Which of the older systems' classes a drop belongs to, by the function that freed the packet.
+fn class_of(function: Option<&str>, reason: &str) -> &'static str {
+    match function {
+        Some("nf_hook_slow") => "netfilter",
+        _ if reason == "NETFILTER_DROP" => "netfilter",
+        Some("tcp_rcv_state_process") => "tcp_state",
+        Some("tcp_v4_rcv" | "tcp_v6_rcv") => "tcp_receive",
+        Some("tcp_v4_do_rcv" | "tcp_v6_do_rcv") => "tcp_handle",
+        Some(function) if BENIGN.contains(&function) => "ignored",
+        _ => "other",
+    }
+}

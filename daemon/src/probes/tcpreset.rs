@@ -1,0 +1,189 @@
+//! TCP resets: which connections were refused or broken off, by whom and why.
+
+use crate::declare::{
+    Column, Cost, EventDecl, Family, Kind, OptionDecl, OptionType, Points, Probe, TableDecl, column,
+};
+use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::record;
+use crate::table::Table;
+use libbpf_rs::skel::Skel;
+use netskoop_api::Value;
+use netskoop_bpf::plain;
+use netskoop_bpf::tcpreset::{TcpresetSkelBuilder, types};
+use std::mem::MaybeUninit;
+
+/// The probe.
+pub static PROBE: Probe = Probe {
+    name: "tcpreset",
+    aliases: &["tcp_reset"],
+    summary: "TCP resets sent and received, with five-tuple, cause and the kernel's reason",
+    when: "Connections are refused, or break off with \"connection reset by peer\"",
+    finds: "A port that nobody listens on; a peer that closes idle connections earlier than its client expects; a \
+            program that closes with unread data; state lost by NAT or a load balancer",
+    cost: Cost::Low,
+    needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10)",
+    default_on: true,
+    options: &[
+        OptionDecl {
+            name: "stack",
+            kind: OptionType::Bool { default: false },
+            help: "Adds the kernel stack to each event, at about 3 microseconds each.",
+        },
+        OptionDecl {
+            name: "ignore_ports",
+            kind: OptionType::List { default: &[], max: PORTS, what: "a port number", check: is_port },
+            help: "No events for these ports (health checks that close with a reset); they are still counted.",
+        },
+    ],
+    families: &[&[Family::native(
+        "netskoop_tcpreset_resets_total",
+        "TCP resets by direction and cause. send: no_socket (nobody listens, or the connection is not known any more), \
+         socket (an answer to a packet that the socket does not accept), process (closed or aborted here); receive: \
+         connecting (refused), established (broken off), closing",
+        &TABLE,
+        Points::Cells(&[("", column(&TABLE, "resets"))]),
+    )
+    .keys(&[("direction", 0), ("cause", 1)])
+    .core()]],
+    events: &EVENTS,
+    hooks: Some(Hooks { run, decode, table: &TABLE, fill }),
+};
+
+static TABLE: TableDecl = TableDecl {
+    name: "tcpreset",
+    keys: &["direction", "cause"],
+    columns: &[Column { key: "resets", kind: Kind::Counter }],
+    node: false,
+};
+
+/// In the order of `enum kind`.
+static EVENTS: [EventDecl; 4] = [
+    EventDecl {
+        name: "TCP_RESET_NOSOCK",
+        aliases: &["TCPRESET_NOSOCK", "TCP_SEND_RST_NOSock"],
+        fields: &["reason", "state"],
+        help: "A reset was sent in answer to a packet that belongs to no socket.",
+    },
+    EventDecl {
+        name: "TCP_RESET_PROCESS",
+        aliases: &["TCPRESET_PROCESS", "TCP_SEND_RST"],
+        fields: &["reason", "state"],
+        help: "A reset was sent in answer to a packet that its socket does not accept.",
+    },
+    EventDecl {
+        name: "TCP_RESET_ACTIVE",
+        aliases: &["TCPRESET_ACTIVE", "TCP_SEND_RST_ACTIVE"],
+        fields: &["reason", "state"],
+        help: "A reset was sent on our own account: a close with unread data, an abort, a timer.",
+    },
+    EventDecl {
+        name: "TCP_RESET_RECEIVE",
+        aliases: &["TCPRESET_RECEIVE", "TCP_RCV_RST_SYN", "TCP_RCV_RST_ESTAB", "TCP_RCV_RST_TW"],
+        fields: &["state"],
+        help: "The peer sent a reset; in state SYN_SENT it refused the connection.",
+    },
+];
+
+/// In the order of `enum cause`.
+const CAUSES: [(&str, &str); 6] = [
+    ("send", "no_socket"),
+    ("send", "socket"),
+    ("send", "process"),
+    ("receive", "connecting"),
+    ("receive", "established"),
+    ("receive", "closing"),
+];
+
+const STATES: [&str; 13] = [
+    "",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW_SYN_RECV",
+];
+
+/// Length of the programs' list of ports.
+const PORTS: usize = 16;
+
+fn is_port(word: &str) -> bool {
+    word.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn run(session: Session) -> Result<(), Refused> {
+    let send = session.tracepoint("tcp_send_reset")?;
+    session.tracepoint("tcp_receive_reset")?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = session.open(TcpresetSkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.probe = session.number();
+        rodata.has_reason = send > 2;
+    }
+    session.share_ring(&mut open.maps.events)?;
+    let mut skel = session.load(open)?;
+    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
+    let _links = session.attach(skel.object())?;
+    session.ready(skel.object(), "tp_btf", "counters")?;
+    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+    Ok(())
+}
+
+fn apply(data: Option<&mut types::bss>, settings: &Settings) {
+    let Some(options) = data.map(|data| &mut data.options) else { return };
+    (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    options.stack = settings.bool("stack").into();
+    let mut ports = settings.list("ignore_ports").iter().filter_map(|word| word.parse().ok());
+    options.ignore_ports.fill_with(|| ports.next().unwrap_or(0));
+}
+
+fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
+    let (head, event, stack) = record::parse::<types::tcpreset_event>(bytes)?;
+    let decl = EVENTS.get(usize::from(head.kind))?;
+    let mut fields = Vec::with_capacity(2);
+    if decl.fields.contains(&"reason") {
+        if let Some(reason) = known.reset_reasons.name(event.reason) {
+            fields.push(("reason", Value::Text(reason.into_owned())));
+        }
+    }
+    if let Some(state) = STATES.get(usize::from(event.state)).filter(|state| !state.is_empty()) {
+        fields.push(("state", Value::Text((*state).to_owned())));
+    }
+    let t = event.tuple;
+    Some(RawEvent {
+        decl,
+        netns: head.netns,
+        time: head.time,
+        tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
+        process: head.process(),
+        fields,
+        stack,
+        suppressed: head.suppressed.into(),
+    })
+}
+
+fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    let mut rows: Vec<_> = counters
+        .entries
+        .iter()
+        .filter_map(|(key, value)| {
+            let key: types::tcpreset_key = plain::read(key)?;
+            let cause = CAUSES.get(usize::try_from(key.cause).ok()?)?;
+            let value = u64::from_ne_bytes(*value.first_chunk()?);
+            Some(((counters.subject)(key.netns)?, cause, value))
+        })
+        .collect();
+    rows.sort_unstable();
+    for (subject, (direction, cause), value) in rows {
+        if let Some(cells) = table.row(subject, &[direction.as_bytes(), cause.as_bytes()]) {
+            cells[0] = value;
+        }
+    }
+}
