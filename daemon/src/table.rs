@@ -11,6 +11,8 @@ pub struct Subject(pub u32);
 impl Subject {
     /// The node as a whole.
     pub const NODE: Subject = Subject(0);
+    /// What the kernel counted without telling a namespace.
+    pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
 }
 
 /// This kernel or namespace lacks the field: the series is left out.

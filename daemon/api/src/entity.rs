@@ -18,7 +18,8 @@ pub enum Kind {
     Machine,
     /// A namespace named with `ip netns add`.
     Netns,
-    /// Nobody is known to own it.
+    /// Nobody is known to own it. An old client also takes kinds that it does not know for this.
+    #[serde(other)]
     Unknown,
 }
 

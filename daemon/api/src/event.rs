@@ -75,8 +75,14 @@ pub struct Process {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
+    /// Yes or no.
+    Bool(bool),
     /// A number.
     Number(u64),
+    /// A number below zero.
+    Signed(i64),
+    /// A number that is not whole.
+    Float(f64),
     /// A word.
     Text(String),
 }
@@ -84,7 +90,10 @@ pub enum Value {
 impl std::fmt::Display for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Value::Bool(b) => b.fmt(f),
             Value::Number(n) => n.fmt(f),
+            Value::Signed(n) => n.fmt(f),
+            Value::Float(n) => n.fmt(f),
             Value::Text(t) => t.fmt(f),
         }
     }

@@ -10,21 +10,19 @@ pub mod self_metrics;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};
-pub use hooked::HookStatus;
+pub use hooked::{HookRunner, HookStatus, HookTable, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
 use crate::declare::Probe;
 use crate::events::bus::Counts;
 use crate::events::history::History;
-use crate::hooks::Known;
 use crate::probes::PROBES;
 use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
-use hooked::HookRunner;
 use pass::{Collector, PassError, Snapshot, Sources};
 use select::{Active, Exposition, Selection};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -221,6 +219,11 @@ impl Engine {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All probes.
+pub fn all_probes() -> Vec<&'static Probe> {
+    PROBES.to_vec()
 }
 
 /// Seconds since 1970.

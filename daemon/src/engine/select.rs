@@ -69,7 +69,7 @@ pub struct Exposition {
     budget: Budget,
     tail: Option<Vec<u8>>,
     bytes: u64,
-    finished: Option<Box<dyn FnOnce(Budget, u64) + Send>>,
+    finished: Option<Box<dyn FnOnce(Budget, u64) + Send + Sync>>,
 }
 
 /// Size from which a piece is handed over.
@@ -82,7 +82,7 @@ impl Exposition {
         chosen: Vec<Chosen>,
         max_series: u64,
         tail: Vec<u8>,
-        finished: impl FnOnce(Budget, u64) + Send + 'static,
+        finished: impl FnOnce(Budget, u64) + Send + Sync + 'static,
     ) -> Exposition {
         Exposition {
             snapshot,

@@ -66,6 +66,7 @@ pub struct Directory {
     slots: Vec<Option<Entry>>,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
+    unattributed: [Box<str>; 3],
 }
 
 impl Directory {
@@ -87,6 +88,7 @@ impl Directory {
             slots,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
+            unattributed: unattributed_labels(node),
         }
     }
 
@@ -140,6 +142,9 @@ impl Directory {
 
     /// Rendered labels of a subject. Those of the node are the host's.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
+        if subject == Subject::UNATTRIBUTED {
+            return Some(&self.unattributed[names as usize]);
+        }
         Some(&self.entry(subject)?.labels[names as usize])
     }
 
@@ -197,6 +202,15 @@ fn render_labels(id: &EntityRef, host: bool, node: &str, kubeskoop: &mut FxHashS
         labels(&[("namespace", namespace), ("pod", pod), ("node", node), ("netns", &inode)])
     };
     [native.into(), second.into(), first.into()]
+}
+
+/// Labels of what the kernel counted without telling a namespace.
+fn unattributed_labels(node: &str) -> [Box<str>; 3] {
+    [
+        labels(&[("kind", Kind::Unknown.as_str()), ("name", "unattributed")]).into(),
+        labels(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", "unattributed")]).into(),
+        labels(&[("namespace", ""), ("pod", "unattributed"), ("node", node), ("netns", "")]).into(),
+    ]
 }
 
 fn labels(pairs: &[(&str, &str)]) -> String {

@@ -91,3 +91,28 @@ impl<I: Iterator<Item = Vec<u8>> + Unpin> Body for Pieces<I> {
         Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece.into()))))
     }
 }
+
+/// A body whose end, also by a client that went away, is noticed at once by whoever holds the other end of `alive`.
+pub struct Watched<B> {
+    inner: B,
+    _alive: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl<B> Watched<B> {
+    /// Ties the two together.
+    pub fn new(inner: B, alive: tokio::sync::oneshot::Receiver<()>) -> Watched<B> {
+        Watched { inner, _alive: alive }
+    }
+}
+
+impl<B: Body + Unpin> Body for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+}

@@ -4,7 +4,7 @@ use super::answer::{self, Answer, Refusal};
 use super::query::{Query, decode};
 use crate::engine::pass::PassError;
 use crate::engine::{ChangeError, Engine, EventFilter, Peer};
-use crate::events::history::History;
+use crate::events::history::{Batch, History};
 use bytes::Bytes;
 use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -139,11 +139,23 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
         let message = format!("{MAX_FOLLOWERS} clients follow the events already");
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", message));
     }
-    let reader = Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, limit, follow };
+    let mut reader = Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, left: None };
+    match (after, limit) {
+        // Without a place to go on from, a limit means the last ones of the history.
+        (None, Some(limit)) => reader.skip_to_last(limit),
+        (Some(_), Some(limit)) if !follow => reader.left = Some(limit),
+        _ => {}
+    }
     // A few pieces may wait for the client; then the reader waits, and what it misses is told.
     let (mut sender, channel) = Channel::<Bytes, Infallible>::new(4);
-    tokio::spawn(async move { reader.run(&mut sender).await });
-    Ok(answer::body("application/x-ndjson", channel.boxed()))
+    let (mut gone, alive) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = reader.run(&mut sender, follow) => {}
+            () = gone.closed() => {}
+        }
+    });
+    Ok(answer::body("application/x-ndjson", answer::Watched::new(channel, alive).boxed()))
 }
 
 /// `5m` ago, or a date.
@@ -161,35 +173,20 @@ struct Reader {
     history: Arc<History>,
     after: u64,
     filter: EventFilter,
-    limit: Option<u64>,
-    follow: bool,
+    left: Option<u64>,
 }
 
 impl Reader {
-    async fn run(mut self, sender: &mut http_body_util::channel::Sender<Bytes, Infallible>) {
-        let mut newest = self.follow.then(|| self.history.newest());
-        if let Some(limit) = self.limit.filter(|_| !self.follow) {
-            self.skip_to_last(limit);
-        }
+    async fn run(&mut self, sender: &mut http_body_util::channel::Sender<Bytes, Infallible>, follow: bool) {
+        let mut newest = follow.then(|| self.history.newest());
         loop {
             let batch = self.history.read(self.after, BATCH);
             self.after = batch.next_after;
-            let mut lines = Vec::new();
-            if batch.missed > 0 {
-                write_line(&mut lines, &EventLine::Missed { missed: batch.missed });
-            }
-            let wanted = batch.events.iter().filter(|event| self.filter.matches(event));
-            let left = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-            let mut sent = 0_u64;
-            for event in wanted.take(left) {
-                write_line(&mut lines, &**event);
-                sent += 1;
-            }
+            let lines = self.lines(&batch);
             if !lines.is_empty() && sender.send_data(lines.into()).await.is_err() {
                 return;
             }
-            self.limit = self.limit.map(|limit| limit - sent);
-            if self.limit == Some(0) {
+            if self.left == Some(0) {
                 return;
             }
             if !batch.events.is_empty() {
@@ -197,14 +194,29 @@ impl Reader {
             }
             let Some(newest) = &mut newest else { return };
             let after = self.after;
-            tokio::select! {
-                changed = newest.wait_for(|seq| *seq > after) => if changed.is_err() { return },
-                () = closed(sender) => return,
+            if newest.wait_for(|seq| *seq > after).await.is_err() {
+                return;
             }
         }
     }
 
-    /// Without following, `limit` means the last ones.
+    fn lines(&mut self, batch: &Batch) -> Vec<u8> {
+        let mut lines = Vec::new();
+        if batch.missed > 0 {
+            write_line(&mut lines, &EventLine::Missed { missed: batch.missed });
+        }
+        let wanted = batch.events.iter().filter(|event| self.filter.matches(event));
+        let most = self.left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let mut sent = 0;
+        for event in wanted.take(most) {
+            write_line(&mut lines, &**event);
+            sent += 1;
+        }
+        self.left = self.left.map(|left| left - sent);
+        lines
+    }
+
+    /// Moves to before the last `limit` events that are wanted.
     fn skip_to_last(&mut self, limit: u64) {
         let mut seqs = Vec::new();
         let mut after = self.after;
@@ -217,19 +229,7 @@ impl Reader {
             }
         }
         let skip = seqs.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
-        if let Some(first) = seqs.get(skip) {
-            self.after = first - 1;
-        }
-    }
-}
-
-/// Waits until the client is gone, by sending it an empty piece now and then.
-async fn closed(sender: &mut http_body_util::channel::Sender<Bytes, Infallible>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        if sender.send_data(Bytes::from_static(b"\n")).await.is_err() {
-            return;
-        }
+        self.after = seqs.get(skip).map_or(after, |first| first - 1);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What reads. A source fills tables; it knows subjects, and neither metric names nor entity names.
 
+pub mod counters;
+
 use crate::declare::{ColumnSet, TableDecl};
 use crate::table::{Subject, Table};
 use std::os::fd::OwnedFd;

@@ -1,0 +1,311 @@
+//! Runs the BPF objects: those of the probes, and the one that watches namespaces. Owns the event ring's pump.
+
+use crate::declare::Probe;
+use crate::events::bus::{Counts, Incoming, Intake};
+use crate::hooks::{Counters, Known, Memory, Options};
+use crate::kernel::bpf::{Entries, Handle, Loader, Refused, Settings};
+use crate::kernel::netns_watch::{self, NetnsEvent, NetnsWatch};
+use crate::kernel::record;
+use crate::kernel::ring::Pump;
+use crate::probes::PROBES;
+use crate::resolve::watcher::{KernelEvent, KernelWatch, Watcher};
+use crate::table::{Subject, Table};
+use netskoop_api::StreamCounts;
+use rustc_hash::FxHashMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Number that the records of the namespace watch carry; the probes' are below.
+fn watch_number() -> u16 {
+    number(PROBES.len())
+}
+
+fn number(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}
+
+/// What a counters source needs of the loaded objects.
+pub trait HookTable: Send + Sync {
+    /// Adds the counters of a probe to a table; nothing if it is not loaded.
+    fn fill(&self, probe: &Probe, subject: &dyn Fn(u32) -> Option<Subject>, table: &mut Table) -> io::Result<()>;
+}
+
+/// How a loaded object does.
+#[derive(Clone, Debug)]
+pub struct HookStatus {
+    /// How it is attached.
+    pub via: String,
+    /// Ids of its programs.
+    pub programs: Vec<u32>,
+    /// Where its events went.
+    pub stream: StreamCounts,
+    /// Mean time of a run, while BPF statistics are on.
+    pub event_ns: Option<u64>,
+    /// Time in its programs since they were loaded, while BPF statistics are on.
+    pub cpu_seconds: f64,
+}
+
+/// What the status says of BPF.
+pub struct Description {
+    /// Where the kernel's type information came from, or why there is none.
+    pub btf: String,
+    /// What is not as it should be.
+    pub warnings: Vec<String>,
+}
+
+struct Running {
+    handle: Handle,
+    settings: Settings,
+    memory: Memory,
+}
+
+/// The loaded objects.
+#[derive(Default)]
+pub struct Objects {
+    running: RwLock<FxHashMap<&'static str, Running>>,
+    watch: RwLock<Option<NetnsWatch>>,
+    known: RwLock<Option<Arc<Known>>>,
+}
+
+impl Objects {
+    fn running(&self) -> RwLockReadGuard<'_, FxHashMap<&'static str, Running>> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn running_mut(&self) -> RwLockWriteGuard<'_, FxHashMap<&'static str, Running>> {
+        self.running.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HookTable for Objects {
+    fn fill(&self, probe: &Probe, subject: &dyn Fn(u32) -> Option<Subject>, table: &mut Table) -> io::Result<()> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let running = self.running();
+        let (Some(running), Some(hooks), Some(known)) = (running.get(probe.name), &probe.hooks, known) else {
+            return Ok(());
+        };
+        let mut entries = Entries::default();
+        running.handle.read_counters(&mut entries)?;
+        let options = &running.settings.options;
+        let counters = Counters { entries: &entries, subject, options, memory: &running.memory };
+        (hooks.fill)(&counters, &known, table);
+        Ok(())
+    }
+}
+
+impl KernelWatch for Objects {
+    fn known(&self, inode: u32) {
+        self.tell("insert a namespace", |watch| watch.known_insert(inode));
+    }
+    fn forget(&self, inode: u32) {
+        self.tell("remove a namespace", |watch| watch.known_remove(inode));
+        for running in self.running().values() {
+            // The inode may be used again: its counters must not go over to another namespace.
+            if let Err(error) = running.handle.forget(&[inode]) {
+                tracing::warn!(%error, netns = inode, "cannot delete the counters of a namespace that is gone");
+            }
+        }
+    }
+    fn rearm(&self, inode: u32) {
+        self.tell("watch a namespace again", |watch| watch.clear_pending(inode));
+    }
+}
+
+impl Objects {
+    fn tell(&self, what: &str, act: impl Fn(&NetnsWatch) -> io::Result<()>) {
+        let watch = self.watch.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = watch.as_ref().map(act) {
+            tracing::warn!(%error, "cannot {what} in the kernel's map; the next scan finds it");
+        }
+    }
+}
+
+/// Starts and stops objects.
+pub struct HookRunner {
+    objects: Arc<Objects>,
+    loader: Result<Loader, Refused>,
+    pump: Mutex<Option<Pump>>,
+    counts: Arc<Counts>,
+    /// Why namespaces are not watched by the kernel.
+    watch_problem: Mutex<Option<String>>,
+}
+
+impl HookRunner {
+    /// Starts the pump, if there can be BPF at all, and the namespace watch.
+    pub fn start_pump(
+        objects: Arc<Objects>,
+        loader: Result<Loader, Refused>,
+        known: Arc<Known>,
+        intake: Intake,
+        watcher: &Arc<Watcher>,
+        counts: Arc<Counts>,
+    ) -> io::Result<HookRunner> {
+        *objects.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
+        let mut runner =
+            HookRunner { objects, loader, pump: Mutex::new(None), counts, watch_problem: Mutex::new(None) };
+        if let Ok(loader) = &runner.loader {
+            let (counts, to_watcher) = (Arc::clone(&runner.counts), Arc::clone(watcher));
+            let pump = Pump::start(&loader.ring, move |bytes| {
+                counts.received.fetch_add(1, Ordering::Relaxed);
+                if !dispatch(bytes, &known, &intake, &to_watcher) {
+                    counts.malformed.fetch_add(1, Ordering::Relaxed);
+                }
+            })?;
+            runner.pump = Mutex::new(Some(pump));
+        }
+        runner.start_watch(watcher);
+        Ok(runner)
+    }
+
+    fn start_watch(&self, watcher: &Watcher) {
+        let watch = self.loader.clone().and_then(|loader| NetnsWatch::start(watch_number(), &loader));
+        match watch {
+            Ok(watch) => {
+                *self.objects.watch.write().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+                watcher.set_hooks(Some(Arc::clone(&self.objects) as Arc<dyn KernelWatch>));
+            }
+            Err(refused) => {
+                tracing::warn!("new namespaces are found by scanning only: {refused}");
+                *super::lock(&self.watch_problem) = Some(format!("namespaces are found by scanning only: {refused}"));
+            }
+        }
+    }
+
+    /// Whether the pump makes progress, or there is none to make.
+    pub fn is_alive(&self) -> bool {
+        super::lock(&self.pump).as_ref().is_none_or(|pump| !pump.is_finished())
+    }
+
+    /// Whether a probe's object is loaded.
+    pub fn is_running(&self, probe: &Probe) -> bool {
+        self.objects.running().get(probe.name).is_some_and(|running| !running.handle.is_dead())
+    }
+
+    /// Loads a probe's object, or changes its settings if it is loaded. An error says whether it can never work here,
+    /// and why.
+    pub async fn start(
+        &self,
+        probe: &'static Probe,
+        options: Options,
+        (rate, burst): (u32, u32),
+    ) -> Result<(), (bool, String)> {
+        let loader = self.loader.clone().map_err(explain)?;
+        let objects = Arc::clone(&self.objects);
+        let settings = Settings { options, rate, burst };
+        // Loading asks the kernel's verifier, which takes milliseconds.
+        let started = tokio::task::spawn_blocking(move || start(&objects, probe, &loader, settings)).await;
+        started.map_err(|error| (false, format!("cannot load {}: {error}", probe.name)))?
+    }
+
+    /// Unloads a probe's object.
+    pub async fn stop(&self, probe: &'static Probe) {
+        let Some(running) = self.objects.running_mut().remove(probe.name) else { return };
+        let stopped = tokio::task::spawn_blocking(move || running.handle.stop()).await;
+        if let Ok(Err(error)) = stopped {
+            tracing::error!(probe = probe.name, "{error}");
+        }
+    }
+
+    /// Unloads the namespace watch and ends the pump.
+    pub async fn shut_down(&self) {
+        let watch = self.objects.watch.write().unwrap_or_else(PoisonError::into_inner).take();
+        let pump = super::lock(&self.pump).take();
+        let ended = tokio::task::spawn_blocking(move || {
+            let watch = watch.map_or(Ok(()), NetnsWatch::stop);
+            watch.and(pump.map_or(Ok(()), Pump::stop))
+        })
+        .await;
+        if let Ok(Err(error)) = ended {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// How a probe's object does; `None` if it is not loaded.
+    pub fn status(&self, probe: &Probe) -> Option<HookStatus> {
+        let running = self.objects.running();
+        let handle = &running.get(probe.name)?.handle;
+        let infos = handle.infos();
+        let (time, runs) = infos.iter().fold((0, 0), |(t, n), info| (t + info.run_time_ns, n + info.runs));
+        Some(HookStatus {
+            via: handle.via().to_owned(),
+            programs: infos.iter().map(|info| info.id).collect(),
+            stream: handle.stream_counts().unwrap_or_default(),
+            event_ns: time.checked_div(runs),
+            cpu_seconds: time as f64 / 1e9,
+        })
+    }
+
+    /// What the status says of BPF.
+    pub fn describe(&self) -> Description {
+        let mut warnings = Vec::new();
+        let btf = match &self.loader {
+            Ok(loader) => {
+                warnings.extend(loader.known.symbols.hidden().map(str::to_owned));
+                match loader.features.path() {
+                    Some(path) => format!("BTF from {}", path.display()),
+                    None => "BTF built in".to_owned(),
+                }
+            }
+            Err(refused) => format!("no BPF: {refused}"),
+        };
+        warnings.extend(super::lock(&self.watch_problem).clone());
+        Description { btf, warnings }
+    }
+}
+
+fn start(
+    objects: &Objects,
+    probe: &'static Probe,
+    loader: &Loader,
+    settings: Settings,
+) -> Result<(), (bool, String)> {
+    let Some(hooks) = &probe.hooks else { return Ok(()) };
+    let mut running = objects.running_mut();
+    if let Some(dead) = running.get(probe.name).is_some_and(|r| r.handle.is_dead()).then(|| running.remove(probe.name)) {
+        let why = dead.map(|dead| dead.handle.stop());
+        tracing::error!(probe = probe.name, ?why, "the thread of a BPF object ended; it is loaded again");
+    }
+    if let Some(running) = running.get_mut(probe.name) {
+        if running.settings != settings {
+            running.handle.set(settings.clone()).map_err(explain)?;
+            running.settings = settings;
+        }
+        return Ok(());
+    }
+    // Loading takes a while: readers of other probes' counters must not wait for it.
+    drop(running);
+    let at = PROBES.iter().position(|known| known.name == probe.name).unwrap_or(PROBES.len());
+    let handle = Handle::start(probe.name, number(at), hooks.run, loader, settings.clone()).map_err(explain)?;
+    objects.running_mut().insert(probe.name, Running { handle, settings, memory: Memory::default() });
+    Ok(())
+}
+
+fn explain(refused: Refused) -> (bool, String) {
+    (matches!(refused, Refused::NotHere(_)), refused.to_string())
+}
+
+/// Sends a record where it belongs; false if it is malformed.
+fn dispatch(bytes: &[u8], known: &Known, intake: &Intake, watcher: &Watcher) -> bool {
+    let Some(number) = record::probe(bytes) else { return false };
+    if number == watch_number() {
+        let pid = |pid: u32| i32::try_from(pid).unwrap_or(0);
+        return match netns_watch::decode(bytes) {
+            Some(NetnsEvent::Seen { inum, pid: p }) => {
+                watcher.kernel_event(KernelEvent::Seen { inode: inum, pid: pid(p) });
+                true
+            }
+            Some(NetnsEvent::Created { pid: p }) => {
+                watcher.kernel_event(KernelEvent::Created { pid: pid(p) });
+                true
+            }
+            Some(NetnsEvent::Exit { inum }) => {
+                watcher.kernel_event(KernelEvent::Exit { inode: inum });
+                true
+            }
+            None => false,
+        };
+    }
+    let Some(probe) = PROBES.get(usize::from(number)) else { return false };
+    let event = probe.hooks.as_ref().and_then(|hooks| (hooks.decode)(bytes, known));
+    event.map(|event| intake.put(Incoming { probe: probe.name, event })).is_some()
+}
