@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod declare;
+pub mod facts;
 pub mod hooks;
 pub mod kernel;
 pub mod probes;

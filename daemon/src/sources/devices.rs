@@ -162,9 +162,16 @@ impl Devices {
 
 impl Known {
     /// Finds or makes the memory of an interface and updates it: its place, and whether it is new.
-    fn place(&mut self, reading: &Reading, next: &mut usize, ticket: u64, room: bool) -> Option<(usize, bool)> {
+    fn place(
+        &mut self,
+        reading: &Reading,
+        next: &mut usize,
+        ticket: u64,
+        room: bool,
+    ) -> Option<(usize, bool)> {
         let count = self.devices.len();
-        let found = (*next..count).chain(0..(*next).min(count)).find(|at| self.devices[*at].name == reading.name);
+        let found =
+            (*next..count).chain(0..(*next).min(count)).find(|at| self.devices[*at].name == reading.name);
         if let Some(at) = found {
             *next = at + 1;
             self.update(at, reading, ticket);
@@ -181,7 +188,8 @@ impl Known {
     /// Keeps what an interface of that name had counted if it was made anew.
     fn update(&mut self, at: usize, reading: &Reading, ticket: u64) {
         let device = &mut self.devices[at];
-        let fell = |field: &usize| reading.values[*field] < device.last[*field] && device.last[*field] != ABSENT;
+        let fell =
+            |field: &usize| reading.values[*field] < device.last[*field] && device.last[*field] != ABSENT;
         let mut lost = [0; FIELDS.len()];
         if TRUSTED.iter().any(fell) {
             lost = device.last;
@@ -240,7 +248,9 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match pattern.split_first() {
         None => name.is_empty(),
         Some((b'*', rest)) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
-        Some((first, rest)) => name.split_first().is_some_and(|(byte, tail)| byte == first && matches(rest, tail)),
+        Some((first, rest)) => {
+            name.split_first().is_some_and(|(byte, tail)| byte == first && matches(rest, tail))
+        }
     }
 }
 
@@ -269,7 +279,8 @@ mod tests {
     fn split(devices: &mut Devices, readings: &[Reading]) -> (Vec<String>, Option<u64>) {
         let ticket = devices.draw();
         let mut names = Vec::new();
-        let show = |reading: &Reading| names.push(String::from_utf8_lossy(reading.name.as_bytes()).into_owned());
+        let show =
+            |reading: &Reading| names.push(String::from_utf8_lossy(reading.name.as_bytes()).into_owned());
         let other = devices.take(S, ticket, readings, true, show).unwrap().other;
         (names, other.map(|sum| sum[0]))
     }
@@ -277,7 +288,10 @@ mod tests {
     #[test]
     fn the_sum_does_not_fall_when_an_interface_vanishes_or_is_made_anew() {
         let mut devices = Devices::new(10);
-        assert_eq!(total(&mut devices, &[reading("lo", 9, 9), reading("a", 10, 1), reading("b", 5, 0)]), (15, 1));
+        assert_eq!(
+            total(&mut devices, &[reading("lo", 9, 9), reading("a", 10, 1), reading("b", 5, 0)]),
+            (15, 1)
+        );
         assert_eq!(total(&mut devices, &[reading("b", 6, 0)]), (16, 1));
         assert_eq!(total(&mut devices, &[reading("b", 2, 0)]), (18, 1));
         assert_eq!(total(&mut devices, &[reading("b", 2, 0), reading("a", 1, 0)]), (19, 1));
@@ -337,6 +351,11 @@ mod tests {
         assert_eq!(split(&mut devices, &all), (vec!["eth0".into(), "veth1".into()], None));
         devices.show(&["eth*".into(), "lo".into()]);
         assert_eq!(split(&mut devices, &all), (vec!["lo".into(), "eth0".into()], Some(4)));
-        assert!(matches(b"*", b"") && matches(b"e*0", b"eth10") && !matches(b"e*0", b"eth1") && !matches(b"", b"x"));
+        assert!(
+            matches(b"*", b"")
+                && matches(b"e*0", b"eth10")
+                && !matches(b"e*0", b"eth1")
+                && !matches(b"", b"x")
+        );
     }
 }

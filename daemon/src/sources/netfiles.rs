@@ -193,8 +193,7 @@ impl Source for NetFiles {
         let wanted = Wanted { snmp, netstat, fields: !fields.is_empty(), dev, shown, sockstat };
         let mut memory = lock(&self.spare).pop().unwrap_or_default();
         let home = scratch.home.clone();
-        let mut job =
-            Job { want, wanted, memory: &mut memory, bytes: &mut scratch.bytes, error: None };
+        let mut job = Job { want, wanted, memory: &mut memory, bytes: &mut scratch.bytes, error: None };
         let (report, lost) = self.all(&mut job, home.as_ref().map(AsFd::as_fd), out);
         want.beacon.leave();
         scratch.lost |= lost;
@@ -340,8 +339,9 @@ impl Job<'_> {
         let no_home = || std::io::Error::other("the lane does not know its own namespace");
         let home = home.ok_or_else(|| End::Failed(failed("enter", what(), no_home())))?;
         self.want.beacon.enter(target.subject, "setns");
-        let namespace = open_namespace(path, target.inode)
-            .map_err(|error| error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error))))?;
+        let namespace = open_namespace(path, target.inode).map_err(|error| {
+            error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error)))
+        })?;
         let network = Some(LinkNameSpaceType::Network);
         move_into_link_name_space(namespace.as_fd(), network)
             .map_err(|error| End::Failed(failed("enter", what(), error)))?;
@@ -420,7 +420,8 @@ impl Job<'_> {
         let Some(cells) = rows.snmp.as_deref_mut() else { return Ok(()) };
         let wanted = self.wanted.snmp;
         let find = |section: &[u8], name: &[u8]| Finder::new(&SNMP, IN_SNMP).find(section, name);
-        let parsed = self.memory.snmp.parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
+        let parsed =
+            self.memory.snmp.parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
         clear_if(parsed, cells, IN_SNMP)
     }
 

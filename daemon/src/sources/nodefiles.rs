@@ -46,7 +46,13 @@ impl NodeFiles {
         }
     }
 
-    fn softnet(&self, bytes: &[u8], ticket: u64, wanted: &ColumnSet, table: &mut Table) -> Result<(), Malformed> {
+    fn softnet(
+        &self,
+        bytes: &[u8],
+        ticket: u64,
+        wanted: &ColumnSet,
+        table: &mut Table,
+    ) -> Result<(), Malformed> {
         // Once for the check alone: a file that turns out to be malformed must not have moved any counter.
         softnet_stat::parse(bytes, |_, _| {})?;
         let mut cpus = self.cpus.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,14 +127,16 @@ impl Source for NodeFiles {
             let ticket = self.cpus.lock().unwrap_or_else(PoisonError::into_inner).draw();
             want.beacon.enter(Subject::NODE, "net/softnet_stat");
             let read = read(&self.softnet, "net/softnet_stat", Shape::Records, bytes).and_then(|()| {
-                self.softnet(bytes, ticket, softnet_wanted, softnet).map_err(|bad| parse("net/softnet_stat", bad))
+                self.softnet(bytes, ticket, softnet_wanted, softnet)
+                    .map_err(|bad| parse("net/softnet_stat", bad))
             });
             read.unwrap_or_else(|error| report.fail(error));
         }
         if !sockstat_wanted.is_empty() {
             want.beacon.enter(Subject::NODE, "net/sockstat");
-            let read = read(&self.sockstat, "net/sockstat", Shape::OnePiece, bytes)
-                .and_then(|()| self.sockstat(bytes, sockstat_wanted, sockstat).map_err(|bad| parse("net/sockstat", bad)));
+            let read = read(&self.sockstat, "net/sockstat", Shape::OnePiece, bytes).and_then(|()| {
+                self.sockstat(bytes, sockstat_wanted, sockstat).map_err(|bad| parse("net/sockstat", bad))
+            });
             read.unwrap_or_else(|error| report.fail(error));
         }
         want.beacon.leave();

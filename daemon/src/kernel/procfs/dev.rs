@@ -10,8 +10,22 @@ use super::{Malformed, blanks, line_at, number};
 
 /// The columns, in the kernel's order.
 pub const FIELDS: [&str; 16] = [
-    "rx.bytes", "rx.packets", "rx.errs", "rx.drop", "rx.fifo", "rx.frame", "rx.compressed", "rx.multicast",
-    "tx.bytes", "tx.packets", "tx.errs", "tx.drop", "tx.fifo", "tx.colls", "tx.carrier", "tx.compressed",
+    "rx.bytes",
+    "rx.packets",
+    "rx.errs",
+    "rx.drop",
+    "rx.fifo",
+    "rx.frame",
+    "rx.compressed",
+    "rx.multicast",
+    "tx.bytes",
+    "tx.packets",
+    "tx.errs",
+    "tx.drop",
+    "tx.fifo",
+    "tx.colls",
+    "tx.carrier",
+    "tx.compressed",
 ];
 
 /// Values of one interface, in the order of [`FIELDS`]; `u64::MAX` where the kernel has no such column.
@@ -120,7 +134,9 @@ mod tests {
 
     #[test]
     fn values_go_where_the_header_says() {
-        let text = format!("{HEADER}    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\nveth0123456789a:0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 7\n");
+        let text = format!(
+            "{HEADER}    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\nveth0123456789a:0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 7\n"
+        );
         let got = run(text.as_bytes()).unwrap();
         assert_eq!(got[0], ("lo".into(), std::array::from_fn(|i| i as u64 + 1)));
         assert_eq!((got[1].0.as_str(), got[1].1[15]), ("veth0123456789a", 7));

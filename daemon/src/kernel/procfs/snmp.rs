@@ -204,7 +204,10 @@ mod tests {
         let tcp = "Tcp: ActiveOpens\nTcp: 7\n";
         assert_eq!(parse(&mut layout, tcp).unwrap(), [(1, 7)]);
         assert_eq!(parse(&mut layout, &format!("IcmpMsg: InType3\nIcmpMsg: 1\n{tcp}")).unwrap(), [(1, 7)]);
-        assert_eq!(parse(&mut layout, &format!("IcmpMsg: InType3 OutType3\nIcmpMsg: 1 2\n{tcp}")).unwrap(), [(1, 7)]);
+        assert_eq!(
+            parse(&mut layout, &format!("IcmpMsg: InType3 OutType3\nIcmpMsg: 1 2\n{tcp}")).unwrap(),
+            [(1, 7)]
+        );
         assert_eq!(parse(&mut layout, "IcmpMsg:\nIcmpMsg:\n").unwrap(), []);
         assert_eq!(layout.sections.len(), 2);
     }

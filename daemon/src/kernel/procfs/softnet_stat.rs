@@ -50,7 +50,8 @@ fn cpu_line(line: &[u8]) -> Result<(Option<u32>, Values), &'static str> {
     let mut columns = [0_u32; MAX_COLUMNS];
     let mut count = 0;
     for word in line.split(|byte| *byte == b' ').filter(|word| !word.is_empty()) {
-        *columns.get_mut(count).ok_or("too many columns")? = hex(word).ok_or("a value that is not hexadecimal")?;
+        *columns.get_mut(count).ok_or("too many columns")? =
+            hex(word).ok_or("a value that is not hexadecimal")?;
         count += 1;
     }
     if count < 3 {
