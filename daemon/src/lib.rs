@@ -4,6 +4,7 @@ pub mod config;
 pub mod declare;
 pub mod engine;
 pub mod events;
+pub mod facts;
 pub mod hooks;
 pub mod kernel;
 pub mod probes;

@@ -151,6 +151,7 @@ impl Engine {
             let wanted = effective(probe, &loaded.config, overrides, unix_now());
             let (enabled, options) = (wanted.enabled, wanted.options.clone());
             self.slots()[at].effective = wanted;
+            self.sources.all.iter().for_each(|source| source.configure(probe.name, &options));
             if enabled {
                 let waits = self.slots()[at].problem.as_ref().is_some_and(Problem::waits);
                 if !waits {

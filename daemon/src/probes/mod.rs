@@ -2,8 +2,224 @@
 
 use crate::declare::Probe;
 
+pub mod ip;
+pub mod netdev;
 pub mod packetloss;
+pub mod sock;
+pub mod softnet;
+pub mod tcp;
+pub mod tcpext;
 pub mod tcpreset;
+pub mod udp;
 
 /// Every probe, in the order in which they are listed.
-pub static PROBES: &[&Probe] = &[&tcpreset::PROBE, &packetloss::PROBE];
+pub static PROBES: &[&Probe] = &[
+    &netdev::PROBE,
+    &tcp::PROBE,
+    &tcpext::PROBE,
+    &udp::PROBE,
+    &sock::PROBE,
+    &softnet::PROBE,
+    &ip::PROBE,
+    &tcpreset::PROBE,
+    &packetloss::PROBE,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::declare::{Family, Kind, Names, OptionType, Points};
+    use std::collections::{BTreeSet, HashSet};
+
+    fn families() -> impl Iterator<Item = (&'static Probe, &'static Family)> {
+        PROBES.iter().flat_map(|probe| probe.families().map(move |family| (*probe, family)))
+    }
+
+    /// Texts of the constant labels of a family, one per point.
+    fn points(family: &Family) -> Vec<&'static str> {
+        match family.points {
+            Points::Cells(cells) => cells.iter().map(|(labels, _)| *labels).collect(),
+            Points::Sum(_) => vec![""],
+        }
+    }
+
+    fn sentence(text: &str) -> bool {
+        text.len() > 10
+            && text.starts_with(|c: char| c.is_ascii_uppercase() || c == '/')
+            && text.ends_with('.')
+    }
+
+    fn legal(name: &str) -> bool {
+        name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && !name.contains("__")
+    }
+
+    #[test]
+    fn names_are_unique_within_a_generation() {
+        let mut seen = HashSet::new();
+        for (probe, family) in families() {
+            assert!(
+                seen.insert((family.names, family.name)),
+                "{}: {} is there twice",
+                probe.name,
+                family.name
+            );
+            let labels = points(family);
+            let distinct: HashSet<_> = labels.iter().collect();
+            assert_eq!(distinct.len(), labels.len(), "{}: two points with one label", family.name);
+            assert!(!labels.is_empty(), "{}: no points", family.name);
+        }
+    }
+
+    #[test]
+    fn names_say_where_they_belong() {
+        for (probe, family) in families() {
+            let prefix = match family.names {
+                Names::Netskoop => format!("netskoop_{}_", probe.name),
+                Names::Kubeskoop => format!("kubeskoop_{}_", probe.name),
+                Names::Inspector => format!("inspector_pod_{}", probe.name),
+            };
+            assert!(family.name.starts_with(&prefix), "{} does not start with {prefix}", family.name);
+            assert!(legal(family.name), "{}", family.name);
+        }
+    }
+
+    #[test]
+    fn native_names_follow_prometheus_practice() {
+        for (_, family) in families().filter(|(_, family)| family.names == Names::Netskoop) {
+            let counter = family.kind() == Kind::Counter;
+            assert_eq!(family.name.ends_with("_total"), counter, "{}: _total", family.name);
+            // The kernel counts this one in milliseconds, and a family cannot divide yet.
+            let excused = family.name == "netskoop_tcpext_memory_pressure_milliseconds_total";
+            let units =
+                ["ms", "milliseconds", "us", "microseconds", "ns", "kilobytes", "kb", "pages", "octets"];
+            let odd = family.name.split('_').any(|word| units.contains(&word));
+            assert!(excused || !odd, "{}: not a base unit", family.name);
+        }
+    }
+
+    #[test]
+    fn older_names_are_the_kernels_words() {
+        for (probe, family) in families().filter(|(_, family)| family.names != Names::Netskoop) {
+            if !matches!(probe.name, "tcp" | "udp" | "ip" | "tcpext")
+                || family.name.ends_with("pawsestabrejected")
+            {
+                continue;
+            }
+            let column = usize::from(family.points.columns().next().unwrap());
+            let (_, field) = family.table.columns[column].key.split_once('.').unwrap();
+            assert!(family.name.ends_with(&field.to_lowercase()), "{} shows {field}", family.name);
+        }
+    }
+
+    #[test]
+    fn every_older_name_is_there() {
+        let count = |names, probe: &str| {
+            families().filter(|(p, family)| p.name == probe && family.names == names).count()
+        };
+        for (probe, kubeskoop, inspector) in [
+            ("netdev", 8, 8),
+            ("tcp", 10, 10),
+            ("udp", 8, 8),
+            ("ip", 21, 21),
+            ("tcpext", 32, 33),
+            ("sock", 5, 5),
+            ("softnet", 2, 3),
+        ] {
+            assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
+            assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");
+        }
+    }
+
+    #[test]
+    fn texts_are_sentences() {
+        for probe in PROBES {
+            for text in [probe.summary, probe.when, probe.finds, probe.needs] {
+                assert!(sentence(text), "{}: {text}", probe.name);
+            }
+            for option in probe.options {
+                assert!(sentence(option.help) && legal(option.name), "{}: {}", probe.name, option.name);
+            }
+        }
+        for (_, family) in families() {
+            assert!(sentence(family.help) && !family.help.contains('\n'), "{}: {}", family.name, family.help);
+            assert!(!family.alarm.ends_with('.'), "{}: an alarm is a phrase", family.name);
+        }
+    }
+
+    #[test]
+    fn labels_are_legal() {
+        for (_, family) in families() {
+            for (label, key) in family.keys {
+                assert!(legal(label), "{}: {label}", family.name);
+                assert!(*key < family.table.keys.len(), "{}: {label}", family.name);
+            }
+            for labels in points(family).into_iter().filter(|labels| !labels.is_empty()) {
+                for pair in labels.split(',') {
+                    let (name, value) = pair.split_once('=').unwrap();
+                    assert!(legal(name), "{}: {labels}", family.name);
+                    assert!(value.len() > 2 && value.starts_with('"') && value.ends_with('"'), "{labels}");
+                    assert!(
+                        !family.keys.iter().any(|(label, _)| *label == name),
+                        "{}: {name} twice",
+                        family.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_told_apart_are_added_up() {
+        for (_, family) in families() {
+            let shown: HashSet<_> = family.keys.iter().map(|(_, key)| *key).collect();
+            let hidden = (0..family.table.keys.len()).any(|key| !shown.contains(&key));
+            assert!(!hidden || family.fold, "{} hides a key and does not fold", family.name);
+        }
+    }
+
+    #[test]
+    fn a_family_is_all_counters_or_all_gauges() {
+        for (_, family) in families() {
+            for column in family.points.columns() {
+                assert_eq!(family.table.columns[usize::from(column)].kind, family.kind(), "{}", family.name);
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_families_exist_and_are_boolean() {
+        for (probe, family) in families() {
+            let Some(name) = family.option else { continue };
+            let option = probe.options.iter().find(|option| option.name == name).unwrap();
+            assert!(matches!(option.kind, OptionType::Bool { .. }), "{}: {name}", probe.name);
+        }
+    }
+
+    #[test]
+    fn the_core_set_stays_small() {
+        let core = |node| -> usize {
+            families()
+                .filter(|(probe, family)| probe.default_on && family.names == Names::Netskoop && family.core)
+                .filter(|(_, family)| family.option.is_none() && (node || !family.table.node))
+                .map(|(_, family)| points(family).len())
+                .sum()
+        };
+        // Eight are left for the probes with hooks.
+        assert!(core(false) <= 52, "{} core series per namespace", core(false));
+        assert!(core(true) <= 52, "{} core series of the host", core(true));
+    }
+
+    #[test]
+    fn every_probe_has_its_file_and_every_file_its_probe() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/probes");
+        let files: BTreeSet<String> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|file| file != "mod.rs")
+            .collect();
+        let probes: BTreeSet<String> = PROBES.iter().map(|probe| format!("{}.rs", probe.name)).collect();
+        assert_eq!(files, probes);
+    }
+}

@@ -1,11 +1,16 @@
 //! What reads. A source fills tables; it knows subjects, and neither metric names nor entity names.
 
+pub mod columns;
 pub mod counters;
+mod devices;
+pub mod netfiles;
+pub mod nodefiles;
 
 use crate::declare::{ColumnSet, TableDecl};
+use crate::hooks::Options;
 use crate::table::{Subject, Table};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,8 +57,23 @@ pub struct Report {
     pub late: u32,
     /// Namespaces that could not be read.
     pub failed: u32,
+    /// Objects that found no room in a memory of the source: their sum may fall when they vanish.
+    pub over_budget: u32,
     /// One of the failures, for the log.
     pub error: Option<ReadError>,
+}
+
+impl Report {
+    /// Counts a failure and keeps the first one.
+    pub fn fail(&mut self, error: ReadError) {
+        self.failed += 1;
+        self.error.get_or_insert(error);
+    }
+}
+
+/// All sources that read files under `proc`.
+pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+    vec![Arc::new(netfiles::NetFiles::new(proc)), Arc::new(nodefiles::NodeFiles::new(proc))]
 }
 
 /// Why something could not be read.
@@ -90,8 +110,10 @@ pub trait Source: Send + Sync {
     fn whole(&self) -> bool {
         false
     }
-    /// The subject is gone, or its slot belongs to another now: what was remembered of it must go.
+    /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Options of a probe, at the start and whenever they change; a source takes what it knows.
+    fn configure(&self, _probe: &str, _options: &Options) {}
 }
 
 /// Memory that a lane lends to the sources that run on it.

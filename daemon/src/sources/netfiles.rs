@@ -1,0 +1,541 @@
+//! Source `procfs`: the per-namespace files under `net/`, each read once per pass however many probes show it.
+//!
+//! A namespace is read through `/proc/<pid>` of a member, and its inode number is looked at again afterwards: the
+//! process may have ended, its number may belong to another by now, or it may have moved. Where no process is left the
+//! lane enters the namespace. Nothing is open when the next namespace's turn comes: an open file would keep the
+//! namespace alive.
+
+use super::columns::{
+    DEV, DEV_SHOWN, Finder, IN_IPEXT, IN_SNMP, IN_SNMP6, IN_SOCKSTAT, IN_SOCKSTAT6, NETSTAT, SNMP, SOCKSTAT,
+    TCPEXT_FIELDS,
+};
+use super::devices::{Devices, MAX_DEVICES, Name, Outcome, Reading};
+use super::{Access, ReadError, Report, Scratch, Source, Target, Want};
+use crate::declare::{ColumnSet, TableDecl};
+use crate::hooks::Options;
+use crate::kernel::procfs::dev::Values;
+use crate::kernel::procfs::{Malformed, Shape, dev, read_whole, snmp, snmp6, sockstat};
+use crate::table::{ABSENT, Subject, Table};
+use netskoop_api::OptionValue;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::ffi::CStr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+static TABLES: [&TableDecl; 6] = [&SNMP, &NETSTAT, &TCPEXT_FIELDS, &DEV, &DEV_SHOWN, &SOCKSTAT];
+
+/// Memory of lanes that is kept for the next job; there are two lanes.
+const MAX_SPARE: usize = 4;
+
+/// The per-namespace files of one procfs.
+pub struct NetFiles {
+    proc: PathBuf,
+    devices: Mutex<Devices>,
+    spare: Mutex<Vec<Memory>>,
+}
+
+/// What a job remembers of earlier ones: the layouts of the files.
+#[derive(Default)]
+struct Memory {
+    snmp: snmp::Layout,
+    netstat: snmp::Layout,
+    dev: dev::Layout,
+    readings: Vec<Reading>,
+}
+
+/// A file that is read.
+#[derive(Clone, Copy)]
+struct File {
+    path: &'static CStr,
+    name: &'static str,
+    shape: Shape,
+    /// Whether the kernel may have been built or booted without it.
+    optional: bool,
+}
+
+const fn file(path: &'static CStr, name: &'static str) -> File {
+    File { path, name, shape: Shape::OnePiece, optional: false }
+}
+
+const NET_SNMP: File = file(c"net/snmp", "net/snmp");
+const NET_NETSTAT: File = file(c"net/netstat", "net/netstat");
+const NET_SNMP6: File = File { optional: true, ..file(c"net/snmp6", "net/snmp6") };
+const NET_DEV: File = File { shape: Shape::Records, ..file(c"net/dev", "net/dev") };
+const NET_SOCKSTAT: File = file(c"net/sockstat", "net/sockstat");
+const NET_SOCKSTAT6: File = File { optional: true, ..file(c"net/sockstat6", "net/sockstat6") };
+
+/// Which columns of which table somebody shows.
+struct Wanted<'a> {
+    snmp: &'a ColumnSet,
+    netstat: &'a ColumnSet,
+    fields: bool,
+    dev: &'a ColumnSet,
+    shown: &'a ColumnSet,
+    sockstat: &'a ColumnSet,
+}
+
+/// The rows of one namespace, where there was room and somebody shows one of their columns.
+struct Rows<'a> {
+    snmp: Option<&'a mut [u64]>,
+    netstat: Option<&'a mut [u64]>,
+    sockstat: Option<&'a mut [u64]>,
+}
+
+/// One pass over some namespaces.
+struct Job<'a> {
+    want: &'a Want<'a>,
+    wanted: Wanted<'a>,
+    memory: &'a mut Memory,
+    bytes: &'a mut Vec<u8>,
+    error: Option<ReadError>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl NetFiles {
+    /// The files under `proc`, which is `/proc` or a copy of some of it.
+    pub fn new(proc: &Path) -> NetFiles {
+        NetFiles {
+            proc: proc.to_owned(),
+            devices: Mutex::new(Devices::new(MAX_DEVICES)),
+            spare: Mutex::new(Vec::with_capacity(MAX_SPARE)),
+        }
+    }
+
+    /// Reads one namespace into the tables; rows of what could not be read are taken back.
+    fn subject(
+        &self,
+        job: &mut Job<'_>,
+        root: BorrowedFd<'_>,
+        target: &Target,
+        home: Option<BorrowedFd<'_>>,
+        out: &mut [Table; TABLES.len()],
+    ) -> Result<u32, End> {
+        let ticket = if job.wanted.devices() { lock(&self.devices).draw() } else { 0 };
+        let read = match &target.access {
+            Access::Process(pid) => job.process(root, *pid, target, out),
+            Access::Mount(path) => job.mount(root, path, target, home, out),
+        };
+        read?;
+        if !job.wanted.devices() {
+            return Ok(0);
+        }
+        self.take(job, ticket, target.subject, out)
+    }
+
+    /// Brings the interfaces that were read into the tables.
+    fn take(
+        &self,
+        job: &mut Job<'_>,
+        ticket: u64,
+        subject: Subject,
+        out: &mut [Table; TABLES.len()],
+    ) -> Result<u32, End> {
+        let [_, _, _, dev, shown, _] = out;
+        let Job { wanted, memory, .. } = job;
+        let split = !wanted.shown.is_empty();
+        let put = |table: &mut Table, columns: &ColumnSet, name: &[u8], values: &Values| {
+            if !columns.is_empty()
+                && let Some(cells) = table.row(subject, &[name])
+            {
+                fill(cells, columns, values);
+            }
+        };
+        let outcome = lock(&self.devices).take(subject, ticket, &memory.readings, split, |reading| {
+            put(shown, wanted.shown, reading.name.as_bytes(), &reading.values);
+        });
+        let Outcome { retired, other, forgotten } = outcome.ok_or(End::Late)?;
+        for reading in &memory.readings {
+            put(dev, wanted.dev, reading.name.as_bytes(), &reading.values);
+        }
+        if let Some(retired) = retired {
+            put(dev, wanted.dev, b"", &retired);
+        }
+        if let Some(other) = other {
+            put(shown, wanted.shown, b"other", &other);
+        }
+        Ok(forgotten)
+    }
+}
+
+/// Why a namespace is not in the tables.
+enum End {
+    Vanished,
+    Late,
+    Failed(ReadError),
+    /// The lane is in a foreign namespace and cannot leave it.
+    Lost(ReadError),
+}
+
+impl Source for NetFiles {
+    fn name(&self) -> &'static str {
+        "procfs"
+    }
+
+    fn tables(&self) -> &'static [&'static TableDecl] {
+        &TABLES
+    }
+
+    fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report {
+        let (Ok(out), [snmp, netstat, fields, dev, shown, sockstat]) =
+            (<&mut [Table; TABLES.len()]>::try_from(out), want.columns)
+        else {
+            debug_assert!(false, "tables of another source");
+            return Report::default();
+        };
+        let wanted = Wanted { snmp, netstat, fields: !fields.is_empty(), dev, shown, sockstat };
+        let mut memory = lock(&self.spare).pop().unwrap_or_default();
+        let home = scratch.home.clone();
+        let mut job = Job { want, wanted, memory: &mut memory, bytes: &mut scratch.bytes, error: None };
+        let (report, lost) = self.all(&mut job, home.as_ref().map(AsFd::as_fd), out);
+        want.beacon.leave();
+        scratch.lost |= lost;
+        let mut spare = lock(&self.spare);
+        if spare.len() < MAX_SPARE {
+            spare.push(memory);
+        }
+        report
+    }
+
+    fn forget(&self, subject: Subject) {
+        lock(&self.devices).forget(subject);
+    }
+
+    fn configure(&self, probe: &str, options: &Options) {
+        if probe == "netdev"
+            && let Some(OptionValue::List(patterns)) = options.get("interfaces")
+        {
+            lock(&self.devices).show(patterns);
+        }
+    }
+}
+
+impl NetFiles {
+    /// Reads the namespaces one after the other. The second value says that the lane is lost.
+    fn all(
+        &self,
+        job: &mut Job<'_>,
+        home: Option<BorrowedFd<'_>>,
+        out: &mut [Table; TABLES.len()],
+    ) -> (Report, bool) {
+        let mut report = Report::default();
+        if job.wanted.nothing() {
+            return (report, false);
+        }
+        let total = u32::try_from(job.want.targets.len()).unwrap_or(u32::MAX);
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = match rustix::fs::open(&self.proc, directory, Mode::empty()) {
+            Ok(root) => root,
+            Err(error) => {
+                let error = failed("open", self.proc.display().to_string(), error);
+                return (Report { failed: total, error: Some(error), ..report }, false);
+            }
+        };
+        for (index, target) in (0..total).zip(job.want.targets) {
+            if Instant::now() >= job.want.deadline {
+                report.late += total - index;
+                break;
+            }
+            match self.subject(job, root.as_fd(), target, home, out) {
+                Ok(forgotten) => {
+                    report.over_budget += forgotten;
+                    match job.error.take() {
+                        None => report.done += 1,
+                        Some(error) => report.fail(error),
+                    }
+                    continue;
+                }
+                Err(End::Vanished) => report.vanished += 1,
+                Err(End::Late) => report.late += 1,
+                Err(End::Failed(error)) => report.fail(error),
+                Err(End::Lost(error)) => {
+                    report.fail(error);
+                    report.late += total - index - 1;
+                    retract(out, target.subject);
+                    return (report, true);
+                }
+            }
+            job.error = None;
+            retract(out, target.subject);
+        }
+        (report, false)
+    }
+}
+
+fn retract(out: &mut [Table; TABLES.len()], subject: Subject) {
+    out.iter_mut().for_each(|table| table.retract(subject));
+}
+
+fn failed(doing: &'static str, what: String, source: impl Into<std::io::Error>) -> ReadError {
+    ReadError::Failed { doing, what, source: source.into() }
+}
+
+/// Whether the kernel means that process or namespace is gone: `ENXIO` is what files of a dying namespace give.
+fn gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::SRCH | Errno::NXIO)
+}
+
+impl Wanted<'_> {
+    fn devices(&self) -> bool {
+        !self.dev.is_empty() || !self.shown.is_empty()
+    }
+
+    fn nothing(&self) -> bool {
+        self.snmp.is_empty()
+            && self.netstat.is_empty()
+            && !self.fields
+            && !self.devices()
+            && self.sockstat.is_empty()
+    }
+}
+
+fn any(columns: &ColumnSet, range: Range<usize>) -> bool {
+    range.into_iter().any(|column| columns.contains(column as u16))
+}
+
+impl Job<'_> {
+    /// Reads through `/proc/<pid>`.
+    fn process(
+        &mut self,
+        root: BorrowedFd<'_>,
+        pid: i32,
+        target: &Target,
+        out: &mut [Table; TABLES.len()],
+    ) -> Result<(), End> {
+        let mut digits = itoa::Buffer::new();
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = openat(root, digits.format(pid), directory, Mode::empty());
+        let directory = open.map_err(|error| match gone(error) {
+            true => End::Vanished,
+            false => End::Failed(failed("open", format!("/proc/{pid}"), error)),
+        })?;
+        self.files(directory.as_fd(), target, out);
+        // Only now it is sure whose files these were.
+        match inode(directory.as_fd()) {
+            Ok(inode) if inode == target.inode => Ok(()),
+            Ok(_) => Err(End::Vanished),
+            Err(error) if gone(error) => Err(End::Vanished),
+            Err(error) => Err(End::Failed(failed("read", format!("/proc/{pid}/ns/net"), error))),
+        }
+    }
+
+    /// Enters the namespace, reads its files as the calling thread sees them, and comes back.
+    fn mount(
+        &mut self,
+        root: BorrowedFd<'_>,
+        path: &Path,
+        target: &Target,
+        home: Option<BorrowedFd<'_>>,
+        out: &mut [Table; TABLES.len()],
+    ) -> Result<(), End> {
+        let what = || path.display().to_string();
+        let no_home = || std::io::Error::other("the lane does not know its own namespace");
+        let home = home.ok_or_else(|| End::Failed(failed("enter", what(), no_home())))?;
+        self.want.beacon.enter(target.subject, "setns");
+        let namespace = open_namespace(path, target.inode).map_err(|error| {
+            error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error)))
+        })?;
+        let network = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), network)
+            .map_err(|error| End::Failed(failed("enter", what(), error)))?;
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let read = openat(root, c"thread-self", directory, Mode::empty())
+            .map(|directory| self.files(directory.as_fd(), target, out));
+        move_into_link_name_space(home, network)
+            .map_err(|error| End::Lost(failed("leave", what(), error)))?;
+        read.map_err(|error| End::Failed(failed("open", "/proc/thread-self".to_owned(), error)))
+    }
+
+    /// Reads every file of which a column is wanted. What is wrong with one of them does not touch the others.
+    fn files(&mut self, directory: BorrowedFd<'_>, target: &Target, out: &mut [Table; TABLES.len()]) {
+        let subject = target.subject;
+        let [snmp, netstat, fields, _, _, sockstat] = out;
+        let row = |table, columns: &ColumnSet| row(table, columns, subject);
+        let mut rows = Rows {
+            snmp: row(snmp, self.wanted.snmp),
+            netstat: row(netstat, self.wanted.netstat),
+            sockstat: row(sockstat, self.wanted.sockstat),
+        };
+        if any(self.wanted.snmp, IN_SNMP) && self.open(directory, subject, NET_SNMP) {
+            let parsed = self.snmp(&mut rows);
+            self.note(parsed, NET_SNMP);
+        }
+        let netstat = any(self.wanted.snmp, IN_IPEXT) || rows.netstat.is_some() || self.wanted.fields;
+        if netstat && self.open(directory, subject, NET_NETSTAT) {
+            let parsed = self.netstat(&mut rows, fields, subject);
+            self.note(parsed, NET_NETSTAT);
+        }
+        if any(self.wanted.snmp, IN_SNMP6) && self.open(directory, subject, NET_SNMP6) {
+            let parsed = self.snmp6(&mut rows);
+            self.note(parsed, NET_SNMP6);
+        }
+        self.memory.readings.clear();
+        if self.wanted.devices() && self.open(directory, subject, NET_DEV) {
+            let parsed = self.dev();
+            self.note(parsed, NET_DEV);
+        }
+        for (file, columns) in [(NET_SOCKSTAT, IN_SOCKSTAT), (NET_SOCKSTAT6, IN_SOCKSTAT6)] {
+            if any(self.wanted.sockstat, columns.clone()) && self.open(directory, subject, file) {
+                let parsed = self.sockstat(&mut rows, columns);
+                self.note(parsed, file);
+            }
+        }
+    }
+
+    /// Reads a file into the lane's buffer; false if it cannot be had, which is noted.
+    fn open(&mut self, directory: BorrowedFd<'_>, subject: Subject, file: File) -> bool {
+        self.want.beacon.enter(subject, file.name);
+        let read = openat(directory, file.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|open| read_whole(open, file.shape, self.bytes));
+        match read {
+            Ok(()) => return true,
+            // IPv6 may be off; and if the process is gone, that is found out afterwards.
+            Err(Errno::NOENT) if file.optional => {}
+            Err(Errno::NOENT) => {
+                let sentence = format!("this kernel has no /proc/<pid>/{}", file.name);
+                self.error.get_or_insert(ReadError::NotHere(sentence));
+            }
+            Err(error) => {
+                self.error.get_or_insert_with(|| failed("read", file.name.to_owned(), error));
+            }
+        }
+        false
+    }
+
+    fn note(&mut self, parsed: Result<(), Malformed>, file: File) {
+        if let Err(malformed) = parsed {
+            let cause = std::io::Error::new(std::io::ErrorKind::InvalidData, malformed);
+            self.error.get_or_insert_with(|| failed("parse", file.name.to_owned(), cause));
+        }
+    }
+
+    fn snmp(&mut self, rows: &mut Rows<'_>) -> Result<(), Malformed> {
+        let Some(cells) = rows.snmp.as_deref_mut() else { return Ok(()) };
+        let wanted = self.wanted.snmp;
+        let find = |section: &[u8], name: &[u8]| Finder::new(&SNMP, IN_SNMP).find(section, name);
+        let parsed =
+            self.memory.snmp.parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
+        clear_if(parsed, cells, IN_SNMP)
+    }
+
+    /// `net/netstat` feeds two tables: columns from [`SPLIT`] on belong to [`NETSTAT`].
+    fn netstat(
+        &mut self,
+        rows: &mut Rows<'_>,
+        fields: &mut Table,
+        subject: Subject,
+    ) -> Result<(), Malformed> {
+        let mut none: [u64; 0] = [];
+        let mut none_either: [u64; 0] = [];
+        let snmp = rows.snmp.as_deref_mut().unwrap_or(&mut none);
+        let netstat = rows.netstat.as_deref_mut().unwrap_or(&mut none_either);
+        let wanted = &self.wanted;
+        let parsed = self.memory.netstat.parse(self.bytes, find_netstat, |column, value| {
+            match column.checked_sub(SPLIT) {
+                Some(column) if !netstat.is_empty() => put(netstat, wanted.netstat, column, value),
+                None if !snmp.is_empty() => put(snmp, wanted.snmp, column, value),
+                _ => {}
+            }
+        });
+        if !snmp.is_empty() {
+            clear_if(parsed, snmp, IN_IPEXT)?;
+        }
+        let all = 0..netstat.len();
+        clear_if(parsed, netstat, all)?;
+        if wanted.fields {
+            snmp::fields(self.bytes, b"TcpExt", |name, value| {
+                if let Some(cells) = fields.row(subject, &[name]) {
+                    cells[0] = value;
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn snmp6(&mut self, rows: &mut Rows<'_>) -> Result<(), Malformed> {
+        let Some(cells) = rows.snmp.as_deref_mut() else { return Ok(()) };
+        let (wanted, mut finder) = (self.wanted.snmp, Finder::new(&SNMP, IN_SNMP6));
+        let find = |name: &[u8]| {
+            // These appear once such a message was seen; none is declared, so no search is needed.
+            let dynamic = name.starts_with(b"Icmp6InType") || name.starts_with(b"Icmp6OutType");
+            if dynamic { None } else { finder.find(b"", name) }
+        };
+        let parsed = snmp6::parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
+        clear_if(parsed, cells, IN_SNMP6)
+    }
+
+    fn sockstat(&mut self, rows: &mut Rows<'_>, columns: Range<usize>) -> Result<(), Malformed> {
+        let Some(cells) = rows.sockstat.as_deref_mut() else { return Ok(()) };
+        let (wanted, mut finder) = (self.wanted.sockstat, Finder::new(&SOCKSTAT, columns.clone()));
+        let find = |protocol: &[u8], name: &[u8]| finder.find(protocol, name);
+        let parsed = sockstat::parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
+        clear_if(parsed, cells, columns)
+    }
+
+    fn dev(&mut self) -> Result<(), Malformed> {
+        let Memory { dev, readings, .. } = &mut *self.memory;
+        let parsed = dev.parse(self.bytes, |name, values| {
+            readings.push(Reading { name: Name::new(name), values: *values });
+        });
+        parsed.inspect_err(|_| readings.clear())
+    }
+}
+
+/// First number that stands for a column of [`NETSTAT`] in the layout of `net/netstat`.
+const SPLIT: u16 = crate::declare::MAX_COLUMNS as u16;
+
+fn find_netstat(section: &[u8], name: &[u8]) -> Option<u16> {
+    let netstat = || Finder::new(&NETSTAT, 0..NETSTAT.columns.len()).find(section, name);
+    match section {
+        b"IpExt" => Finder::new(&SNMP, IN_IPEXT).find(section, name),
+        _ => netstat().map(|column| column + SPLIT),
+    }
+}
+
+#[inline]
+fn put(cells: &mut [u64], wanted: &ColumnSet, column: u16, value: u64) {
+    if wanted.contains(column) {
+        cells[usize::from(column)] = value;
+    }
+}
+
+/// Takes back what a file gave before it turned out to be malformed.
+fn clear_if(parsed: Result<(), Malformed>, cells: &mut [u64], range: Range<usize>) -> Result<(), Malformed> {
+    parsed.inspect_err(|_| cells[range].fill(ABSENT))
+}
+
+fn row<'a>(table: &'a mut Table, columns: &ColumnSet, subject: Subject) -> Option<&'a mut [u64]> {
+    if columns.is_empty() { None } else { table.row(subject, &[]) }
+}
+
+fn fill(cells: &mut [u64], columns: &ColumnSet, values: &Values) {
+    for (column, value) in (0_u16..).zip(values) {
+        put(cells, columns, column, *value);
+    }
+}
+
+/// Inode number of the network namespace of the process whose directory this is.
+fn inode(directory: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut buffer = [0_u8; 64];
+    let length = rustix::fs::readlinkat_raw(directory, c"ns/net", &mut buffer)?;
+    let number = buffer[..length].strip_prefix(b"net:[").and_then(|rest| rest.strip_suffix(b"]"));
+    let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    number.ok_or(Errno::INVAL)
+}
+
+/// Opens a namespace file; `Err(None)` if it is another namespace by now, or none.
+fn open_namespace(path: &Path, inode: u32) -> Result<OwnedFd, Option<Errno>> {
+    // A FIFO put there must not block.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let vanished = |error| if gone(error) { None } else { Some(error) };
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(vanished)?;
+    let stat = rustix::fs::fstat(&file).map_err(vanished)?;
+    if stat.st_ino == u64::from(inode) { Ok(file) } else { Err(None) }
+}
