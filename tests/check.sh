@@ -5,7 +5,7 @@
 # NETSKOOP_NO_SKIP=1. Tests that skip append "name: reason" to the file $NETSKOOP_SKIPS, because cargo hides the output
 # of tests that pass.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 export PATH=$PWD/target/tools/usr/bin:$PATH:${HOME:-/root}/.cargo/bin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 

@@ -51,26 +51,27 @@ quietly() {
 }
 
 install_packages() {
-	local packages
+	local packages column=deb
+	command -v apt-get >/dev/null || ! command -v dnf >/dev/null || column=rpm
+	mapfile -t packages < <(missing "$1" $column)
+	[ ${#packages[@]} -gt 0 ] || return 0
 	if command -v apt-get >/dev/null; then
-		mapfile -t packages < <(missing "$1" deb)
-		[ ${#packages[@]} -gt 0 ] || return 0
 		need_root "apt-get update && apt-get install --no-install-recommends ${packages[*]}"
 		echo "installing ${packages[*]}"
 		quietly apt-get update
 		DEBIAN_FRONTEND=noninteractive quietly apt-get install -y --no-install-recommends "${packages[@]}"
 	elif command -v dnf >/dev/null; then
-		mapfile -t packages < <(missing "$1" rpm)
-		[ ${#packages[@]} -gt 0 ] || return 0
 		need_root "dnf install ${packages[*]}"
 		echo "installing ${packages[*]}"
 		quietly dnf install -y "${packages[@]}"
 	else
-		mapfile -t packages < <(missing "$1" deb)
-		[ ${#packages[@]} -gt 0 ] || return 0
 		echo "Neither apt-get nor dnf is here. Install what Debian calls: ${packages[*]}" >&2
 		exit 1
 	fi
+	mapfile -t packages < <(missing "$1" $column)
+	[ ${#packages[@]} = 0 ] && return
+	echo "Still missing after the installation: ${packages[*]}" >&2
+	exit 1
 }
 
 need_root() {
@@ -96,7 +97,7 @@ check_rust() {
 how_to_get_rust() {
 	if command -v rustup >/dev/null; then
 		echo "  rustup update stable && rustup default stable"
-	elif command -v apt-cache >/dev/null && apt-cache show rustup >/dev/null 2>&1; then
+	elif LC_ALL=C apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
 		echo "  apt-get install rustup && rustup default stable"
 	elif grep -qs '^ID=fedora' /etc/os-release; then
 		echo "  dnf install rust cargo clippy rustfmt"
