@@ -30,7 +30,7 @@ step() {
 }
 
 skip() {
-	echo "SKIP  $1: $2"
+	echo "$1: $2" >>"$NETSKOOP_SKIPS"
 }
 
 lint() {
@@ -106,4 +106,4 @@ if [ ${#failed[@]} -gt 0 ]; then
 	echo
 	exit 1
 fi
-echo "all passed, $(wc -l <"$NETSKOOP_SKIPS") tests skipped"
+echo "all passed, $(wc -l <"$NETSKOOP_SKIPS") skipped"
