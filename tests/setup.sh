@@ -17,7 +17,7 @@ requirements() {
 		build|command -v pkg-config|pkg-config|pkgconf-pkg-config
 		build|header libelf.h|libelf-dev|elfutils-libelf-devel
 		build|header zlib.h|zlib1g-dev|zlib-devel
-		build|command -v clang|clang|clang
+		build|some_clang|clang|clang
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
 		test|command -v curl|curl|curl
@@ -30,6 +30,11 @@ requirements() {
 
 header() {
 	echo "#include <$1>" | cc -E - >/dev/null 2>&1
+}
+
+# bpf/build.rs takes what NETSKOOP_CLANG names, clang, or the newest clang-NN.
+some_clang() {
+	[ -n "${NETSKOOP_CLANG:-}" ] || command -v clang || compgen -c clang- | grep -qx 'clang-[0-9]*'
 }
 
 # The names of the missing packages, for the level $1 and the column $2.
