@@ -266,6 +266,13 @@ mod tests {
         std::fs::create_dir(dir.path().join("conf.d").join(FILE_NAME)).unwrap();
         let error = write(&dir, &switch(true)).unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
+        let dir = with_file("");
+        let conf_d = dir.path().join("conf.d");
+        std::fs::remove_dir(&conf_d).unwrap();
+        // Nobody, not even root, makes a file in sysfs.
+        std::os::unix::fs::symlink("/sys/kernel", &conf_d).unwrap();
+        let error = write(&dir, &switch(true)).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write ") && error.contains("use --runtime"), "{error}");
         let read_only = DropInError::Write {
             file: "/etc/netskoop/conf.d/50-netskoopctl.toml".into(),
             source: io::Error::from(rustix::io::Errno::ROFS),

@@ -52,6 +52,7 @@ impl Source {
             return Ok(tree);
         }
         let mut found: Vec<ConfigError> = errors.iter().map(|error| self.syntax_error(error)).collect();
+        found.sort_by_key(|error| error.at);
         // What follows on the same line is mostly the parser stumbling on.
         found.dedup_by_key(|error| error.at.map(|(line, _)| line));
         Err(found)

@@ -1,0 +1,19 @@
+# Everything a newcomer needs. Each command installs what it lacks (apt or dnf, as root) and says what it does.
+# The work is done by cargo and by the scripts in tests/; this file only names it.
+
+.PHONY: help run test lint bench
+
+help: ## List the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+run: ## Build netskoopd (release) and run it in the foreground with built-in defaults
+	@tests/run.sh
+
+test: ## Everything that CI runs: formatting, lints, all tests
+	@tests/check.sh lint test
+
+lint: ## Only formatting and lints
+	@tests/check.sh lint
+
+bench: ## Measure a collection against the cost of its kernel reads; writes docs/benchmarks.md
+	@tests/bench/run.sh

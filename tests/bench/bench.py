@@ -1,0 +1,363 @@
+"""Measures netskoopd beside the floor program; started by run.sh inside namespaces of its own.
+
+    bench.py WORKDIR NETSKOOPD NETSKOOPCTL "1 10 100 1000"
+
+CPU time is the scheduler's, in nanoseconds, of all threads and of those that have ended.
+"""
+
+import contextlib
+import datetime
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+DOC = HERE.parent.parent / "docs" / "benchmarks.md"
+PORT = 9102
+# The files that the default probes read for each namespace.
+FILES = ["snmp", "netstat", "dev", "sockstat", "sockstat6", "snmp6"]
+# Probes with hooks whose cost per event is measured.
+HOOKED = ["tcpreset", "packetloss"]
+IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
+STATS = pathlib.Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+def main():
+    work, daemon, ctl, counts = sys.argv[1:]
+    counts = [int(n) for n in counts.split()]
+    # The host's /run stays as it is; `ip netns` and the daemon use this one.
+    run("mount", "-t", "tmpfs", "none", "/run")
+    run("ip", "link", "set", "lo", "up")
+    bench = Bench(pathlib.Path(work), daemon, ctl)
+    rows = [bench.round(n) for n in counts]
+    programs = bench.programs()
+    report = render(rows, programs, (pathlib.Path(work) / "commit").read_text().strip())
+    print(report)
+    if {100, 1000} <= set(counts):
+        DOC.write_text(report)
+        print(f"written to {DOC}")
+    else:
+        print("docs/benchmarks.md is left as it is: it needs 100 and 1000 namespaces")
+
+
+class Bench:
+    def __init__(self, work, daemon, ctl):
+        self.work, self.daemon, self.ctl = work, daemon, ctl
+
+    def round(self, n):
+        """All numbers for n namespaces."""
+        note(f"{n} namespaces: making them")
+        run(HERE / "floor" / "mkns.sh", str(n), env={"FLOOR_DIR": str(self.work / "state")})
+        note(f"{n} namespaces: floor")
+        row = {"n": n, **self.floor(n)}
+        note(f"{n} namespaces: a collection for every scrape")
+        with self.running('min_interval = "1ms"') as process:
+            row["fresh"] = measure(process, scrapes=20 if n <= 100 else 10, gap=0.3)
+            row["memory"] = process.memory()
+        note(f"{n} namespaces: scrapes of one collection, then {IDLE_SECONDS:.0f} s without any")
+        with self.running('min_interval = "1h"') as process:
+            row["cached"] = measure(process, scrapes=30, gap=0.05)
+            row["gzip"] = measure(process, scrapes=10, gap=0.05, encoding="gzip")
+            row["idle"] = process.idle(IDLE_SECONDS)
+        return row
+
+    def floor(self, n):
+        # Reading tcp and tcp6, which the floor program does too, costs milliseconds for each namespace.
+        iterations = {1: 31, 10: 15, 100: 7}.get(n, 3)
+        text = run(self.work / "floor", self.work / "state" / "pods.txt", str(iterations))
+        (self.work / f"floor.{n}.txt").write_text(text)
+        return parse_floor(text)
+
+    def programs(self):
+        """Nanoseconds per run of each BPF program, under traffic that makes them run."""
+        note("BPF programs under resets and drops")
+        probes = "".join(f"[probes.{name}]\nenabled = true\n" for name in HOOKED)
+        try:
+            with self.running('min_interval = "1s"', probes) as process:
+                STATS.write_text("1")
+                before = process.programs()
+                refuse(20_000)
+                time.sleep(0.2)
+                after = process.programs()
+                STATS.write_text("0")
+                return program_costs(before, after, self.program_names())
+        except (OSError, RuntimeError) as error:
+            note(f"no BPF numbers: {error}")
+            return []
+
+    def program_names(self):
+        """Names by program id: the kernel's from bpftool, else the probe's from netskoopctl."""
+        names = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, subprocess.CalledProcessError):
+            answer = json.loads(run(self.ctl, "--socket", "/run/netskoop/netskoopd.sock", "probes", "list", "-o", "json"))
+            for probe in answer if isinstance(answer, list) else answer["probes"]:
+                names |= {id: probe["name"] for id in probe["state"].get("programs", [])}
+        with contextlib.suppress(OSError, ValueError, subprocess.CalledProcessError):
+            shown = json.loads(run("bpftool", "-j", "prog", "show"))
+            full = {program["id"]: program.get("name", "") for program in shown}
+            names = {id: f"{full.get(id, '')} ({name})" for id, name in names.items()} or full
+        return names
+
+    @contextlib.contextmanager
+    def running(self, metrics, rest=""):
+        config = self.work / "netskoopd.toml"
+        config.write_text(f'[http]\nlisten = ["127.0.0.1:{PORT}"]\n[metrics]\n{metrics}\ntimeout = "60s"\n{rest}')
+        log = self.work / "netskoopd.log"
+        with open(log, "w") as output:
+            child = subprocess.Popen([self.daemon, "--config", config], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        process = Process(child.pid)
+        try:
+            wait_ready(child, log)
+            yield process
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                note("netskoopd did not end within 10 s of SIGTERM")
+                child.kill()
+                child.wait()
+
+
+class Process:
+    def __init__(self, pid):
+        self.proc = pathlib.Path(f"/proc/{pid}")
+        # What clock_getcpuclockid(3) answers: the CPU clock of another process.
+        self.clock = ~pid << 3 | 2
+
+    def cpu(self):
+        """Seconds of CPU time."""
+        return time.clock_gettime(self.clock)
+
+    def idle(self, seconds):
+        """Share of a core that is used when nobody asks."""
+        start = self.cpu()
+        time.sleep(seconds)
+        return (self.cpu() - start) / seconds
+
+    def memory(self):
+        """Resident memory now and at most, in MiB."""
+        status = (self.proc / "status").read_text()
+        return [int(re.search(rf"{key}:\s+(\d+)", status).group(1)) / 1024 for key in ("VmRSS", "VmHWM")]
+
+    def programs(self):
+        """Run time and runs of the BPF programs that the process holds, by id."""
+        programs = {}
+        for fd in (self.proc / "fdinfo").iterdir():
+            with contextlib.suppress(OSError):
+                info = dict(line.split(":", 1) for line in fd.read_text().splitlines() if ":" in line)
+                if "prog_id" in info and "run_cnt" in info:
+                    programs[int(info["prog_id"])] = (int(info["run_time_ns"]), int(info["run_cnt"]))
+        return programs
+
+
+def measure(process, scrapes, gap, encoding=None):
+    """Scrapes over one kept connection: CPU and latency in milliseconds, size, number of series."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=120)
+    headers = {"Accept": "text/plain"} | ({"Accept-Encoding": encoding} if encoding else {})
+
+    def scrape():
+        start = time.perf_counter()
+        connection.request("GET", "/metrics", headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"/metrics answered {answer.status}: {body[:200]!r}")
+        return (time.perf_counter() - start) * 1e3, body
+
+    # Buffers and caches fill with the first ones.
+    scrape(), scrape()
+    background = process.idle(1)
+    latencies, start, began = [], process.cpu(), time.monotonic()
+    for _ in range(scrapes):
+        latency, body = scrape()
+        latencies.append(latency)
+        time.sleep(gap)
+    cpu = process.cpu() - start - background * (time.monotonic() - began)
+    connection.close()
+    latencies.sort()
+    return {
+        "cpu": max(cpu, 0) / scrapes * 1e3,
+        "p50": latencies[len(latencies) // 2],
+        "max": latencies[-1],
+        "bytes": len(body),
+        "series": sum(1 for line in body.split(b"\n") if line and not line.startswith(b"#")),
+    }
+
+
+def wait_ready(child, log):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise RuntimeError(f"netskoopd ended with {child.returncode}:\n{log.read_text()}")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+            connection.request("GET", "/-/ready")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"netskoopd is not ready after 60 s:\n{log.read_text()}")
+
+
+def refuse(times):
+    """Refused connections and datagrams to a closed port: resets and drops with a reason."""
+    closed = ("127.0.0.1", 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        for _ in range(times):
+            datagrams.sendto(b"x", closed)
+    for _ in range(times):
+        with socket.socket() as stream, contextlib.suppress(ConnectionRefusedError):
+            stream.connect(closed)
+
+
+def program_costs(before, after, names):
+    costs = []
+    for id, (nanos, runs) in sorted(after.items()):
+        old = before.get(id, (0, 0))
+        nanos, runs = nanos - old[0], runs - old[1]
+        if runs:
+            costs.append((names.get(id, f"program {id}"), runs, nanos / runs))
+    return costs
+
+
+def parse_floor(text):
+    """CPU microseconds per namespace from the floor program's lines."""
+    costs = {}
+    for line in text.splitlines():
+        if found := re.match(r"(.+?)\s+cpu\s+[\d.]+ us total\s+([\d.]+) us/netns", line):
+            costs[found.group(1)] = float(found.group(2))
+    return {
+        "floor6": sum(costs[f"open+read+close /proc/PID/net/{file}"] for file in FILES),
+        "floor5": costs["kept dirfd openat+1read+close, 5 files"],
+    }
+
+
+def verdict(rows, programs):
+    """The targets, and whether they are met. Targets about a number of namespaces that was not measured are left out."""
+    by = {row["n"]: row for row in rows}
+    targets = []
+    for n in (100, 1000):
+        if row := by.get(n):
+            targets.append((f"collection and scrape of {n} namespaces ≤ 1.5 × floor", f"{ratio(row):.2f} ×", ratio(row) <= 1.5))
+    if row := by.get(1000):
+        cached = row["cached"]["p50"]
+        targets.append(("cached scrape of 1000 namespaces < 15 ms", f"{cached:.1f} ms (p50)", cached < 15))
+    for n, limit in ((10, 12), (1000, 64)):
+        if row := by.get(n):
+            most = row["memory"][1]
+            targets.append((f"resident memory at {n} namespaces < {limit} MiB", f"{most:.1f} MiB (most)", most < limit))
+    worst = max(row["idle"] for row in rows) * 100
+    targets.append(("idle < 0.05 % of a core", f"{worst:.3f} % (worst of the rows)", worst < 0.05))
+    return targets
+
+
+def ratio(row):
+    return row["fresh"]["cpu"] * 1e3 / (row["floor6"] * row["n"])
+
+
+def table(head, rows):
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)] + rows
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(rows, programs, commit):
+    main_table = table(
+        ["namespaces", "floor, 6 files", "collection + scrape", "ratio", "cached scrape, CPU", "p50 / max", "gzip, CPU",
+         "memory now / most", "series", "size / gzip", "idle"],
+        [[
+            str(row["n"]),
+            f"{row['floor6'] * row['n'] / 1e3:.2f} ms",
+            f"{row['fresh']['cpu']:.2f} ms",
+            f"{ratio(row):.2f}",
+            f"{row['cached']['cpu']:.2f} ms",
+            f"{row['cached']['p50']:.1f} / {row['cached']['max']:.1f} ms",
+            f"{row['gzip']['cpu']:.2f} ms",
+            f"{row['memory'][0]:.1f} / {row['memory'][1]:.1f} MiB",
+            f"{row['fresh']['series']:,}",
+            f"{row['fresh']['bytes'] / 1e3:,.0f} / {row['gzip']['bytes'] / 1e3:,.0f} kB",
+            f"{row['idle'] * 100:.3f} %",
+        ] for row in rows],
+    )
+    floor_table = table(
+        ["namespaces", "6 files: open, read to the end, close", "5 files: openat from a kept directory, one read, close"],
+        [[str(row["n"]), f"{row['floor6']:.1f} us", f"{row['floor5']:.1f} us"] for row in rows],
+    )
+    program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in programs])
+    target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(rows, programs)])
+    return f"""# Benchmarks
+
+Written by `make bench`; do not edit. {datetime.date.today()}, commit {commit}.
+{machine()}
+
+## Targets
+
+{target_table}
+
+## One collection
+
+{main_table}
+
+CPU times are scheduler time of all threads of netskoopd, mean of the scrapes, background subtracted; latency is what a client
+on a kept loopback connection sees. "Collection + scrape": every scrape collects. "Cached": all scrapes share one collection.
+"Idle": {IDLE_SECONDS:.0f} s without a scrape. Default configuration otherwise.
+
+## The floor
+
+`tests/bench/floor/floor.c` does nothing but read, CPU per namespace:
+
+{floor_table}
+
+The ratio compares with the first column, the files that the default probes read ({", ".join(FILES)}), each opened by its path and read
+until end of file, which is one read more than a reader needs that knows how the file ends. The second column is the
+cheaper way with other files (snmp, netstat, dev, sockstat, softnet_stat): it has no snmp6 and no sockstat6.
+
+## eBPF programs
+
+{program_table if programs else "Not measured: no program ran."}
+
+From `kernel.bpf_stats_enabled`, which is on only for this measurement: refused connections and datagrams to a closed port on
+loopback. It includes the cost of the kernel's own time stamps.
+
+## Method
+
+Namespaces with one process and one veth pair each, inside a network, mount and PID namespace of the benchmark's own; the floor
+program and netskoopd run one after the other on the same namespaces. To repeat: `make bench`, or `N="1 10 100" make bench`.
+"""
+
+
+def machine():
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    memory = int(re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)) / 2**20
+    name = cpu.group(1) if cpu else os.uname().machine
+    return f"{os.cpu_count()} CPUs ({name}), {memory:.0f} GiB, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f} at the end."
+
+
+def run(*command, env=None):
+    """Runs a command; what it printed. Output of a failed one is shown."""
+    done = subprocess.run([str(word) for word in command], env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, f"{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def note(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(map(str, error.cmd))} ended with {error.returncode}:\n{error.stderr}")
+    except RuntimeError as error:
+        sys.exit(str(error))

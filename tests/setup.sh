@@ -1,0 +1,138 @@
+#!/bin/bash
+# Installs what is missing for `setup.sh build` (compile and run) or `setup.sh test` (also test and measure).
+# Nothing is installed, and no package manager is called, if everything is there. No service is ever started by it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# One requirement a line: what for, the check, the Debian package, the Fedora package. A check and not a package query,
+# because a compiler from elsewhere is as good.
+requirements() {
+	cat <<-'END'
+		build|command -v cc|gcc|gcc
+		build|header stdio.h|libc6-dev|glibc-devel
+		build|command -v make|make|make
+		build|command -v pkg-config|pkg-config|pkgconf-pkg-config
+		build|header libelf.h|libelf-dev|elfutils-libelf-devel
+		build|header zlib.h|zlib1g-dev|zlib-devel
+		build|some_clang|clang|clang
+		test|command -v ip|iproute2|iproute
+		test|command -v nft|nftables|nftables
+		test|command -v curl|curl|curl
+		test|command -v python3|python3|python3
+		test|command -v jq|jq|jq
+		test|command -v unshare|util-linux|util-linux
+		test|command -v clang-format|clang-format|clang-tools-extra
+	END
+}
+
+header() {
+	echo "#include <$1>" | cc -E - >/dev/null 2>&1
+}
+
+# bpf/build.rs takes what NETSKOOP_CLANG names, clang, or the newest clang-NN.
+some_clang() {
+	[ -n "${NETSKOOP_CLANG:-}" ] || command -v clang || compgen -c clang- | grep -qx 'clang-[0-9]*'
+}
+
+# The names of the missing packages, for the level $1 and the column $2.
+missing() {
+	local level check deb rpm
+	while IFS='|' read -r level check deb rpm; do
+		[ "$level" = build ] || [ "$1" = test ] || continue
+		# The checks are the words of the table above.
+		$check >/dev/null 2>&1 || if [ "$2" = deb ]; then echo "$deb"; else echo "$rpm"; fi
+	done < <(requirements)
+}
+
+# Runs quietly; what it printed matters only if it failed.
+quietly() {
+	"$@" >"$log" 2>&1 </dev/null && return
+	cat "$log" >&2
+	echo "failed: $*" >&2
+	return 1
+}
+
+install_packages() {
+	local packages column=deb
+	command -v apt-get >/dev/null || ! command -v dnf >/dev/null || column=rpm
+	mapfile -t packages < <(missing "$1" $column)
+	[ ${#packages[@]} -gt 0 ] || return 0
+	if command -v apt-get >/dev/null; then
+		need_root "apt-get update && apt-get install --no-install-recommends ${packages[*]}"
+		echo "installing ${packages[*]}"
+		quietly apt-get update
+		DEBIAN_FRONTEND=noninteractive quietly apt-get install -y --no-install-recommends "${packages[@]}"
+	elif command -v dnf >/dev/null; then
+		need_root "dnf install ${packages[*]}"
+		echo "installing ${packages[*]}"
+		quietly dnf install -y "${packages[@]}"
+	else
+		echo "Neither apt-get nor dnf is here. Install what Debian calls: ${packages[*]}" >&2
+		exit 1
+	fi
+	mapfile -t packages < <(missing "$1" $column)
+	[ ${#packages[@]} = 0 ] && return
+	echo "Still missing after the installation: ${packages[*]}" >&2
+	exit 1
+}
+
+need_root() {
+	[ "$(id -u)" = 0 ] && return
+	echo "Packages are missing. Run this as root, then try again:" >&2
+	echo "  $1" >&2
+	exit 1
+}
+
+check_rust() {
+	local wanted found
+	wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+	found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || found=
+	if [ -n "$found" ] && command -v cargo >/dev/null &&
+		[ "$(printf '%s\n%s\n' "$wanted" "${found%%-*}" | sort -V | head -1)" = "$wanted" ]; then
+		return
+	fi
+	echo "Rust $wanted or newer is needed, ${found:-none} is here. To get it:" >&2
+	how_to_get_rust >&2
+	exit 1
+}
+
+how_to_get_rust() {
+	if command -v rustup >/dev/null; then
+		echo "  rustup update stable && rustup default stable"
+	elif LC_ALL=C apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+		echo "  apt-get install rustup && rustup default stable"
+	elif grep -qs '^ID=fedora' /etc/os-release; then
+		echo "  dnf install rust cargo clippy rustfmt"
+	else
+		echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . ~/.cargo/env"
+		echo "  (the packages of this distribution are older; see https://rustup.rs)"
+	fi
+}
+
+# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
+get_promtool() {
+	local tools=target/tools download
+	command -v promtool >/dev/null && return
+	[ ! -x $tools/usr/bin/promtool ] || return 0
+	if ! command -v apt-get >/dev/null; then
+		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
+		return
+	fi
+	echo "unpacking promtool into $tools"
+	mkdir -p $tools
+	download=$(mktemp -d)
+	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
+	(cd "$download" && quietly apt-get download prometheus)
+	quietly dpkg-deb -x "$download"/prometheus_*.deb $tools
+	rm -r "$download"
+}
+
+PATH=$PATH:${HOME:-/root}/.cargo/bin
+install_packages "${1:-build}"
+check_rust
+if [ "${1:-build}" = test ]; then
+	get_promtool
+fi
