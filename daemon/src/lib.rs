@@ -1,4 +1,7 @@
 //! netskoopd: watches every network namespace of a node at once.
+//!
+//! [`run`] is the program: it takes a configuration, open sockets and a signal to stop, and returns when everything it
+//! held is released. The binary only opens what it is given.
 
 pub mod config;
 pub mod declare;
@@ -8,7 +11,11 @@ pub mod facts;
 pub mod hooks;
 pub mod kernel;
 pub mod probes;
+pub mod render;
 pub mod resolve;
 pub mod server;
 pub mod sources;
+mod start;
 pub mod table;
+
+pub use start::{Listeners, Notice, RunError, Signals, run};

@@ -1,2 +1,165 @@
-//! Placeholder.
-fn main() {}
+//! The daemon's binary: command line, log, sockets and signals; everything else is in the library.
+
+use clap::Parser;
+use netskoopd::config::{self, Loaded};
+use netskoopd::server::listen;
+use netskoopd::{Listeners, Notice, Signals};
+use sd_notify::NotifyState;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing_subscriber::EnvFilter;
+
+/// sysexits(3): the configuration is wrong. The unit does not restart on it.
+const EX_CONFIG: u8 = 78;
+
+/// Watches every network namespace of this node: counters for Prometheus, anomalies as events.
+#[derive(Parser)]
+#[command(name = "netskoopd", version, after_help = "\
+Without a configuration file everything has its default; see docs/metrics.md and netskoopctl.
+Exit codes: 0 stopped as told, 1 failed, 2 wrong usage, 78 wrong configuration.")]
+struct Args {
+    /// Configuration file; drop-ins are read from conf.d/ beside it [default: /etc/netskoop/netskoopd.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check_config: bool,
+    /// What to log: error, warn, info, debug, or a tracing filter
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = start_log(&args.log_level) {
+        return fail(1, &format!("--log-level: {error}"));
+    }
+    let loaded = match config::load(args.config.as_deref()) {
+        Ok(loaded) => loaded,
+        Err(errors) => return fail(EX_CONFIG, &errors.to_string()),
+    };
+    if args.check_config {
+        return ExitCode::SUCCESS;
+    }
+    match open(&loaded) {
+        Ok(listeners) => serve(args, loaded, listeners),
+        Err(error) => fail(1, &error.to_string()),
+    }
+}
+
+/// Says why it ends, one line each, on standard error: the log may be filtered.
+fn fail(code: u8, message: &str) -> ExitCode {
+    let mut err = std::io::stderr().lock();
+    for line in message.lines() {
+        // Without standard error there is nobody to tell.
+        let _ = writeln!(err, "netskoopd: {line}");
+    }
+    ExitCode::from(code)
+}
+
+fn start_log(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter: EnvFilter = level.parse()?;
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log = log.with_ansi(terminal);
+    // The journal has its own time stamps.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
+    Ok(())
+}
+
+fn open(loaded: &Loaded) -> Result<Listeners, listen::ListenError> {
+    let config = &loaded.config;
+    // The control socket first: two daemons at once are noticed by it, with the clearer message.
+    let control = listen::control(&config.run.join("netskoop/netskoopd.sock"))?;
+    let http = config.listen.iter().map(|address| listen::tcp(*address, &config.proc)).collect::<Result<_, _>>()?;
+    Ok(Listeners { http, control })
+}
+
+fn serve(args: Args, loaded: Loaded, listeners: Listeners) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("cannot start: {error}")),
+    };
+    say_hello(&loaded, &listeners);
+    let result = runtime.block_on(async {
+        let signals = signals().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        netskoopd::run(loaded, args.config, listeners, signals).await.map_err(|error| error.to_string())
+    });
+    // Whatever still blocks is left behind.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &error),
+    }
+}
+
+fn say_hello(loaded: &Loaded, listeners: &Listeners) {
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!("netskoopd {version}, {} configuration files", loaded.files.len());
+    for listener in &listeners.http {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!("metrics on http://localhost:{}/metrics ({address})", address.port());
+        }
+    }
+    let socket = listeners.control.path();
+    let option = match socket == std::path::Path::new(netskoop_socket()) {
+        true => String::new(),
+        false => format!(" --socket {}", socket.display()),
+    };
+    tracing::info!("try: netskoopctl{option} status");
+}
+
+/// Where `netskoopctl` looks unless told otherwise.
+fn netskoop_socket() -> &'static str {
+    netskoop_api::DEFAULT_SOCKET
+}
+
+fn signals() -> std::io::Result<Signals> {
+    let (stop_sender, stop) = watch::channel(false);
+    let (reload_sender, reload) = mpsc::channel(1);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                // A reload that is waiting already will do for this one, too.
+                _ = hangup.recv() => drop(reload_sender.try_send(())),
+            }
+        }
+        stop_sender.send_replace(true);
+        // Kept until the end, since its receiver would take the end of the sender for an answer.
+        std::future::pending::<()>().await;
+    });
+    Ok(Signals { stop, reload, notify })
+}
+
+/// Tells systemd; without it nobody listens, and that is no error.
+fn notify(notice: Notice<'_>) {
+    let result = match notice {
+        Notice::Ready(line) => {
+            tracing::info!("ready: {line}");
+            sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
+        }
+        Notice::Reloading => sd_notify::notify(&[NotifyState::Reloading, monotonic()]),
+        Notice::Running(line) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)]),
+        Notice::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+        Notice::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}
+
+fn monotonic() -> NotifyState<'static> {
+    NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))
+}

@@ -336,6 +336,8 @@ impl Engine {
         }))
     }
 
+    async fn add_addresses(&self, _entities: &mut [Entity], _directory: &Directory) {}
+
     pub(super) fn remember(&self, snapshot: &Arc<Snapshot>) {
         *lock(&self.last_snapshot) = Arc::downgrade(snapshot);
     }

@@ -176,6 +176,12 @@ impl Engine {
         self.watcher.is_alive() && self.hooks.is_alive()
     }
 
+    /// Unloads what is left of BPF; for the end of the daemon.
+    pub async fn shut_down(&self) {
+        self.watcher.set_hooks(None);
+        self.hooks.shut_down().await;
+    }
+
     fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
         lock(&self.slots)
     }

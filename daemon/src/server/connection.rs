@@ -68,7 +68,7 @@ where
     loop {
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place,
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = told(&mut stop) => break,
         };
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -79,7 +79,7 @@ where
                     continue;
                 }
             },
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = told(&mut stop) => break,
         };
         let handle = handle.clone();
         let service = service_fn(move |request| {
@@ -102,4 +102,10 @@ where
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
         tracing::debug!("some connections are cut");
     }
+}
+
+/// Waits until the daemon is to stop.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // The sender only goes away when the daemon is gone already.
+    let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -1,0 +1,124 @@
+//! `docs/metrics.md`.
+
+use crate::config::{option_default, option_kind, option_range};
+use crate::declare::{Family, Kind, Names, Points, Probe};
+use crate::engine::self_metrics::SELF_METRICS;
+use std::fmt::Write;
+
+const HEAD: &str = "\
+# Metrics, options and events
+
+<!-- Rendered from the declarations in daemon/src/probes; `make docs` writes it and a test compares it. -->
+
+Native series carry `kind` and `name` of the entity they belong to, and `namespace` and `pod` for pods. Values that the
+kernel keeps once for the node carry the host's labels. *core* marks what is shown by default; `metrics.set = \"full\"` or
+`/metrics?set=full` shows all. A field that the running kernel does not have is left out.
+
+The two older generations of names are shown with `/metrics?names=kubeskoop` (labels `k8s_node`, `k8s_namespace`,
+`k8s_pod`) and `/metrics?names=inspector` (labels `namespace`, `pod`, `node`, `netns`), or by `metrics.names`. They keep the
+spelling and the scope of the systems they come from; counters are counters, which `rate()` does not notice.
+";
+
+/// The whole reference.
+pub fn render(probes: &[&'static Probe]) -> String {
+    let mut out = String::from(HEAD);
+    // Writing to a string does not fail.
+    for probe in probes {
+        let _ = section(&mut out, probe);
+    }
+    let _ = own(&mut out);
+    out
+}
+
+fn section(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
+    writeln!(out, "\n## {}\n\n{}\n", probe.name, probe.summary)?;
+    writeln!(out, "* When: {}", probe.when)?;
+    writeln!(out, "* Finds: {}", probe.finds)?;
+    let default = if probe.default_on { "on" } else { "off" };
+    writeln!(out, "* Overhead: {}. Default: {default}. Needs: {}", probe.cost.as_str(), probe.needs)?;
+    if !probe.aliases.is_empty() {
+        writeln!(out, "* Older names: {}", code_list(probe.aliases))?;
+    }
+    options(out, probe)?;
+    for names in Names::ALL {
+        families(out, probe, names)?;
+    }
+    events(out, probe)
+}
+
+fn options(out: &mut String, probe: &Probe) -> std::fmt::Result {
+    if probe.options.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n| option | type | default | what it does |\n|---|---|---|---|")?;
+    for decl in probe.options {
+        let (kind, range) = (option_kind(decl), option_range(decl));
+        let range = if range.is_empty() { String::new() } else { format!(", {range}") };
+        let default = option_default(decl).to_string();
+        let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
+        writeln!(out, "| `{}` | {kind}{range} | {default} | {} |", decl.name, decl.help)?;
+    }
+    Ok(())
+}
+
+fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::Result {
+    let families: Vec<&Family> = probe.families().filter(|family| family.names == names).collect();
+    if families.is_empty() {
+        return Ok(());
+    }
+    if names == Names::Netskoop {
+        writeln!(out, "\n| metric | type | labels | | meaning |\n|---|---|---|---|---|")?;
+        for family in families {
+            let mark = match (family.core, family.option) {
+                (_, Some(option)) => format!("option `{option}`"),
+                (true, None) => "core".to_owned(),
+                (false, None) => String::new(),
+            };
+            writeln!(out, "| `{}` | {} | {} | {mark} | {} |", family.name, kind(family), labels(family), family.help)?;
+        }
+        return Ok(());
+    }
+    let list: Vec<&str> = families.iter().map(|family| family.name).collect();
+    writeln!(out, "\nAs `{}`: {}", names.as_str(), code_list(&list))
+}
+
+fn events(out: &mut String, probe: &Probe) -> std::fmt::Result {
+    if probe.events.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n| event | older names | fields | meaning |\n|---|---|---|---|")?;
+    for event in probe.events {
+        let (aliases, fields) = (code_list(event.aliases), code_list(event.fields));
+        writeln!(out, "| `{}` | {aliases} | {fields} | {} |", event.name, event.help)?;
+    }
+    Ok(())
+}
+
+fn own(out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n## The daemon itself\n\n| metric | type | meaning |\n|---|---|---|")?;
+    for (name, help, counter) in SELF_METRICS {
+        let kind = if *counter { "counter" } else { "gauge" };
+        writeln!(out, "| `{name}` | {kind} | {help} |")?;
+    }
+    Ok(())
+}
+
+fn kind(family: &Family) -> &'static str {
+    match family.kind() {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+    }
+}
+
+fn labels(family: &Family) -> String {
+    let mut labels: Vec<&str> = family.keys.iter().map(|(name, _)| *name).collect();
+    if let Points::Cells(cells) = family.points {
+        labels.extend(cells.iter().filter_map(|(label, _)| Some(label.split_once('=')?.0)));
+    }
+    labels.dedup();
+    code_list(&labels)
+}
+
+fn code_list(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}

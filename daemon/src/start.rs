@@ -1,0 +1,276 @@
+//! Puts the daemon together, runs it, and takes it apart again.
+
+use crate::config::{Loaded, State};
+use crate::engine::pass::{Collector, PassError, Sources};
+use crate::engine::select::Selection;
+use crate::engine::{Engine, Facts, HookRunner, HookTable, Objects, Parts};
+use crate::events::bus::{Bus, Counts};
+use crate::events::history::History;
+use crate::hooks::Known;
+use crate::kernel::bpf::{Loader, Refused};
+use crate::kernel::features::Features;
+use crate::kernel::ring::{DEFAULT_SIZE, Ring};
+use crate::probes::PROBES;
+use crate::resolve::watcher::{Roots, Watcher};
+use crate::server::listen::ControlSocket;
+use crate::server::{self, control, metrics};
+use crate::sources::counters::CounterSource;
+use crate::sources::{self, Source};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Clients of the control socket at the same time.
+const MAX_CONTROL: usize = 256;
+/// Enumerations of the kernel whose names are shown.
+const ENUMS: [&str; 2] = ["skb_drop_reason", "sk_rst_reason"];
+
+/// Open sockets.
+pub struct Listeners {
+    /// For metrics.
+    pub http: Vec<TcpListener>,
+    /// For control.
+    pub control: ControlSocket,
+}
+
+/// What reaches the daemon from outside while it runs.
+pub struct Signals {
+    /// Turns true when it is to stop.
+    pub stop: watch::Receiver<bool>,
+    /// Something comes through when it is to read its configuration again.
+    pub reload: mpsc::Receiver<()>,
+    /// Told what the service manager should know.
+    pub notify: fn(Notice<'_>),
+}
+
+/// What the service manager is told.
+pub enum Notice<'a> {
+    /// The first collection has worked and the servers answer.
+    Ready(&'a str),
+    /// A reload begins.
+    Reloading,
+    /// It runs as configured, also after a reload that failed; with a line of status.
+    Running(&'a str),
+    /// All that must make progress does.
+    Alive,
+    /// It stops.
+    Stopping,
+}
+
+/// Why the daemon ended although nobody stopped it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not start.
+    #[error("cannot {doing}: {source}")]
+    Start {
+        /// What failed.
+        doing: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The first collection did not work.
+    #[error("the first collection failed: {0}")]
+    FirstPass(PassError),
+    /// A part that everything hangs on ended.
+    #[error("{0} ended unexpectedly")]
+    PartEnded(&'static str),
+}
+
+fn start_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::Start { doing, source }
+}
+
+/// Runs until told to stop. Whatever it held is released when it returns.
+pub async fn run(
+    loaded: Loaded,
+    config_path: Option<PathBuf>,
+    listeners: Listeners,
+    mut signals: Signals,
+) -> Result<(), RunError> {
+    let max_connections = loaded.config.max_connections;
+    let (engine, mut tasks) = assemble(loaded, config_path, &listeners).await?;
+    let (stop_servers, stopped) = watch::channel(false);
+    let Listeners { http, control: socket } = listeners;
+    let (listener, socket_file) = socket.into_parts();
+    for listener in http {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(start_error("use the metrics socket"))?;
+        let engine = Arc::clone(&engine);
+        let handle = move |request, ()| metrics::handle(Arc::clone(&engine), request);
+        tasks.spawn(named("the metrics server", server::serve(listener, max_connections, stopped.clone(), handle)));
+    }
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(start_error("use the control socket"))?;
+    let for_control = Arc::clone(&engine);
+    let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
+    tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
+    let keeper = Arc::clone(&engine);
+    tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await }));
+    (signals.notify)(Notice::Ready(&status_line(&engine)));
+
+    let result = supervise(&engine, &mut tasks, &mut signals).await;
+    (signals.notify)(Notice::Stopping);
+    // Followers of the event stream would hold the servers; they are told to go by the end of the sockets.
+    stop_servers.send_replace(true);
+    drop(socket_file);
+    engine.stop_all().await;
+    engine.shut_down().await;
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    // Parts that never end by themselves, and clients that do not read, are cut.
+    let _ = tokio::time::timeout(Duration::from_millis(800), drained).await;
+    tasks.abort_all();
+    result
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Waits for signals and watches over the parts.
+async fn supervise(
+    engine: &Arc<Engine>,
+    tasks: &mut JoinSet<&'static str>,
+    signals: &mut Signals,
+) -> Result<(), RunError> {
+    let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |limit| limit / 3);
+    let mut check = tokio::time::interval(interval);
+    loop {
+        tokio::select! {
+            _ = signals.stop.wait_for(|stop| *stop) => return Ok(()),
+            Some(()) = signals.reload.recv() => {
+                (signals.notify)(Notice::Reloading);
+                // A bad configuration has been logged, and the running one stays.
+                let _ = engine.reload().await;
+                (signals.notify)(Notice::Running(&status_line(engine)));
+            }
+            Some(ended) = tasks.join_next() => {
+                return Err(RunError::PartEnded(ended.unwrap_or("a task that panicked")));
+            }
+            _ = check.tick() => {
+                if !engine.is_healthy() {
+                    return Err(RunError::PartEnded("the pump of the event ring, or the namespace watcher,"));
+                }
+                (signals.notify)(Notice::Alive);
+            }
+        }
+    }
+}
+
+fn status_line(engine: &Engine) -> String {
+    let status = engine.status();
+    let entities: u32 = status.entities.iter().map(|kind| kind.count).sum();
+    format!("{entities} network namespaces, {} probes on", status.probes.on)
+}
+
+/// Makes the parts, starts the probes that are wanted, and collects once.
+async fn assemble(
+    loaded: Loaded,
+    config_path: Option<PathBuf>,
+    listeners: &Listeners,
+) -> Result<(Arc<Engine>, JoinSet<&'static str>), RunError> {
+    let config = loaded.config.clone();
+    let (state, complaint) = State::load(&config.run);
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+    let facts = facts(&config.node_name, listeners)?;
+    let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
+    let watcher = Watcher::start(roots, facts.node.clone()).map_err(start_error("watch namespaces"))?;
+    let watcher = Arc::new(watcher);
+    let (loader, known) = loader(&config.proc, &watcher);
+    let history = Arc::new(History::new(config.history));
+    let counts = Arc::new(Counts::default());
+    let bus = Bus {
+        history: Arc::clone(&history),
+        counts: Arc::clone(&counts),
+        directory: watcher.cell(),
+        known: Arc::clone(&known),
+        node: facts.node.clone(),
+        boot: facts.boot.clone(),
+    };
+    let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
+    let objects = Arc::new(Objects::default());
+    let hooks =
+        HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
+            .map_err(start_error("start the pump of the event ring"))?;
+    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc);
+    let table = objects as Arc<dyn HookTable>;
+    let counters = PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table)));
+    all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
+    let sources = Arc::new(Sources::new(all));
+    let (collector, passes) = Collector::new(Arc::clone(&sources), Arc::clone(&watcher), home());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(named("the task that collects", passes));
+    let engine = Arc::new(Engine::new(Parts {
+        loaded,
+        config_path,
+        state,
+        sources,
+        collector,
+        watcher,
+        history,
+        counts,
+        hooks,
+        facts,
+    }));
+    engine.reconcile().await;
+    first_pass(&engine).await.map_err(RunError::FirstPass)?;
+    Ok((engine, tasks))
+}
+
+async fn first_pass(engine: &Engine) -> Result<(), PassError> {
+    let config = engine.config();
+    let selection = Selection { names: config.names, full: config.full_set, probes: None };
+    engine.scrape(&selection, None).await.map(drop)
+}
+
+/// The namespace that lanes come back to.
+fn home() -> Option<Arc<OwnedFd>> {
+    std::fs::File::open("/proc/self/ns/net").ok().map(|file| Arc::new(OwnedFd::from(file)))
+}
+
+/// What BPF objects need to be loaded, or why there can be none.
+fn loader(proc_root: &std::path::Path, watcher: &Watcher) -> (Result<Loader, Refused>, Arc<Known>) {
+    let features = Features::load(None, &ENUMS);
+    let empty = Features::default();
+    let known = Arc::new(Known::new(proc_root, features.as_ref().unwrap_or(&empty)));
+    let directory = watcher.directory();
+    let host_netns = directory.entry(directory.host()).map_or(0, |entry| entry.id.netns);
+    let loader = features.and_then(|features| {
+        let ring = Ring::new(DEFAULT_SIZE)?;
+        Ok(Loader { ring, features: Arc::new(features), known: Arc::clone(&known), host_netns })
+    });
+    if let Err(refused) = &loader {
+        tracing::warn!("no eBPF probes: {refused}");
+    }
+    (loader, known)
+}
+
+fn facts(node_name: &str, listeners: &Listeners) -> Result<Facts, RunError> {
+    let system = rustix::system::uname();
+    let node = if node_name.is_empty() { system.nodename().to_string_lossy() } else { node_name.into() };
+    let mut boot = [0_u8; 8];
+    rustix::rand::getrandom(&mut boot, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| start_error("get random bytes")(error.into()))?;
+    let url = |listener: &TcpListener| {
+        let address = listener.local_addr().ok()?;
+        let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { host(address.ip()) };
+        Some(format!("http://{host}:{}/metrics", address.port()))
+    };
+    Ok(Facts {
+        boot: boot.iter().map(|byte| format!("{byte:02x}")).collect(),
+        node: node.into_owned(),
+        kernel: system.release().to_string_lossy().into_owned(),
+        started: Instant::now(),
+        start_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+        urls: listeners.http.iter().filter_map(url).collect(),
+    })
+}
+
+fn host(ip: std::net::IpAddr) -> String {
+    if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() }
+}
