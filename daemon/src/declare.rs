@@ -355,7 +355,7 @@ impl Probe {
 }
 
 /// Finds a column at compile time: a misspelt counter does not build.
-#[expect(clippy::panic, reason = "it is evaluated by the compiler and becomes its error message")]
+#[expect(clippy::panic, reason = "it is the compile error of a misspelt column")]
 pub const fn column(table: &TableDecl, key: &str) -> u16 {
     let mut i = 0;
     while i < table.columns.len() {
