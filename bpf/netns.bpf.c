@@ -6,12 +6,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum kind { SEEN, CREATED, EXIT };
 
-/* Only for their types, which user space takes over from here. */
-const volatile struct {
-	struct event_head event;
-	struct stats stats;
-	struct bucket_key bucket;
-} anchor = {};
+/* Only for its type, which user space takes over from here. */
+const volatile struct event_head anchor = {};
 
 const volatile u32 host_netns = 0;
 /* Place of `size` among the tracepoint's arguments; newer kernels put the caller first. */

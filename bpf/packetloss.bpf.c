@@ -41,18 +41,14 @@ struct packetloss_options {
 	u8 stack;
 };
 
-/* Only for their types, which user space takes over from here. */
-const volatile struct {
-	struct packetloss_event event;
-	struct packetloss_key key;
-	struct packetloss_value value;
-	struct stats stats;
-	struct bucket_key bucket;
-} anchor = {};
+/* Only for its type, which user space takes over from here. */
+const volatile struct packetloss_event anchor = {};
 
 /* Arguments that the tracepoint gained over the years. */
 const volatile bool has_reason = false;
 const volatile bool has_rx_sk = false;
+/* What is counted instead of a reason for a packet that a socket in TIME_WAIT has dealt with. */
+const volatile u32 in_time_wait = 0;
 
 struct packetloss_options options = {};
 
@@ -63,22 +59,12 @@ struct {
 	__type(value, struct packetloss_value);
 } counters SEC(".maps");
 
-/* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
-static __always_inline u16 segments_of(const struct sk_buff *skb)
-{
-	u64 info = (u64)BPF_CORE_READ(skb, head) + skb->end;
-	u16 segments = 0;
-
-	bpf_probe_read_kernel(
-		&segments, sizeof(segments),
-		(void *)(info + bpf_core_field_offset(struct skb_shared_info, gso_segs)));
-	return segments ? segments : 1;
-}
-
 static __always_inline bool is_ignored(u32 reason, u64 location)
 {
 	int i;
 
+	if (reason == in_time_wait)
+		return true;
 	if (reason < REASON_WORDS * 64 && options.ignore_reasons[reason / 64] >> reason % 64 & 1)
 		return true;
 #pragma unroll
@@ -95,6 +81,11 @@ static __always_inline bool is_no_drop(u32 reason)
 		return true;
 	return bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
 	       reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED);
+}
+
+static __always_inline bool is_vague(u32 reason)
+{
+	return reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NOT_SPECIFIED);
 }
 
 /*
@@ -125,8 +116,13 @@ int on_kfree_skb(u64 *ctx)
 
 	if (!st || !is_packet(sk, protocol) || (has_reason && is_no_drop(reason)))
 		return 0;
-	if (has_rx_sk)
-		netns = netns_of_sock((void *)ctx[3]);
+	if (has_rx_sk) {
+		const struct sock *rx_sk = (void *)ctx[3];
+
+		netns = netns_of_sock(rx_sk);
+		if (rx_sk && rx_sk->__sk_common.skc_state == TCP_TIME_WAIT && is_vague(reason))
+			reason = in_time_wait;
+	}
 	if (!netns)
 		netns = netns_of_skb(skb);
 	segments = segments_of(skb);

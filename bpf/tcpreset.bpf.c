@@ -30,13 +30,8 @@ struct tcpreset_options {
 	u8 stack;
 };
 
-/* Only for their types, which user space takes over from here. */
-const volatile struct {
-	struct tcpreset_event event;
-	struct tcpreset_key key;
-	struct stats stats;
-	struct bucket_key bucket;
-} anchor = {};
+/* Only for its type, which user space takes over from here. */
+const volatile struct tcpreset_event anchor = {};
 
 /* Newer kernels say why: the tracepoint then has a third argument. */
 const volatile bool has_reason = false;
@@ -92,12 +87,6 @@ static __always_inline int reset(void *ctx, u32 netns, u16 kind, u32 cause, cons
 	__builtin_memset(e->pad, 0, sizeof(e->pad));
 	event_submit(e, st);
 	return 0;
-}
-
-/* An open request or a socket in TIME_WAIT is no more than a note that there was a connection. */
-static __always_inline bool is_full(u8 state)
-{
-	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
 }
 
 /*

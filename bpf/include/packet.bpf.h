@@ -39,6 +39,18 @@ static __always_inline u32 netns_of_skb(const struct sk_buff *skb)
 	return inum ? inum : netns_of_sock(skb->sk);
 }
 
+/* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
+static __always_inline u16 segments_of(const struct sk_buff *skb)
+{
+	u64 info = (u64)BPF_CORE_READ(skb, head) + skb->end;
+	u16 segments = 0;
+
+	bpf_probe_read_kernel(
+		&segments, sizeof(segments),
+		(void *)(info + bpf_core_field_offset(struct skb_shared_info, gso_segs)));
+	return segments ? segments : 1;
+}
+
 static __always_inline void copy_addr(u32 *to, const u32 *from)
 {
 	to[0] = from[0];
@@ -47,13 +59,24 @@ static __always_inline void copy_addr(u32 *to, const u32 *from)
 	to[3] = from[3];
 }
 
-/* The socket's connection with its own end as the source. Touches only __sk_common. */
+/* An open request or a socket in TIME_WAIT is no more than a note that there was a connection. */
+static __always_inline bool is_full(u8 state)
+{
+	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+}
+
+/*
+ * The socket's connection, with either end as the source. A socket that is being closed has given
+ * its port back already, and then only its inet_sport remembers it.
+ */
 static __always_inline void tuple_of_sock(const struct sock *sk, struct tuple *t, bool peer_is_src)
 {
 	const struct sock_common *c = &sk->__sk_common;
 	u32 local[4] = {}, peer[4] = {};
 	u16 lport = c->skc_num, pport = bpf_ntohs(c->skc_dport);
 
+	if (!lport && is_full(c->skc_state))
+		lport = bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
 	if (c->skc_family == AF_INET) {
 		t->family = 4;
 		local[0] = c->skc_rcv_saddr;

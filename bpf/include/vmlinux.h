@@ -53,6 +53,7 @@ enum {
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET = 0,
 	SKB_CONSUMED,
+	SKB_DROP_REASON_NOT_SPECIFIED,
 };
 
 /* Headers as they are on the wire: these are not moved. */
@@ -121,6 +122,10 @@ typedef struct {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+};
+
+struct inet_sock {
+	__be16 inet_sport;
 };
 
 struct sk_buff {

@@ -8,3 +8,6 @@ pub mod procfs;
 pub mod record;
 pub mod ring;
 pub mod symbols;
+
+#[cfg(test)]
+mod root;

@@ -65,11 +65,11 @@ impl Symbols {
 
     /// Names of addresses as `symbol+0xoffset`, or the bare address where there is none.
     pub fn names(&self, addresses: &[u64]) -> Vec<String> {
-        let name = |(address, place): (&u64, Option<Place>)| match place {
+        let name = |(address, place): (&u64, &Option<Place>)| match place {
             Some(place) => format!("{}+{:#x}", place.symbol, place.offset),
             None => format!("{address:#x}"),
         };
-        addresses.iter().zip(self.places(addresses)).map(name).collect()
+        addresses.iter().zip(&self.look(addresses, false)).map(name).collect()
     }
 
     /// Name of one address.
@@ -77,12 +77,17 @@ impl Symbols {
         self.names(&[address]).pop().unwrap_or_default()
     }
 
-    /// Places of addresses. All that are new cost one pass over the file together.
+    /// Places of addresses, however often it is called: the same address always has the same place. All that are new
+    /// cost one pass over the file together.
     pub fn places(&self, addresses: &[u64]) -> Vec<Option<Place>> {
+        self.look(addresses, true)
+    }
+
+    fn look(&self, addresses: &[u64], always: bool) -> Vec<Option<Place>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing: Vec<u64> =
             addresses.iter().copied().filter(|address| !state.known.contains_key(address)).collect();
-        if !missing.is_empty() && state.may_read() {
+        if !missing.is_empty() && (state.may_read() || always) {
             missing.sort_unstable();
             missing.dedup();
             if state.known.len() + missing.len() > MAX_KNOWN {

@@ -143,6 +143,10 @@ const BENIGN: [&str; 8] = [
     "skb_rbtree_purge",
 ];
 
+/// Stands in the counters for no reason of the kernel's: the last segments of a connection, which its socket in
+/// TIME_WAIT has answered, are freed like a drop without a reason, once per connection closed in good order.
+const IN_TIME_WAIT: u32 = u32::MAX;
+
 /// Length of the programs' list of code ranges, and words of their set of reasons.
 const RANGES: usize = 16;
 const REASONS: usize = 256;
@@ -159,6 +163,7 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.has_reason = arguments > 2;
         rodata.has_rx_sk = arguments > 3;
+        rodata.in_time_wait = IN_TIME_WAIT;
     }
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
@@ -243,6 +248,9 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
     let mut rows: Vec<(Subject, Cow<'_, str>, &str, u64, u64)> = entries()
         .filter_map(|(key, value)| {
             let subject = (counters.subject)(key.netns)?;
+            if key.reason == IN_TIME_WAIT {
+                return Some((subject, "TIME_WAIT".into(), "ignored", value.packets, value.segments));
+            }
             let name = known.drop_reasons.name(key.reason);
             let class = class_of(function(key.location), &name);
             let own = counters.memory.admit(key.reason.into(), shown);

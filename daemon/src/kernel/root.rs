@@ -1,0 +1,556 @@
+//! Tests with real programs, real namespaces and real traffic. They need root, and say so when they skip. Other BPF
+//! users run beside them: each looks at its own namespaces and program ids only.
+
+#![allow(unsafe_code, reason = "tests enter namespaces of their own")]
+#![allow(clippy::disallowed_types, clippy::disallowed_macros, reason = "tests run ip and nft, and say why they skip")]
+
+use super::bpf::{Entries, Handle, Loader, Refused, Settings};
+use super::drop_reasons::ENUMS;
+use super::features::Features;
+use super::netns_watch::{self, NetnsEvent, NetnsWatch};
+use super::record;
+use super::ring::{Pump, Ring, wait_until};
+use crate::declare::Probe;
+use crate::hooks::{Counters, Known, Memory, Options, RawEvent};
+use crate::probes::{packetloss, tcpreset};
+use crate::table::{Subject, Table};
+use netskoop_api::{OptionValue, Value};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const PROBE: u16 = 7;
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A ring, its pump, and the records that came out.
+struct World {
+    loader: Loader,
+    records: Arc<Mutex<Vec<Vec<u8>>>>,
+    pump: Pump,
+}
+
+impl World {
+    fn new() -> Option<World> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/sys/kernel/btf/vmlinux").exists() {
+            eprintln!("SKIPPED: it loads BPF programs, which needs root and a kernel with BTF");
+            return None;
+        }
+        let features = Features::load(None, ENUMS).unwrap();
+        let known = Known::new(Path::new("/proc"), &features);
+        let loader = Loader {
+            ring: Ring::new(1 << 20).unwrap(),
+            features: Arc::new(features),
+            known: Arc::new(known),
+            host_netns: inode("/proc/self/ns/net"),
+        };
+        let records: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let sink = Arc::clone(&records);
+        let pump = Pump::start(&loader.ring, move |record| sink.lock().unwrap().push(record.to_vec())).unwrap();
+        Some(World { loader, records, pump })
+    }
+
+    fn start(&self, probe: &'static Probe, settings: Settings) -> Handle {
+        let hooks = probe.hooks.unwrap();
+        Handle::start(probe.name, PROBE, hooks.run, &self.loader, settings).unwrap()
+    }
+
+    /// Events of one namespace so far.
+    fn events(&self, probe: &'static Probe, netns: u32) -> Vec<RawEvent> {
+        let decode = probe.hooks.unwrap().decode;
+        let records = self.records.lock().unwrap();
+        let decoded = records.iter().map(|bytes| decode(bytes, &self.loader.known).expect("a whole record"));
+        decoded.filter(|event| event.netns == netns).collect()
+    }
+
+    fn wait(&self, probe: &'static Probe, netns: u32, count: usize) -> Vec<RawEvent> {
+        wait_until(LIMIT, || self.events(probe, netns).len() >= count);
+        // What comes too much would come now.
+        std::thread::sleep(Duration::from_millis(50));
+        self.events(probe, netns)
+    }
+
+    fn table(&self, probe: &'static Probe, handle: &Handle, netns: u32) -> Vec<(Vec<String>, Vec<Option<u64>>)> {
+        let hooks = probe.hooks.unwrap();
+        let mut entries = Entries::default();
+        handle.read_counters(&mut entries).unwrap();
+        let counters = Counters {
+            entries: &entries,
+            subject: &|inode| (inode == netns).then_some(Subject(9)),
+            options: &Options::new(),
+            memory: &Memory::default(),
+        };
+        let mut table = Table::new(hooks.table, 1000);
+        (hooks.fill)(&counters, &self.loader.known, &mut table);
+        let text = |row, key| String::from_utf8_lossy(table.key(row, key)).into_owned();
+        let keys = hooks.table.keys.len();
+        let columns = u16::try_from(hooks.table.columns.len()).unwrap();
+        (0..table.len())
+            .map(|row| {
+                ((0..keys).map(|key| text(row, key)).collect(), (0..columns).map(|c| table.cell(row, c)).collect())
+            })
+            .collect()
+    }
+}
+
+fn inode(path: &str) -> u32 {
+    u32::try_from(std::fs::metadata(path).unwrap().ino()).unwrap()
+}
+
+fn unshare() -> u32 {
+    // SAFETY: only the namespace of this thread changes, and nothing else runs on it.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    inode("/proc/thread-self/ns/net")
+}
+
+fn sh(command: &str) {
+    let status = Command::new("sh").arg("-ec").arg(command).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+/// Runs `f` on a thread in a network namespace of its own, with loopback up.
+fn in_netns<T: Send>(f: impl FnOnce(u32) -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let inode = unshare();
+            sh("ip link set lo up");
+            f(inode)
+        });
+        inside.join().unwrap()
+    })
+}
+
+fn unlimited(options: &[(&'static str, OptionValue)]) -> Settings {
+    Settings { options: options.iter().cloned().collect(), rate: 0, burst: 0 }
+}
+
+fn field<'a>(event: &'a RawEvent, name: &str) -> Option<&'a str> {
+    event.fields.iter().find(|(key, _)| *key == name).and_then(|(_, value)| match value {
+        Value::Text(text) => Some(text.as_str()),
+        Value::Number(_) => None,
+    })
+}
+
+fn vanish(ids: &[u32]) {
+    let gone = |id: &u32| libbpf_rs::Program::fd_from_id(*id).is_err();
+    assert!(wait_until(Duration::from_secs(5), || ids.iter().all(gone)), "programs stay: {ids:?}");
+}
+
+#[test]
+fn refused_connections_are_exactly_told() {
+    let Some(world) = World::new() else { return };
+    let handle = world.start(&tcpreset::PROBE, unlimited(&[]));
+    let (a, b, mut wanted) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()), Vec::new());
+    let connect = |port: u16, out: &Mutex<Vec<(SocketAddr, SocketAddr)>>| {
+        in_netns(|inode| {
+            for address in ["127.0.0.1", "::1"] {
+                for _ in 0..5 {
+                    let closed = SocketAddr::new(address.parse().unwrap(), port);
+                    assert!(TcpStream::connect(closed).is_err());
+                    out.lock().unwrap().push((closed, closed));
+                }
+            }
+            inode
+        })
+    };
+    let (first, second) = (connect(81, &a), connect(82, &b));
+    for (netns, port, count) in [(first, 81, &a), (second, 82, &b)] {
+        assert_eq!(count.lock().unwrap().len(), 10);
+        let events = world.wait(&tcpreset::PROBE, netns, 20);
+        for kind in ["TCP_RESET_NOSOCK", "TCP_RESET_RECEIVE"] {
+            let of_kind: Vec<_> = events.iter().filter(|event| event.decl.name == kind).collect();
+            assert_eq!(of_kind.len(), 10, "{kind} in {netns}: {events:#?}");
+            assert_eq!(of_kind.iter().filter(|event| event.tuple.unwrap().src.is_ipv4()).count(), 5);
+            for event in of_kind {
+                let tuple = event.tuple.unwrap();
+                assert_eq!((tuple.proto, tuple.sport), (6, port));
+                assert!(tuple.src.is_loopback() && tuple.src == tuple.dst && tuple.dport > 1024, "{tuple:?}");
+                assert_eq!(event.process, None);
+            }
+        }
+        // Each refused connection is one reset, sent and received.
+        let mut ports = |kind: &str| {
+            let of_kind = events.iter().filter(|event| event.decl.name == kind);
+            wanted = of_kind.map(|event| event.tuple.unwrap().dport).collect();
+            wanted.sort_unstable();
+            wanted.clone()
+        };
+        assert_eq!(ports("TCP_RESET_NOSOCK"), ports("TCP_RESET_RECEIVE"));
+        let received = events.iter().find(|event| event.decl.name == "TCP_RESET_RECEIVE").unwrap();
+        assert_eq!(field(received, "state"), Some("SYN_SENT"));
+        let sent = events.iter().find(|event| event.decl.name == "TCP_RESET_NOSOCK").unwrap();
+        assert_eq!(field(sent, "reason"), Some("NO_SOCKET"));
+        let row = |direction: &str, cause: &str| (vec![direction.to_owned(), cause.to_owned()], vec![Some(10)]);
+        let rows = world.table(&tcpreset::PROBE, &handle, netns);
+        assert_eq!(rows, [row("receive", "connecting"), row("send", "no_socket")]);
+    }
+    let mut entries = Entries::default();
+    handle.forget(&[first]).unwrap();
+    handle.read_counters(&mut entries).unwrap();
+    let left = |netns: u32| entries.iter().filter(|(key, _)| key[..4] == netns.to_ne_bytes()).count();
+    assert_eq!((left(first), left(second)), (0, 2));
+    handle.stop().unwrap();
+    world.pump.stop().unwrap();
+}
+
+#[test]
+fn resets_by_processes_and_sockets_are_told_apart() {
+    let Some(world) = World::new() else { return };
+    let handle = world.start(&tcpreset::PROBE, unlimited(&[]));
+    let (netns, aborted, late) = in_netns(|inode| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pair = || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        };
+        // A close with unread data.
+        let (mut client, server) = pair();
+        client.write_all(b"unread").unwrap();
+        server.peek(&mut [0; 8]).unwrap();
+        let aborted = (server.local_addr().unwrap().port(), client.local_addr().unwrap().port());
+        drop(server);
+        assert!(client.read(&mut [0; 8]).is_err());
+        // Data for a socket whose process has closed it in good order.
+        let (mut client, server) = pair();
+        let late = (server.local_addr().unwrap().port(), client.local_addr().unwrap().port());
+        drop(server);
+        assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+        client.write_all(b"late").unwrap();
+        (inode, aborted, late)
+    });
+    let events = world.wait(&tcpreset::PROBE, netns, 4);
+    let of = |kind: &str, (sport, dport): (u16, u16)| {
+        let same = |event: &&RawEvent| {
+            let tuple = event.tuple.unwrap();
+            event.decl.name == kind && (tuple.sport, tuple.dport) == (sport, dport)
+        };
+        let found: Vec<_> = events.iter().filter(same).collect();
+        assert_eq!(found.len(), 1, "{kind}: {events:#?}");
+        found[0].clone()
+    };
+    let active = of("TCP_RESET_ACTIVE", aborted);
+    let (pid, comm) = active.process.clone().unwrap();
+    assert_eq!(pid, std::process::id());
+    assert!(!comm.is_empty());
+    assert_eq!(field(&active, "reason"), Some("TCP_ABORT_ON_CLOSE"));
+    assert_eq!(field(&of("TCP_RESET_RECEIVE", aborted), "state"), Some("ESTABLISHED"));
+    let process = of("TCP_RESET_PROCESS", late);
+    assert_eq!((process.process.clone(), field(&process, "state")), (None, Some("CLOSE")), "{process:?}");
+    assert_eq!(field(&process, "reason"), Some("TCP_ABORT_ON_DATA"));
+    assert_eq!(field(&of("TCP_RESET_RECEIVE", late), "state"), Some("CLOSE_WAIT"));
+    assert_eq!(events.len(), 4);
+    handle.stop().unwrap();
+}
+
+#[test]
+fn options_change_while_it_runs() {
+    let Some(world) = World::new() else { return };
+    let ports = |ports: &[&str]| OptionValue::List(ports.iter().map(|port| (*port).to_owned()).collect());
+    let handle = world.start(&tcpreset::PROBE, unlimited(&[("ignore_ports", ports(&["81"]))]));
+    let netns = in_netns(|inode| {
+        assert!(TcpStream::connect("127.0.0.1:81").is_err());
+        assert!(TcpStream::connect("127.0.0.1:82").is_err());
+        handle.set(unlimited(&[("stack", OptionValue::Bool(true))])).unwrap();
+        assert!(TcpStream::connect("127.0.0.1:81").is_err());
+        inode
+    });
+    let events = world.wait(&tcpreset::PROBE, netns, 4);
+    let sports: Vec<_> = events.iter().map(|event| event.tuple.unwrap().sport).collect();
+    assert_eq!(sports, [82, 82, 81, 81]);
+    assert!(events[..2].iter().all(|event| event.stack.is_empty()));
+    let names = world.loader.known.symbols.names(&events[2].stack);
+    assert!(names.iter().any(|name| name.starts_with("tcp_v4_rcv+")), "{names:?}");
+    handle.stop().unwrap();
+}
+
+#[test]
+fn dropped_by_a_rule_is_told_with_reason_and_namespace() {
+    let Some(world) = World::new() else { return };
+    let handle = world.start(&packetloss::PROBE, unlimited(&[("stack", OptionValue::Bool(true))]));
+    let netns = in_netns(|inode| {
+        sh("nft 'add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+            add rule inet t c udp dport 9 drop'");
+        for (bind, to, count) in [("127.0.0.1:0", "127.0.0.1:9", 7), ("[::1]:0", "[::1]:9", 3)] {
+            let socket = UdpSocket::bind(bind).unwrap();
+            for _ in 0..count {
+                socket.send_to(b"x", to).unwrap();
+            }
+        }
+        inode
+    });
+    let all = world.wait(&packetloss::PROBE, netns, 10);
+    let events: Vec<_> = all.iter().filter(|e| e.tuple.is_some_and(|t| t.dport == 9)).collect();
+    assert_eq!(events.len(), 10, "{all:#?}");
+    assert_eq!(events.iter().filter(|event| event.tuple.unwrap().src.is_ipv6()).count(), 3);
+    for event in &events {
+        let tuple = event.tuple.unwrap();
+        assert_eq!((tuple.proto, tuple.src), (17, tuple.dst));
+        assert_eq!(field(event, "reason"), Some("NETFILTER_DROP"));
+        assert!(field(event, "location").unwrap().contains('+'), "{event:?}");
+    }
+    let names = world.loader.known.symbols.names(&events[0].stack);
+    assert!(names.iter().any(|name| name.starts_with("nf_hook_slow+")), "{names:?}");
+    let rows = world.table(&packetloss::PROBE, &handle, netns);
+    let wanted = (vec!["NETFILTER_DROP".to_owned(), "netfilter".to_owned()], vec![Some(10), Some(10)]);
+    assert!(rows.contains(&wanted), "{rows:?}");
+    handle.stop().unwrap();
+}
+
+#[test]
+fn a_full_receive_buffer_is_counted_exactly() {
+    let Some(world) = World::new() else { return };
+    let handle = world.start(&packetloss::PROBE, Settings { rate: 1, burst: 3, ..Settings::default() });
+    const SENT: u64 = 500;
+    let (netns, received) = in_netns(|inode| {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let size: libc::c_int = 2048;
+        // SAFETY: the option's value is an int that lives across the call.
+        let set = unsafe {
+            libc::setsockopt(
+                receiver.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUF,
+                (&raw const size).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(set, 0);
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..SENT {
+            sender.send_to(b"0123456789", receiver.local_addr().unwrap()).unwrap();
+        }
+        receiver.set_nonblocking(true).unwrap();
+        let mut received = 0;
+        while receiver.recv(&mut [0; 16]).is_ok() {
+            received += 1;
+        }
+        (inode, received)
+    });
+    assert!(received > 0 && received < SENT);
+    let lost = SENT - received;
+    let rows = world.table(&packetloss::PROBE, &handle, netns);
+    let full: Vec<_> = rows.iter().filter(|(keys, _)| keys[0] == "SOCKET_RCVBUFF").collect();
+    assert_eq!(full.len(), 1, "{rows:?}");
+    assert_eq!(full[0].1, [Some(lost), Some(lost)]);
+    // The rate holds: a burst of three (and one more if the test was slow), the rest withheld and counted.
+    let events = world.wait(&packetloss::PROBE, netns, 3);
+    assert!((3..=5).contains(&events.len()), "{}", events.len());
+    let balanced = || {
+        let counts = handle.stream_counts().unwrap();
+        counts.seen == counts.submitted + counts.ring_full + counts.suppressed
+    };
+    assert!(wait_until(LIMIT, balanced));
+    assert!(handle.stream_counts().unwrap().suppressed >= lost - 5);
+    handle.stop().unwrap();
+}
+
+#[test]
+fn closing_unix_sockets_is_no_packet_loss() {
+    let Some(world) = World::new() else { return };
+    let handle = world.start(&packetloss::PROBE, unlimited(&[]));
+    let netns = in_netns(|inode| {
+        for _ in 0..100 {
+            let (mut a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
+            a.write_all(b"unread").unwrap();
+        }
+        // TCP in good order, which frees as many buffers as it makes.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for _ in 0..20 {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut server = listener.accept().unwrap().0;
+            client.write_all(&[0; 100_000]).unwrap();
+            drop(client);
+            server.read_to_end(&mut Vec::new()).unwrap();
+        }
+        inode
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(world.events(&packetloss::PROBE, netns), []);
+    let rows = world.table(&packetloss::PROBE, &handle, netns);
+    assert!(rows.iter().all(|(keys, _)| keys[1] == "ignored"), "{rows:?}");
+    handle.stop().unwrap();
+}
+
+#[test]
+fn fifty_times_on_and_off_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let mut ids = Vec::new();
+    for round in 0..50 {
+        let probe = if round % 2 == 0 { &tcpreset::PROBE } else { &packetloss::PROBE };
+        let handle = world.start(probe, unlimited(&[]));
+        assert_eq!(handle.via(), "tp_btf");
+        assert!(!handle.programs().is_empty() && !handle.is_dead());
+        ids.extend(handle.programs());
+        handle.stop().unwrap();
+    }
+    assert_eq!(ids.len(), 75);
+    vanish(&ids);
+}
+
+#[test]
+fn a_panic_in_the_owner_thread_is_told() {
+    let Some(world) = World::new() else { return };
+    let early = Handle::start("early", 1, |_| panic!("out of luck"), &world.loader, unlimited(&[])).unwrap_err();
+    assert_eq!(early.to_string(), "cannot load early: it panicked: out of luck");
+    let refuse = |_| Err(Refused::NotHere("not today".to_owned()));
+    assert_eq!(
+        Handle::start("no", 1, refuse, &world.loader, unlimited(&[])).unwrap_err(),
+        Refused::NotHere("not today".to_owned())
+    );
+}
+
+#[test]
+fn missing_capabilities_are_named() {
+    let Some(world) = World::new() else { return };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let none = rustix::thread::CapabilitySets {
+                effective: rustix::thread::CapabilitySet::empty(),
+                permitted: rustix::thread::CapabilitySet::empty(),
+                inheritable: rustix::thread::CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            let hooks = tcpreset::PROBE.hooks.unwrap();
+            let refused =
+                Handle::start("tcpreset", PROBE, hooks.run, &world.loader, unlimited(&[])).unwrap_err();
+            let wanted = "BPF needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and this process lacks CAP_BPF and \
+                          CAP_PERFMON";
+            assert_eq!(refused, Refused::NotHere(wanted.to_owned()));
+            assert_eq!(Ring::new(1 << 20).unwrap_err(), Refused::NotHere(wanted.to_owned()));
+        });
+    });
+}
+
+#[test]
+fn namespaces_are_told_as_they_come_and_go() {
+    let Some(world) = World::new() else { return };
+    let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    let events = || -> Vec<NetnsEvent> {
+        let records = world.records.lock().unwrap();
+        records.iter().map(|bytes| netns_watch::decode(bytes).expect("a whole record")).collect()
+    };
+    // A shell that says which namespace it is in, and ends when its input does.
+    let child = |command: &str| {
+        let mut child = Command::new("sh")
+            .args(["-c", command])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = Vec::new();
+        let out = child.stdout.as_mut().unwrap();
+        let mut byte = [0];
+        while out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+            line.push(byte[0]);
+        }
+        let inode: u32 = String::from_utf8(line).unwrap().trim().parse().unwrap();
+        (child, inode)
+    };
+    let exec = "stat -Lc %i /proc/self/ns/net; exec cat";
+    let python = "import os,sys,ctypes; ctypes.CDLL(None).unshare(0x40000000); \
+                  print(os.stat('/proc/self/ns/net').st_ino, flush=True); sys.stdin.read()";
+    for (how, command, announced) in [
+        ("exec", format!("exec unshare -n sh -c '{exec}'"), true),
+        ("fork", format!("exec unshare -n -f sh -c '{exec}'"), true),
+        ("no exec", format!("exec python3 -c \"{python}\""), false),
+    ] {
+        let (mut process, inum) = child(&command);
+        if announced {
+            let seen = || events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum));
+            assert!(wait_until(LIMIT, seen), "{how}: {:?}", events());
+        } else {
+            let pid = process.id();
+            let created = || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
+            assert!(wait_until(LIMIT, created), "{how}: {:?}", events());
+            assert!(!events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum)));
+            watch.known_insert(inum).unwrap();
+        }
+        let exits =
+            || events().iter().filter(|e| matches!(e, NetnsEvent::Exit { inum: i } if *i == inum)).count();
+        // `stat` above was the first to end there, unless nothing was.
+        let before = exits();
+        watch.clear_pending(inum).unwrap();
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        assert!(wait_until(LIMIT, || exits() > before), "{how}: {:?}", events());
+        watch.known_remove(inum).unwrap();
+        watch.known_remove(inum).unwrap();
+    }
+    // A namespace with a name and no process.
+    let name = format!("nsk-{}", std::process::id());
+    let made = events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count();
+    sh(&format!("ip netns add {name}"));
+    let created = || events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count() > made;
+    let told = wait_until(LIMIT, created);
+    sh(&format!("ip netns del {name}"));
+    assert!(told, "{:?}", events());
+    let ids = watch.handle().programs();
+    assert_eq!(ids.len(), 4);
+    watch.stop().unwrap();
+    vanish(&ids);
+}
+
+#[test]
+#[ignore = "measures; run it alone with --nocapture"]
+fn cost() {
+    let Some(world) = World::new() else { return };
+    // SAFETY: no arguments but a number; the descriptor it returns keeps statistics on until this process ends.
+    assert!(unsafe { libbpf_rs::libbpf_sys::bpf_enable_stats(0) } >= 0);
+    let began = Instant::now();
+    let reset = world.start(&tcpreset::PROBE, Settings { rate: 10, burst: 20, ..Settings::default() });
+    let loaded_reset = began.elapsed();
+    let began = Instant::now();
+    let loss = world.start(&packetloss::PROBE, Settings { rate: 10, burst: 20, ..Settings::default() });
+    let loaded_loss = began.elapsed();
+    let began = Instant::now();
+    let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    eprintln!("load: tcpreset {loaded_reset:?}, packetloss {loaded_loss:?}, netns {:?}", began.elapsed());
+    let show = |what: &str, handle: &Handle| {
+        for info in handle.infos() {
+            let mean = info.run_time_ns.checked_div(info.runs).unwrap_or(0);
+            eprintln!(
+                "{what}: {} instructions {} verified {} runs {} mean {mean} ns missed {}",
+                info.name, info.instructions, info.verified_instructions, info.runs, info.missed
+            );
+        }
+    };
+    let traffic = || {
+        in_netns(|_| {
+            for _ in 0..5000 {
+                let _ = TcpStream::connect("127.0.0.1:81");
+            }
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let full = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for _ in 0..50_000 {
+                socket.send_to(b"x", full.local_addr().unwrap()).unwrap();
+            }
+            for _ in 0..500 {
+                Command::new("true").status().unwrap();
+            }
+        });
+    };
+    for (what, rate, stack) in [("limited", 10, false), ("unlimited", 0, false), ("stack", 0, true)] {
+        let options: Options = [("stack", OptionValue::Bool(stack))].into_iter().collect();
+        let settings = Settings { options, rate, burst: 20 };
+        reset.set(settings.clone()).unwrap();
+        loss.set(settings).unwrap();
+        let before: Vec<_> = [&reset, &loss].iter().flat_map(|handle| handle.infos()).collect();
+        traffic();
+        let after: Vec<_> = [&reset, &loss].iter().flat_map(|handle| handle.infos()).collect();
+        for (a, b) in before.iter().zip(&after) {
+            let runs = b.runs - a.runs;
+            let mean = (b.run_time_ns - a.run_time_ns).checked_div(runs).unwrap_or(0);
+            eprintln!("{what}: {} {runs} runs, {mean} ns each", b.name);
+        }
+        eprintln!("   tcpreset {:?}\n   packetloss {:?}", reset.stream_counts().unwrap(), loss.stream_counts().unwrap());
+    }
+    show("all", &reset);
+    show("all", &loss);
+    show("all", watch.handle());
+    assert_eq!(record::probe(&world.records.lock().unwrap()[0]), Some(PROBE));
+    eprintln!("{}", std::fs::read_to_string("/proc/self/status").unwrap().lines().find(|l| l.starts_with("VmRSS")).unwrap());
+}
