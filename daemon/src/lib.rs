@@ -4,6 +4,8 @@
 //! held is released. The binary only opens what it is given.
 
 pub mod config;
+#[cfg(test)]
+mod counting;
 pub mod declare;
 pub mod engine;
 pub mod events;

@@ -444,11 +444,11 @@ impl Job<'_> {
                 _ => {}
             }
         });
-        if !snmp.is_empty() {
-            clear_if(parsed, snmp, IN_IPEXT)?;
+        if parsed.is_err() {
+            netstat.fill(ABSENT);
+            snmp.get_mut(IN_IPEXT).unwrap_or_default().fill(ABSENT);
         }
-        let all = 0..netstat.len();
-        clear_if(parsed, netstat, all)?;
+        parsed?;
         if wanted.fields {
             snmp::fields(self.bytes, b"TcpExt", |name, value| {
                 if let Some(cells) = fields.row(subject, &[name]) {
@@ -539,3 +539,6 @@ fn open_namespace(path: &Path, inode: u32) -> Result<OwnedFd, Option<Errno>> {
     let stat = rustix::fs::fstat(&file).map_err(vanished)?;
     if stat.st_ino == u64::from(inode) { Ok(file) } else { Err(None) }
 }
+
+#[cfg(test)]
+mod tests;

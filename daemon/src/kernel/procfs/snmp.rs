@@ -22,7 +22,7 @@ pub struct Layout {
     sections: Vec<Section>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Section {
     /// The whole line of names with its newline.
     names: Vec<u8>,
@@ -73,33 +73,40 @@ impl Layout {
         if let Some(index) = self.sections.iter().position(|section| rest.starts_with(&section.names)) {
             return Ok(index);
         }
-        let fresh = Section::new(text, at, find).map_err(|what| Malformed { line, what })?;
-        let prefix = &fresh.names[..fresh.prefix];
-        if let Some(index) = self.sections.iter().position(|section| section.names.starts_with(prefix)) {
-            self.sections[index] = fresh;
-            return Ok(index);
+        let bad = |what| Malformed { line, what };
+        let names = line_at(text, at).ok_or(bad("the line of names is cut off"))?;
+        if !names.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
+            return Err(bad("the line of names is not plain text"));
         }
-        if self.sections.len() >= MAX_SECTIONS {
-            self.sections.clear();
-        }
-        self.sections.push(fresh);
-        Ok(self.sections.len() - 1)
+        let (name, _) = split(names).map_err(bad)?;
+        let prefix = &names[..=name.len()];
+        let known = self.sections.iter().position(|section| section.names.starts_with(prefix));
+        let index = known.unwrap_or_else(|| {
+            if self.sections.len() >= MAX_SECTIONS {
+                self.sections.clear();
+            }
+            self.sections.push(Section::default());
+            self.sections.len() - 1
+        });
+        self.sections[index].learn(&text[at..=at + names.len()], find).map_err(bad)?;
+        Ok(index)
     }
 }
 
 impl Section {
-    fn new(
-        text: &[u8],
-        at: usize,
+    /// Takes over a line of names. The memory is used again: `IcmpMsg` differs from namespace to namespace.
+    fn learn(
+        &mut self,
+        line: &[u8],
         find: &impl Fn(&[u8], &[u8]) -> Option<u16>,
-    ) -> Result<Section, &'static str> {
-        let line = line_at(text, at).ok_or("the line of names is cut off")?;
-        if !line.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
-            return Err("the line of names is not plain text");
-        }
-        let (section, names) = split(line)?;
-        let columns = names.map(|name| find(section, name).unwrap_or(SKIP)).collect();
-        Ok(Section { names: text[at..=at + line.len()].to_vec(), prefix: section.len() + 1, columns })
+    ) -> Result<(), &'static str> {
+        let (section, names) = split(&line[..line.len() - 1])?;
+        self.columns.clear();
+        self.columns.extend(names.map(|name| find(section, name).unwrap_or(SKIP)));
+        self.prefix = section.len() + 1;
+        self.names.clear();
+        self.names.extend_from_slice(line);
+        Ok(())
     }
 }
 
