@@ -18,9 +18,13 @@ const EX_CONFIG: u8 = 78;
 
 /// Watches every network namespace of this node: counters for Prometheus, anomalies as events.
 #[derive(Parser)]
-#[command(name = "netskoopd", version, after_help = "\
+#[command(
+    name = "netskoopd",
+    version,
+    after_help = "\
 Without a configuration file everything has its default; see docs/metrics.md and netskoopctl.
-Exit codes: 0 stopped as told, 1 failed, 2 wrong usage, 78 wrong configuration.")]
+Exit codes: 0 stopped as told, 1 failed, 2 wrong usage, 78 wrong configuration."
+)]
 struct Args {
     /// Configuration file; drop-ins are read from conf.d/ beside it [default: /etc/netskoop/netskoopd.toml, if it exists]
     #[arg(long, value_name = "FILE")]
@@ -64,7 +68,8 @@ fn fail(code: u8, message: &str) -> ExitCode {
 fn start_log(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter: EnvFilter = level.parse()?;
     let terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let log = log.with_ansi(terminal);
     // The journal has its own time stamps.
     if std::env::var_os("JOURNAL_STREAM").is_some() {
@@ -79,15 +84,17 @@ fn open(loaded: &Loaded) -> Result<Listeners, listen::ListenError> {
     let config = &loaded.config;
     // The control socket first: two daemons at once are noticed by it, with the clearer message.
     let control = listen::control(&config.run.join("netskoop/netskoopd.sock"))?;
-    let http = config.listen.iter().map(|address| listen::tcp(*address, &config.proc)).collect::<Result<_, _>>()?;
+    let http =
+        config.listen.iter().map(|address| listen::tcp(*address, &config.proc)).collect::<Result<_, _>>()?;
     Ok(Listeners { http, control })
 }
 
 fn serve(args: Args, loaded: Loaded, listeners: Listeners) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(1, &format!("cannot start: {error}")),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build() {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(1, &format!("cannot start: {error}")),
+        };
     say_hello(&loaded, &listeners);
     let result = runtime.block_on(async {
         let signals = signals().map_err(|error| format!("cannot listen for signals: {error}"))?;
@@ -144,7 +151,7 @@ fn signals() -> std::io::Result<Signals> {
 }
 
 /// Tells systemd; without it nobody listens, and that is no error.
-fn notify(notice: Notice<'_>) {
+fn notify(notice: &Notice<'_>) {
     let result = match notice {
         Notice::Ready(line) => {
             tracing::info!("ready: {line}");

@@ -45,7 +45,7 @@ pub struct Signals {
     /// Something comes through when it is to read its configuration again.
     pub reload: mpsc::Receiver<()>,
     /// Told what the service manager should know.
-    pub notify: fn(Notice<'_>),
+    pub notify: fn(&Notice<'_>),
 }
 
 /// What the service manager is told.
@@ -98,21 +98,26 @@ pub async fn run(
     let Listeners { http, control: socket } = listeners;
     let (listener, socket_file) = socket.into_parts();
     for listener in http {
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(start_error("use the metrics socket"))?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(start_error("use the metrics socket"))?;
         let engine = Arc::clone(&engine);
         let handle = move |request, ()| metrics::handle(Arc::clone(&engine), request);
-        tasks.spawn(named("the metrics server", server::serve(listener, max_connections, stopped.clone(), handle)));
+        tasks.spawn(named(
+            "the metrics server",
+            server::serve(listener, max_connections, stopped.clone(), handle),
+        ));
     }
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(start_error("use the control socket"))?;
+    let listener =
+        tokio::net::UnixListener::from_std(listener).map_err(start_error("use the control socket"))?;
     let for_control = Arc::clone(&engine);
     let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
     tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await }));
-    (signals.notify)(Notice::Ready(&status_line(&engine)));
+    (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
     let result = supervise(&engine, &mut tasks, &mut signals).await;
-    (signals.notify)(Notice::Stopping);
+    (signals.notify)(&Notice::Stopping);
     // Followers of the event stream would hold the servers; they are told to go by the end of the sockets.
     stop_servers.send_replace(true);
     drop(socket_file);
@@ -142,10 +147,10 @@ async fn supervise(
         tokio::select! {
             _ = signals.stop.wait_for(|stop| *stop) => return Ok(()),
             Some(()) = signals.reload.recv() => {
-                (signals.notify)(Notice::Reloading);
+                (signals.notify)(&Notice::Reloading);
                 // A bad configuration has been logged, and the running one stays.
                 let _ = engine.reload().await;
-                (signals.notify)(Notice::Running(&status_line(engine)));
+                (signals.notify)(&Notice::Running(&status_line(engine)));
             }
             Some(ended) = tasks.join_next() => {
                 return Err(RunError::PartEnded(ended.unwrap_or("a task that panicked")));
@@ -154,7 +159,7 @@ async fn supervise(
                 if !engine.is_healthy() {
                     return Err(RunError::PartEnded("the pump of the event ring, or the namespace watcher,"));
                 }
-                (signals.notify)(Notice::Alive);
+                (signals.notify)(&Notice::Alive);
             }
         }
     }

@@ -45,7 +45,8 @@ impl EventFilter {
                     || wanted.parse() == Ok(entity.netns)
             })
         });
-        let recent = self.since.is_none_or(|since| event.time.parse().is_ok_and(|t: jiff::Timestamp| t >= since));
+        let recent =
+            self.since.is_none_or(|since| event.time.parse().is_ok_and(|t: jiff::Timestamp| t >= since));
         kind && entity && recent
     }
 }
@@ -105,7 +106,7 @@ impl Engine {
                 .collect(),
             metrics: probe.families().map(metric_info).collect(),
             events: probe.events.iter().map(event_info).collect(),
-            state: state.unwrap_or_else(|| unknown_state()),
+            state: state.unwrap_or_else(unknown_state),
         }
     }
 
@@ -120,10 +121,16 @@ impl Engine {
             (None, true) => StateName::On,
         };
         let reads = (state == StateName::On && slot.probe.hooks.is_none()).then(|| "procfs".to_owned());
-        let last = (state == StateName::On && slot.probe.hooks.is_none()).then(|| self.last_cost(slot.probe)).flatten();
+        let last = (state == StateName::On && slot.probe.hooks.is_none())
+            .then(|| self.last_cost(slot.probe))
+            .flatten();
         ProbeState {
             state,
-            reason: slot.problem.as_ref().filter(|_| effective.enabled).map(|problem| problem.sentence.clone()),
+            reason: slot
+                .problem
+                .as_ref()
+                .filter(|_| effective.enabled)
+                .map(|problem| problem.sentence.clone()),
             via: reads.or_else(|| hook.as_ref().map(|hook| hook.via.to_owned())),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -144,9 +151,8 @@ impl Engine {
     }
 
     fn last_cost(&self, probe: &Probe) -> Option<u64> {
-        let last = lock(&self.last_snapshot).upgrade()?;
-        let cost = |at: usize| last.reports.get(at).map_or(Duration::ZERO, |report| report.cpu);
-        Some(nanoseconds(self.sources_of(probe).into_iter().map(cost).sum()))
+        let cpu = lock(&self.cpu);
+        self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
     }
 
     /// The daemon's own metrics after a pass.
@@ -159,7 +165,7 @@ impl Engine {
                 ProbeRun {
                     info: self.probe_info(probe),
                     success: sources.iter().all(|at| snapshot.reports[*at].success()),
-                    cpu_seconds: sources.iter().map(|at| cpu[*at].as_secs_f64()).sum::<f64>()
+                    cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                         + self.hooks.status(probe).map_or(0.0, |hook| hook.cpu_seconds),
                 }
             })
@@ -327,7 +333,8 @@ impl Engine {
         }
         let age = Instant::now().saturating_duration_since(snapshot.taken);
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
+        let now =
+            Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
         Ok(Ok(EntityMetrics {
             entity: entry.id.clone(),
             time: snapshot.time.to_string(),

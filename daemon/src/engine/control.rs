@@ -64,7 +64,12 @@ impl Engine {
     }
 
     /// `PATCH /v1/probes/{name}`.
-    pub async fn patch_probe(&self, name: &str, patch: &ProbePatch, peer: Peer) -> Result<ProbeChanged, ChangeError> {
+    pub async fn patch_probe(
+        &self,
+        name: &str,
+        patch: &ProbePatch,
+        peer: Peer,
+    ) -> Result<ProbeChanged, ChangeError> {
         let probe = self.find_probe(name)?;
         let (change, keep) = parse_patch(probe, patch)?;
         let mut state = self.state.lock().await;
@@ -72,7 +77,9 @@ impl Engine {
         let wanted = self.preview(probe, &state, &change);
         // What the user asked for by name must work, or nothing is changed.
         if change.enabled == Some(true) {
-            self.start(probe, &wanted).await.map_err(|problem| ChangeError::NotAvailable(problem.sentence))?;
+            self.start(probe, &wanted)
+                .await
+                .map_err(|problem| ChangeError::NotAvailable(problem.sentence))?;
         }
         if let Err(error) = self.store(probe, &mut state, &change, &keep) {
             self.apply(&state).await;
@@ -82,7 +89,8 @@ impl Engine {
         self.lease_changed.notify_one();
         drop(state);
         let now = self.probe_effective(probe);
-        let changed = (now.enabled, &now.options) != (before.enabled, &before.options) || now.until != before.until;
+        let changed =
+            (now.enabled, &now.options) != (before.enabled, &before.options) || now.until != before.until;
         let message = describe_change(probe, &change, &now, &keep);
         tracing::info!(probe = probe.name, uid = peer.uid, pid = peer.pid, changed, "{message}");
         Ok(ProbeChanged { changed, message, probe: self.probe_info(probe) })
@@ -98,10 +106,13 @@ impl Engine {
         let mut next = state.clone();
         match keep {
             Keep::Always => {
-                let written = dropin::write(self.config_path.as_deref(), probe, change).map_err(|error| match error {
-                    dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
-                    dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
-                })?;
+                let written =
+                    dropin::write(self.config_path.as_deref(), probe, change).map_err(
+                        |error| match error {
+                            dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
+                            dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
+                        },
+                    )?;
                 for (key, origin) in &written.overruled {
                     tracing::warn!(key, %origin, "the setting was written, but a later file decides otherwise");
                 }
@@ -269,7 +280,8 @@ impl Engine {
         let loaded = self.config.load();
         let mut keys = serde_json::Map::new();
         for key in config::KEYS {
-            let origin = loaded.settings.get(key.path).map_or_else(|| "default".into(), |s| s.origin.to_string());
+            let origin =
+                loaded.settings.get(key.path).map_or_else(|| "default".into(), |s| s.origin.to_string());
             keys.insert(
                 key.path.to_owned(),
                 serde_json::json!({ "value": key.show(&loaded.config), "from": origin }),
@@ -298,7 +310,7 @@ impl Engine {
         *noted = Some(snapshot.taken);
         let (mut cpu, mut errors) = (lock(&self.cpu), lock(&self.errors));
         for (at, report) in snapshot.reports.iter().enumerate().filter(|(_, report)| report.ran) {
-            cpu[at] += report.cpu;
+            cpu[at] = super::SourceCpu { last: Some(report.cpu), total: cpu[at].total + report.cpu };
             if errors[at] != report.error {
                 if let Some(error) = &report.error {
                     let source = self.sources.all[at].name();
@@ -322,8 +334,12 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
     for (name, text) in &patch.options {
         let Some(decl) = probe.options.iter().find(|decl| decl.name == name) else {
             let names: Vec<&str> = probe.options.iter().map(|decl| decl.name).collect();
-            let known = if names.is_empty() { "it has none".into() } else { format!("it has: {}", names.join(", ")) };
-            return Err(ChangeError::BadRequest(format!("probe '{}' has no option '{name}'; {known}", probe.name)));
+            let known =
+                if names.is_empty() { "it has none".into() } else { format!("it has: {}", names.join(", ")) };
+            return Err(ChangeError::BadRequest(format!(
+                "probe '{}' has no option '{name}'; {known}",
+                probe.name
+            )));
         };
         let value = config::parse_option(decl, text)
             .map_err(|error| ChangeError::BadRequest(format!("{}.{name}: {error}", probe.name)))?;
@@ -334,7 +350,8 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
     }
     let keep = match (&patch.lease, patch.runtime) {
         (Some(lease), _) => {
-            let length = config::parse_duration(lease).map_err(|e| ChangeError::BadRequest(format!("for: {e}")))?;
+            let length =
+                config::parse_duration(lease).map_err(|e| ChangeError::BadRequest(format!("for: {e}")))?;
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
@@ -364,7 +381,8 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
         Keep::Always => {}
     }
     if change.enabled.is_some_and(|enabled| enabled != now.enabled) {
-        text = format!("stored, but {} stays {}: {} decides", probe.name, on_off(now.enabled), now.decided_by);
+        text =
+            format!("stored, but {} stays {}: {} decides", probe.name, on_off(now.enabled), now.decided_by);
     }
     text
 }
@@ -381,7 +399,8 @@ fn differences(before: &config::Loaded, after: &config::Loaded) -> Vec<String> {
     for key in config::KEYS {
         let (old, new) = (key.show(&before.config), key.show(&after.config));
         if old != new {
-            let when = if RESTART.contains(&key.path) { "; it takes effect with the next restart" } else { "" };
+            let when =
+                if RESTART.contains(&key.path) { "; it takes effect with the next restart" } else { "" };
             changes.push(format!("{}: {old} -> {new}{when}", key.path));
         }
     }

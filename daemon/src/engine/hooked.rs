@@ -28,7 +28,12 @@ fn number(index: usize) -> u16 {
 /// What a counters source needs of the loaded objects.
 pub trait HookTable: Send + Sync {
     /// Adds the counters of a probe to a table; nothing if it is not loaded.
-    fn fill(&self, probe: &Probe, subject: &dyn Fn(u32) -> Option<Subject>, table: &mut Table) -> io::Result<()>;
+    fn fill(
+        &self,
+        probe: &Probe,
+        subject: &dyn Fn(u32) -> Option<Subject>,
+        table: &mut Table,
+    ) -> io::Result<()>;
 }
 
 /// How a loaded object does.
@@ -78,7 +83,12 @@ impl Objects {
 }
 
 impl HookTable for Objects {
-    fn fill(&self, probe: &Probe, subject: &dyn Fn(u32) -> Option<Subject>, table: &mut Table) -> io::Result<()> {
+    fn fill(
+        &self,
+        probe: &Probe,
+        subject: &dyn Fn(u32) -> Option<Subject>,
+        table: &mut Table,
+    ) -> io::Result<()> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
         let running = self.running();
         let (Some(running), Some(hooks), Some(known)) = (running.get(probe.name), &probe.hooks, known) else {
@@ -166,7 +176,8 @@ impl HookRunner {
             }
             Err(refused) => {
                 tracing::warn!("new namespaces are found by scanning only: {refused}");
-                *super::lock(&self.watch_problem) = Some(format!("namespaces are found by scanning only: {refused}"));
+                *super::lock(&self.watch_problem) =
+                    Some(format!("namespaces are found by scanning only: {refused}"));
             }
         }
     }
@@ -189,7 +200,7 @@ impl HookRunner {
         options: Options,
         (rate, burst): (u32, u32),
     ) -> Result<(), (bool, String)> {
-        let loader = self.loader.clone().map_err(explain)?;
+        let loader = self.loader.clone().map_err(|refused| explain(&refused))?;
         let objects = Arc::clone(&self.objects);
         let settings = Settings { options, rate, burst };
         // Loading asks the kernel's verifier, which takes milliseconds.
@@ -261,13 +272,15 @@ fn start(
 ) -> Result<(), (bool, String)> {
     let Some(hooks) = &probe.hooks else { return Ok(()) };
     let mut running = objects.running_mut();
-    if let Some(dead) = running.get(probe.name).is_some_and(|r| r.handle.is_dead()).then(|| running.remove(probe.name)) {
+    if let Some(dead) =
+        running.get(probe.name).is_some_and(|r| r.handle.is_dead()).then(|| running.remove(probe.name))
+    {
         let why = dead.map(|dead| dead.handle.stop());
         tracing::error!(probe = probe.name, ?why, "the thread of a BPF object ended; it is loaded again");
     }
     if let Some(running) = running.get_mut(probe.name) {
         if running.settings != settings {
-            running.handle.set(settings.clone()).map_err(explain)?;
+            running.handle.set(settings.clone()).map_err(|refused| explain(&refused))?;
             running.settings = settings;
         }
         return Ok(());
@@ -275,12 +288,13 @@ fn start(
     // Loading takes a while: readers of other probes' counters must not wait for it.
     drop(running);
     let at = PROBES.iter().position(|known| known.name == probe.name).unwrap_or(PROBES.len());
-    let handle = Handle::start(probe.name, number(at), hooks.run, loader, settings.clone()).map_err(explain)?;
+    let handle = Handle::start(probe.name, number(at), hooks.run, loader, settings.clone())
+        .map_err(|refused| explain(&refused))?;
     objects.running_mut().insert(probe.name, Running { handle, settings, memory: Memory::default() });
     Ok(())
 }
 
-fn explain(refused: Refused) -> (bool, String) {
+fn explain(refused: &Refused) -> (bool, String) {
     (matches!(refused, Refused::NotHere(_)), refused.to_string())
 }
 

@@ -45,7 +45,7 @@ pub struct Engine {
     last: Arc<Mutex<LastAnswer>>,
     noted: Mutex<Option<Instant>>,
     last_snapshot: Mutex<std::sync::Weak<Snapshot>>,
-    cpu: Mutex<Vec<Duration>>,
+    cpu: Mutex<Vec<SourceCpu>>,
     errors: Mutex<Vec<Option<String>>>,
 }
 
@@ -72,6 +72,13 @@ struct LastAnswer {
     series: u64,
     bytes: u64,
     over: u64,
+}
+
+/// CPU time of a source.
+#[derive(Clone, Copy, Debug, Default)]
+struct SourceCpu {
+    last: Option<Duration>,
+    total: Duration,
 }
 
 /// How a probe stands.
@@ -146,7 +153,7 @@ impl Engine {
             last: Arc::default(),
             noted: Mutex::new(None),
             last_snapshot: Mutex::default(),
-            cpu: Mutex::new(vec![Duration::ZERO; sources]),
+            cpu: Mutex::new(vec![SourceCpu::default(); sources]),
             errors: Mutex::new(vec![None; sources]),
         }
     }
@@ -197,7 +204,11 @@ impl Engine {
     }
 
     /// Collects for a scrape, or takes what is fresh enough, and prepares the answer.
-    pub async fn scrape(&self, selection: &Selection, limit: Option<Duration>) -> Result<Exposition, PassError> {
+    pub async fn scrape(
+        &self,
+        selection: &Selection,
+        limit: Option<Duration>,
+    ) -> Result<Exposition, PassError> {
         let config = self.config.load().config.clone();
         let timeout = limit.map_or(config.timeout, |limit| limit.min(config.timeout));
         let chosen = selection.choose(&self.active(), &self.sources);

@@ -11,12 +11,20 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_probe_enabled", "Whether the probe is wanted on this node.", false),
     ("netskoop_probe_success", "Whether the probe worked at the last collection.", false),
     ("netskoop_probe_duration_seconds", "CPU time of the last collection of the probe's sources.", false),
-    ("netskoop_probe_cpu_seconds_total", "CPU time of the probe's sources and, if BPF statistics are on, programs.", true),
+    (
+        "netskoop_probe_cpu_seconds_total",
+        "CPU time of the probe's sources and, if BPF statistics are on, programs.",
+        true,
+    ),
     ("netskoop_events_seen_total", "Events that passed a probe's filters in the kernel.", true),
     ("netskoop_events_submitted_total", "Events a probe wrote to the ring buffer.", true),
     ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
     ("netskoop_events_suppressed_total", "Events withheld by the rate limit in the kernel.", true),
-    ("netskoop_events_missed_total", "Hook runs that the kernel skipped because the program was running.", true),
+    (
+        "netskoop_events_missed_total",
+        "Hook runs that the kernel skipped because the program was running.",
+        true,
+    ),
     ("netskoop_bpf_map_full_total", "Counter updates that found no room in a BPF map.", true),
     ("netskoop_events_received_total", "Records taken from the ring buffer.", true),
     ("netskoop_events_malformed_total", "Records that could not be decoded.", true),
@@ -25,10 +33,18 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_events_missed_by_followers_total", "Events that clients were told they missed.", true),
     ("netskoop_collection_cpu_seconds", "CPU time of the last collection.", false),
     ("netskoop_collection_duration_seconds", "Wall time of the last collection.", false),
-    ("netskoop_collection_late_namespaces", "Namespaces left out of the last collection for lack of time.", false),
+    (
+        "netskoop_collection_late_namespaces",
+        "Namespaces left out of the last collection for lack of time.",
+        false,
+    ),
     ("netskoop_series_over_budget", "Series left out of the last answer by metrics.max_series.", false),
     ("netskoop_wedged_reads", "Kernel reads that have not returned by their deadline.", false),
-    ("netskoop_config_last_reload_successful", "Whether the last reload of the configuration succeeded.", false),
+    (
+        "netskoop_config_last_reload_successful",
+        "Whether the last reload of the configuration succeeded.",
+        false,
+    ),
     ("process_cpu_seconds_total", "CPU time of the daemon.", true),
     ("process_resident_memory_bytes", "Resident memory of the daemon.", false),
     ("process_start_time_seconds", "When the daemon started, in seconds since 1970.", false),
@@ -63,11 +79,7 @@ pub struct ProbeRun {
 /// The text of all self metrics.
 pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.one(
-        "netskoop_build_info",
-        &[("version", &status.version), ("kernel", &status.kernel)],
-        1.0,
-    );
+    writer.one("netskoop_build_info", &[("version", &status.version), ("kernel", &status.kernel)], 1.0);
     for kind in &status.entities {
         writer.one("netskoop_entities", &[("kind", &kind.kind)], f64::from(kind.count));
     }
@@ -147,7 +159,9 @@ struct Writer {
 
 impl Writer {
     fn one(&mut self, name: &'static str, labels: &[(&str, &str)], value: f64) {
-        let Some((_, help, counter)) = SELF_METRICS.iter().find(|(known, _, _)| *known == name) else { return };
+        let Some((_, help, counter)) = SELF_METRICS.iter().find(|(known, _, _)| *known == name) else {
+            return;
+        };
         let mut metric = Metric::default();
         metric.set_label(labels.iter().map(|(name, value)| pair(name, value)).collect());
         if *counter {

@@ -108,18 +108,28 @@ const KUBESKOOP: &[Family] = &[
 const INSPECTOR: &[Family] = &[
     Family::inspector("inspector_pod_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
     Family::inspector("inspector_pod_totalloss", "Packets dropped", &TABLE, PACKETS).fold(),
-    Family::inspector("inspector_pod_packetloss_abnormal", "Packets dropped, without benign ones", &TABLE, PACKETS)
-        .only(class(&["ignored"], false))
-        .fold(),
+    Family::inspector(
+        "inspector_pod_packetloss_abnormal",
+        "Packets dropped, without benign ones",
+        &TABLE,
+        PACKETS,
+    )
+    .only(class(&["ignored"], false))
+    .fold(),
     Family::inspector("inspector_pod_abnormalloss", "Packets dropped, without benign ones", &TABLE, PACKETS)
         .only(class(&["ignored"], false))
         .fold(),
     Family::inspector("inspector_pod_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
-    Family::inspector("inspector_pod_packetloss_tcpstatm", "Dropped by the TCP state machine", &TABLE, PACKETS)
-        .only(class(&["tcp_state"], true))
-        .fold(),
+    Family::inspector(
+        "inspector_pod_packetloss_tcpstatm",
+        "Dropped by the TCP state machine",
+        &TABLE,
+        PACKETS,
+    )
+    .only(class(&["tcp_state"], true))
+    .fold(),
     Family::inspector("inspector_pod_packetloss_tcprcv", "Dropped at the entry of TCP", &TABLE, PACKETS)
         .only(class(&["tcp_receive"], true))
         .fold(),
@@ -152,7 +162,8 @@ const RANGES: usize = 16;
 const REASONS: usize = 256;
 
 fn is_reason(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    !word.is_empty()
+        && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn run(session: Session) -> Result<(), Refused> {

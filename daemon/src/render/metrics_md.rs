@@ -74,7 +74,14 @@ fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::
                 (true, None) => "core".to_owned(),
                 (false, None) => String::new(),
             };
-            writeln!(out, "| `{}` | {} | {} | {mark} | {} |", family.name, kind(family), labels(family), family.help)?;
+            writeln!(
+                out,
+                "| `{}` | {} | {} | {mark} | {} |",
+                family.name,
+                kind(family),
+                labels(family),
+                family.help
+            )?;
         }
         return Ok(());
     }

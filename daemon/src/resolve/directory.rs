@@ -67,11 +67,18 @@ pub struct Directory {
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
+    /// Namespaces that are gone: events that happened in them may still be on their way.
+    departed: Vec<EntityRef>,
 }
 
 impl Directory {
     /// Names everything and renders the labels. `node` is the node's name for the older generations.
-    pub fn build(generation: u64, namespaces: &[Arc<Namespace>], node: &str) -> Directory {
+    pub fn build(
+        generation: u64,
+        namespaces: &[Arc<Namespace>],
+        departed: Vec<EntityRef>,
+        node: &str,
+    ) -> Directory {
         let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
         let mut slots: Vec<Option<Entry>> = Vec::new();
         slots.resize_with(size.max(1), || None);
@@ -89,7 +96,14 @@ impl Directory {
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
             unattributed: unattributed_labels(node),
+            departed,
         }
+    }
+
+    /// Whose an event in this namespace is: also of one that is gone already.
+    pub fn event_owner(&self, inode: u32) -> Option<&EntityRef> {
+        let departed = || self.departed.iter().rev().find(|entity| entity.netns == inode);
+        self.by_inode(inode).map(|entry| &entry.id).or_else(departed)
     }
 
     /// Grows with every change.
@@ -267,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_newest_of_two_with_one_name_keeps_it() {
-        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], vec![], "n");
         assert_eq!(directory.by_inode(11).unwrap().id.name, "a");
         assert_eq!(directory.by_inode(10).unwrap().id.name, "a~10");
         assert_eq!(directory.labels(Subject(1), Names::Netskoop), Some("kind=\"netns\",name=\"a~10\""));
@@ -276,7 +290,8 @@ mod tests {
     #[test]
     fn labels_of_the_three_generations() {
         let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
-        let directory = Directory::build(1, &[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
+        let directory =
+            Directory::build(1, &[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], vec![], "w7");
         let of = |subject, names| directory.labels(Subject(subject), names).unwrap();
         assert_eq!(of(1, Names::Netskoop), "kind=\"host\",name=\"host\"");
         assert_eq!(of(1, Names::Kubeskoop), "k8s_node=\"w7\",k8s_namespace=\"\",k8s_pod=\"\"");
@@ -294,7 +309,7 @@ mod tests {
 
     #[test]
     fn it_is_found_by_name_inode_and_mount() {
-        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], vec![], "n");
         assert_eq!(directory.find("10").map(|e| e.id.netns), Some(10));
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());

@@ -7,10 +7,11 @@ use super::{cgroup, scan};
 use crate::sources::Access;
 use crate::table::Subject;
 use arc_swap::ArcSwap;
-use netskoop_api::SourceStatus;
+use netskoop_api::{EntityRef, SourceStatus};
 use rustc_hash::FxHashMap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::inotify;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -32,6 +33,10 @@ const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(150),
     Duration::from_millis(600),
 ];
+
+/// How long, and how many, namespaces that are gone are remembered for events that are still on their way.
+const DEPARTED_TIME: Duration = Duration::from_secs(10);
+const DEPARTED_MAX: usize = 512;
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -128,6 +133,7 @@ impl Watcher {
             scan_at: None,
             last_scan: Instant::now(),
             again: Vec::new(),
+            departed: VecDeque::new(),
         };
         worker.watch_mounts();
         worker.full_scan();
@@ -260,6 +266,7 @@ struct Worker {
     scan_at: Option<Instant>,
     last_scan: Instant,
     again: Vec<(Instant, Again)>,
+    departed: VecDeque<(Instant, EntityRef)>,
 }
 
 impl Worker {
@@ -388,13 +395,12 @@ impl Worker {
 
     /// A process of the namespace ended: if it was the one we read through, another must be found.
     fn check_leader(&mut self, inode: u32) {
+        // Armed first: an exit that comes between the look and the arming would be missed.
+        if let Some(hooks) = &self.hooks {
+            hooks.rearm(inode);
+        }
         let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
-        let alive = leader.is_some_and(|pid| scan::namespace_of(&self.roots.proc, pid) == Some(inode));
-        if alive {
-            if let Some(hooks) = &self.hooks {
-                hooks.rearm(inode);
-            }
-        } else {
+        if leader.is_none_or(|pid| scan::namespace_of(&self.roots.proc, pid) != Some(inode)) {
             self.scan_soon();
         }
     }
@@ -471,6 +477,10 @@ impl Worker {
     fn full_scan(&mut self) {
         self.scan_at = None;
         self.last_scan = Instant::now();
+        // Armed before the look: an exit during the scan is then told, and looked at afterwards.
+        if let Some(hooks) = &self.hooks {
+            self.namespaces.keys().for_each(|inode| hooks.rearm(*inode));
+        }
         let members = match scan::processes(&self.roots.proc) {
             Ok(members) => members,
             Err(error) => {
@@ -499,9 +509,6 @@ impl Worker {
         }
         if changed {
             self.publish();
-        }
-        if let Some(hooks) = &self.hooks {
-            self.namespaces.keys().for_each(|inode| hooks.rearm(*inode));
         }
     }
 
@@ -554,6 +561,8 @@ impl Worker {
             if let Some(ns) = self.namespaces.remove(inode) {
                 self.free.push(ns.subject.0);
             }
+            let id = self.directory.load().by_inode(*inode).map(|entry| entry.id.clone());
+            self.departed.extend(id.map(|id| (Instant::now(), id)));
             if let Some(hooks) = &self.hooks {
                 hooks.forget(*inode);
             }
@@ -597,7 +606,12 @@ impl Worker {
     fn publish(&mut self) {
         let generation = self.directory.load().generation() + 1;
         let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
-        self.directory.store(Arc::new(Directory::build(generation, &namespaces, &self.node)));
+        let old = |at: &Instant| at.elapsed() > DEPARTED_TIME;
+        while self.departed.len() > DEPARTED_MAX || self.departed.front().is_some_and(|(at, _)| old(at)) {
+            self.departed.pop_front();
+        }
+        let departed = self.departed.iter().map(|(_, id)| id.clone()).collect();
+        self.directory.store(Arc::new(Directory::build(generation, &namespaces, departed, &self.node)));
         // Receivers may all be gone while the daemon stops.
         let _ = self.publish.send(generation);
     }

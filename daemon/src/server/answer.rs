@@ -68,7 +68,10 @@ pub fn json(value: &impl Serialize) -> Answer {
         Ok(bytes) => text("application/json", bytes),
         Err(error) => {
             tracing::error!(%error, "an answer cannot be written as JSON");
-            with_status(text("text/plain; charset=utf-8", "internal error\n"), StatusCode::INTERNAL_SERVER_ERROR)
+            with_status(
+                text("text/plain; charset=utf-8", "internal error\n"),
+                StatusCode::INTERNAL_SERVER_ERROR,
+            )
         }
     }
 }
@@ -87,7 +90,10 @@ impl<I: Iterator<Item = Vec<u8>> + Unpin> Body for Pieces<I> {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece.into()))))
     }
 }

@@ -62,18 +62,28 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
             Ok(answer::json(&Reloaded { changes: engine.reload().await? }))
         }
         (_, ["v1", "status" | "probes" | "entities" | "events" | "metrics" | "config" | "reload", ..]) => {
-            Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", format!("{path} does not take {method}")))
+            Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "wrong_method",
+                format!("{path} does not take {method}"),
+            ))
         }
-        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_path", format!("there is nothing at '{path}'"))
-            .hint("see /v1/status, /v1/probes, /v1/entities, /v1/events, /v1/metrics, /v1/config, /v1/reload")),
+        _ => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no_such_path",
+            format!("there is nothing at '{path}'"),
+        )
+        .hint("see /v1/status, /v1/probes, /v1/entities, /v1/events, /v1/metrics, /v1/config, /v1/reload")),
     }
 }
 
 async fn body(request: Request<Incoming>) -> Result<ProbePatch> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
-    let collected = tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await;
-    let collected = collected
-        .map_err(|_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request body did not come in time"))?;
+    let collected =
+        tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let collected = collected.map_err(|_| {
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request body did not come in time")
+    })?;
     let bytes = collected.map_err(|error| {
         if error.is::<LengthLimitError>() {
             let message = format!("the request body is larger than {MAX_BODY} bytes");
@@ -127,7 +137,8 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
     if let Some(unknown) = query.unknown(&known) {
         return Err(bad(format!("unknown parameter '{unknown}'; known are {}", known.join(", "))));
     }
-    let mut filter = EventFilter { entity: query.one("entity").map(ToOwned::to_owned), ..EventFilter::default() };
+    let mut filter =
+        EventFilter { entity: query.one("entity").map(ToOwned::to_owned), ..EventFilter::default() };
     for kind in query.all("type").flat_map(|value| value.split(',')) {
         filter.kinds.push(engine.event_type(kind).map_err(bad)?);
     }
@@ -139,7 +150,8 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
         let message = format!("{MAX_FOLLOWERS} clients follow the events already");
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", message));
     }
-    let mut reader = Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, left: None };
+    let mut reader =
+        Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, left: None };
     match (after, limit) {
         // Without a place to go on from, a limit means the last ones of the history.
         (None, Some(limit)) => reader.skip_to_last(limit),
@@ -222,7 +234,9 @@ impl Reader {
         let mut after = self.after;
         loop {
             let batch = self.history.read(after, BATCH);
-            seqs.extend(batch.events.iter().filter(|event| self.filter.matches(event)).map(|event| event.seq));
+            seqs.extend(
+                batch.events.iter().filter(|event| self.filter.matches(event)).map(|event| event.seq),
+            );
             after = batch.next_after;
             if batch.events.is_empty() {
                 break;
@@ -247,12 +261,14 @@ impl From<ChangeError> for Refusal {
             ChangeError::NoSuchProbe(_) => Refusal::new(StatusCode::NOT_FOUND, "no_such_probe", message)
                 .hint("netskoopctl probes list shows them"),
             ChangeError::BadRequest(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message),
-            ChangeError::NotAvailable(_) => Refusal::new(StatusCode::CONFLICT, "not_available", message)
-                .hint("nothing was changed"),
+            ChangeError::NotAvailable(_) => {
+                Refusal::new(StatusCode::CONFLICT, "not_available", message).hint("nothing was changed")
+            }
             ChangeError::BadConfig(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_config", message)
                 .hint("the running configuration stays in force"),
             ChangeError::NotStored(_) => {
-                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "not_stored", message).hint("nothing was changed")
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "not_stored", message)
+                    .hint("nothing was changed")
             }
         }
     }

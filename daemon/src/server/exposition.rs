@@ -59,10 +59,11 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
     let total = |column: u16| {
         let mut sum = table.cell(leader, column);
         for row in leader + 1..end {
-            if shown(family.only.as_ref(), table, row) && same_keys(family, table, leader, row) {
-                if let Some(value) = table.cell(row, column) {
-                    sum = Some(sum.unwrap_or(0).wrapping_add(value));
-                }
+            if shown(family.only.as_ref(), table, row)
+                && same_keys(family, table, leader, row)
+                && let Some(value) = table.cell(row, column)
+            {
+                sum = Some(sum.unwrap_or(0).wrapping_add(value));
             }
         }
         sum

@@ -31,7 +31,8 @@ pub async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
         "/metrics" => scrape(&engine, &request).await.unwrap_or_else(Refusal::text),
         "/-/healthy" if engine.is_healthy() => answer::text("text/plain; charset=utf-8", "healthy\n"),
         "/-/healthy" => {
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "a part of the daemon does not answer").text()
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "a part of the daemon does not answer")
+                .text()
         }
         // The servers start when the first collection has worked, so whoever reaches this is told so.
         "/-/ready" => answer::text("text/plain; charset=utf-8", "ready\n"),
@@ -45,13 +46,18 @@ pub async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
 async fn scrape(engine: &Engine, request: &Request<Incoming>) -> Result<Answer, Refusal> {
     let query = Query::parse(request.uri().query());
     let selection = selection(engine, &query)?;
-    let exposition = engine.scrape(&selection, deadline(request.headers())).await.map_err(|error| match error {
-        PassError::TooLate => {
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_late", "the collection did not end in time")
-                .hint("see `netskoopctl status`; a longer scrape_timeout or metrics.timeout may be needed")
-        }
-        PassError::Stopping => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the daemon is stopping"),
-    })?;
+    let exposition =
+        engine.scrape(&selection, deadline(request.headers())).await.map_err(|error| match error {
+            PassError::TooLate => Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_late",
+                "the collection did not end in time",
+            )
+            .hint("see `netskoopctl status`; a longer scrape_timeout or metrics.timeout may be needed"),
+            PassError::Stopping => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the daemon is stopping")
+            }
+        })?;
     Ok(if accepts_gzip(request.headers()) {
         let mut answer = answer::body(exposition::CONTENT_TYPE, Pieces(Gzip::new(exposition)).boxed());
         answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -66,14 +72,18 @@ async fn scrape(engine: &Engine, request: &Request<Incoming>) -> Result<Answer, 
 fn selection(engine: &Engine, query: &Query) -> Result<Selection, Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
     if let Some(unknown) = query.unknown(&["names", "set", "collect[]", "exclude[]"]) {
-        return Err(bad(format!("unknown parameter '{unknown}'; known are names, set, collect[], exclude[]")));
+        return Err(bad(format!(
+            "unknown parameter '{unknown}'; known are names, set, collect[], exclude[]"
+        )));
     }
     let config = engine.config();
     let mut names = Vec::new();
     for word in query.all("names").flat_map(|value| value.split(',')) {
         let found = Names::ALL.into_iter().find(|names| names.as_str() == word);
         names.push(found.ok_or_else(|| {
-            bad(format!("names={word}: there is no such set of names; known are netskoop, kubeskoop, inspector"))
+            bad(format!(
+                "names={word}: there is no such set of names; known are netskoop, kubeskoop, inspector"
+            ))
         })?);
     }
     let full = match query.one("set") {
@@ -96,14 +106,17 @@ fn selection(engine: &Engine, query: &Query) -> Result<Selection, Refusal> {
 
 fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let seconds: f64 = headers.get(SCRAPE_TIMEOUT)?.to_str().ok()?.parse().ok()?;
-    (seconds.is_finite() && seconds > 0.0).then(|| Duration::from_secs_f64((seconds.min(3600.0) - 0.5).max(0.1)))
+    (seconds.is_finite() && seconds > 0.0)
+        .then(|| Duration::from_secs_f64((seconds.min(3600.0) - 0.5).max(0.1)))
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).any(|value| {
         value.split(',').any(|part| {
             let mut words = part.split(';').map(str::trim);
-            let refused = |word: &str| word.starts_with("q=0") && !word[3..].bytes().any(|b| (b'1'..=b'9').contains(&b));
+            let refused = |word: &str| {
+                word.starts_with("q=0") && !word[3..].bytes().any(|b| (b'1'..=b'9').contains(&b))
+            };
             words.next() == Some("gzip") && !words.any(refused)
         })
     })
@@ -141,7 +154,8 @@ impl Iterator for Gzip {
 
 fn landing(engine: &Engine) -> String {
     let facts = engine.facts();
-    let node: String = facts.node.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
+    let node: String =
+        facts.node.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
     format!(
         "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>netskoopd</title></head><body>\
          <h1>netskoopd {}</h1><p>Node {node}</p><ul>\

@@ -46,7 +46,8 @@ impl Source for CounterSource {
         match result {
             Ok(()) => Report { done: want.targets.len() as u32, ..Report::default() },
             Err(source) => {
-                let error = ReadError::Failed { doing: "read the counters of", what: self.probe.name.into(), source };
+                let error =
+                    ReadError::Failed { doing: "read the counters of", what: self.probe.name.into(), source };
                 Report { failed: 1, error: Some(error), ..Report::default() }
             }
         }
