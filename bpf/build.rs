@@ -1,5 +1,11 @@
 //! Compiles every `*.bpf.c` beside this file and writes a module with all skeletons.
 
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "a build script runs clang and talks to cargo"
+)]
+
 use libbpf_cargo::SkeletonBuilder;
 use std::error::Error;
 use std::fmt::Write as _;

@@ -2,7 +2,11 @@
 //! users run beside them: each looks at its own namespaces and program ids only.
 
 #![allow(unsafe_code, reason = "tests enter namespaces of their own")]
-#![allow(clippy::disallowed_types, clippy::disallowed_macros, reason = "tests run ip and nft, and say why they skip")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "tests run ip and nft, and say why they skip"
+)]
 
 use super::bpf::{Entries, Handle, Loader, Refused, Settings};
 use super::drop_reasons::ENUMS;
@@ -50,7 +54,8 @@ impl World {
         };
         let records: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let sink = Arc::clone(&records);
-        let pump = Pump::start(&loader.ring, move |record| sink.lock().unwrap().push(record.to_vec())).unwrap();
+        let pump =
+            Pump::start(&loader.ring, move |record| sink.lock().unwrap().push(record.to_vec())).unwrap();
         Some(World { loader, records, pump })
     }
 
@@ -74,7 +79,12 @@ impl World {
         self.events(probe, netns)
     }
 
-    fn table(&self, probe: &'static Probe, handle: &Handle, netns: u32) -> Vec<(Vec<String>, Vec<Option<u64>>)> {
+    fn table(
+        &self,
+        probe: &'static Probe,
+        handle: &Handle,
+        netns: u32,
+    ) -> Vec<(Vec<String>, Vec<Option<u64>>)> {
         let hooks = probe.hooks.unwrap();
         let mut entries = Entries::default();
         handle.read_counters(&mut entries).unwrap();
@@ -91,7 +101,10 @@ impl World {
         let columns = u16::try_from(hooks.table.columns.len()).unwrap();
         (0..table.len())
             .map(|row| {
-                ((0..keys).map(|key| text(row, key)).collect(), (0..columns).map(|c| table.cell(row, c)).collect())
+                (
+                    (0..keys).map(|key| text(row, key)).collect(),
+                    (0..columns).map(|c| table.cell(row, c)).collect(),
+                )
             })
             .collect()
     }
@@ -184,7 +197,8 @@ fn refused_connections_are_exactly_told() {
         assert_eq!(field(received, "state"), Some("SYN_SENT"));
         let sent = events.iter().find(|event| event.decl.name == "TCP_RESET_NOSOCK").unwrap();
         assert_eq!(field(sent, "reason"), Some("NO_SOCKET"));
-        let row = |direction: &str, cause: &str| (vec![direction.to_owned(), cause.to_owned()], vec![Some(10)]);
+        let row =
+            |direction: &str, cause: &str| (vec![direction.to_owned(), cause.to_owned()], vec![Some(10)]);
         let rows = world.table(&tcpreset::PROBE, &handle, netns);
         assert_eq!(rows, [row("receive", "connecting"), row("send", "no_socket")]);
     }
@@ -394,7 +408,8 @@ fn fifty_times_on_and_off_leaves_nothing() {
 #[test]
 fn a_panic_in_the_owner_thread_is_told() {
     let Some(world) = World::new() else { return };
-    let early = Handle::start("early", 1, |_| panic!("out of luck"), &world.loader, unlimited(&[])).unwrap_err();
+    let early =
+        Handle::start("early", 1, |_| panic!("out of luck"), &world.loader, unlimited(&[])).unwrap_err();
     assert_eq!(early.to_string(), "cannot load early: it panicked: out of luck");
     let refuse = |_| Err(Refused::NotHere("not today".to_owned()));
     assert_eq!(
@@ -429,9 +444,15 @@ fn missing_capabilities_are_named() {
 fn namespaces_are_told_as_they_come_and_go() {
     let Some(world) = World::new() else { return };
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    // Inodes are used again, so only what came since the last case counts.
+    let since = std::cell::Cell::new(0);
     let events = || -> Vec<NetnsEvent> {
         let records = world.records.lock().unwrap();
-        records.iter().map(|bytes| netns_watch::decode(bytes).expect("a whole record")).collect()
+        records
+            .iter()
+            .skip(since.get())
+            .map(|bytes| netns_watch::decode(bytes).expect("a whole record"))
+            .collect()
     };
     // A shell that says which namespace it is in, and ends when its input does.
     let child = |command: &str| {
@@ -458,13 +479,16 @@ fn namespaces_are_told_as_they_come_and_go() {
         ("fork", format!("exec unshare -n -f sh -c '{exec}'"), true),
         ("no exec", format!("exec python3 -c \"{python}\""), false),
     ] {
+        since.set(world.records.lock().unwrap().len());
         let (mut process, inum) = child(&command);
         if announced {
-            let seen = || events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum));
+            let seen =
+                || events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum));
             assert!(wait_until(LIMIT, seen), "{how}: {:?}", events());
         } else {
             let pid = process.id();
-            let created = || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
+            let created =
+                || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
             assert!(wait_until(LIMIT, created), "{how}: {:?}", events());
             assert!(!events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum)));
             watch.known_insert(inum).unwrap();
@@ -546,11 +570,22 @@ fn cost() {
             let mean = (b.run_time_ns - a.run_time_ns).checked_div(runs).unwrap_or(0);
             eprintln!("{what}: {} {runs} runs, {mean} ns each", b.name);
         }
-        eprintln!("   tcpreset {:?}\n   packetloss {:?}", reset.stream_counts().unwrap(), loss.stream_counts().unwrap());
+        eprintln!(
+            "   tcpreset {:?}\n   packetloss {:?}",
+            reset.stream_counts().unwrap(),
+            loss.stream_counts().unwrap()
+        );
     }
     show("all", &reset);
     show("all", &loss);
     show("all", watch.handle());
     assert_eq!(record::probe(&world.records.lock().unwrap()[0]), Some(PROBE));
-    eprintln!("{}", std::fs::read_to_string("/proc/self/status").unwrap().lines().find(|l| l.starts_with("VmRSS")).unwrap());
+    eprintln!(
+        "{}",
+        std::fs::read_to_string("/proc/self/status")
+            .unwrap()
+            .lines()
+            .find(|l| l.starts_with("VmRSS"))
+            .unwrap()
+    );
 }

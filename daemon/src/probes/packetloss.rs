@@ -6,6 +6,7 @@ use crate::declare::{
 use crate::hooks::{Counters, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
+use crate::kernel::symbols::Place;
 use crate::table::{Subject, Table};
 use libbpf_rs::skel::Skel;
 use netskoop_api::{OptionValue, Value};
@@ -108,18 +109,28 @@ const KUBESKOOP: &[Family] = &[
 const INSPECTOR: &[Family] = &[
     Family::inspector("inspector_pod_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
     Family::inspector("inspector_pod_totalloss", "Packets dropped", &TABLE, PACKETS).fold(),
-    Family::inspector("inspector_pod_packetloss_abnormal", "Packets dropped, without benign ones", &TABLE, PACKETS)
-        .only(class(&["ignored"], false))
-        .fold(),
+    Family::inspector(
+        "inspector_pod_packetloss_abnormal",
+        "Packets dropped, without benign ones",
+        &TABLE,
+        PACKETS,
+    )
+    .only(class(&["ignored"], false))
+    .fold(),
     Family::inspector("inspector_pod_abnormalloss", "Packets dropped, without benign ones", &TABLE, PACKETS)
         .only(class(&["ignored"], false))
         .fold(),
     Family::inspector("inspector_pod_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
-    Family::inspector("inspector_pod_packetloss_tcpstatm", "Dropped by the TCP state machine", &TABLE, PACKETS)
-        .only(class(&["tcp_state"], true))
-        .fold(),
+    Family::inspector(
+        "inspector_pod_packetloss_tcpstatm",
+        "Dropped by the TCP state machine",
+        &TABLE,
+        PACKETS,
+    )
+    .only(class(&["tcp_state"], true))
+    .fold(),
     Family::inspector("inspector_pod_packetloss_tcprcv", "Dropped at the entry of TCP", &TABLE, PACKETS)
         .only(class(&["tcp_receive"], true))
         .fold(),
@@ -152,7 +163,8 @@ const RANGES: usize = 16;
 const REASONS: usize = 256;
 
 fn is_reason(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    !word.is_empty()
+        && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn run(session: Session) -> Result<(), Refused> {
@@ -243,7 +255,7 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
     let places = known.symbols.places(&locations);
     let function = |location: u64| {
         let at = locations.binary_search(&location).ok()?;
-        places[at].as_ref().map(|place| place.function())
+        places[at].as_ref().map(Place::function)
     };
     let mut rows: Vec<(Subject, Cow<'_, str>, &str, u64, u64)> = entries()
         .filter_map(|(key, value)| {
@@ -277,5 +289,89 @@ fn class_of(function: Option<&str>, reason: &str) -> &'static str {
         Some("tcp_v4_do_rcv" | "tcp_v6_do_rcv") => "tcp_handle",
         Some(function) if BENIGN.contains(&function) => "ignored",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::{Memory, Options};
+    use crate::kernel::bpf::Entries;
+    use crate::kernel::features::Features;
+    use std::path::Path;
+
+    fn known() -> Known {
+        Known::new(Path::new("/nonexistent"), &Features::default())
+    }
+
+    fn entry(netns: u32, reason: u32, location: u64, packets: u64, segments: u64) -> (Vec<u8>, Vec<u8>) {
+        let key = [&netns.to_ne_bytes()[..], &reason.to_ne_bytes(), &location.to_ne_bytes()].concat();
+        (key, [packets.to_ne_bytes(), segments.to_ne_bytes()].concat())
+    }
+
+    fn rows(
+        pairs: &[(Vec<u8>, Vec<u8>)],
+        shown: u64,
+        memory: &Memory,
+    ) -> Vec<(u32, String, Option<u64>, Option<u64>)> {
+        let counters = Counters {
+            entries: &Entries::from_pairs(pairs),
+            subject: &|netns| Some(Subject(netns)),
+            options: &Options::from([("reasons", OptionValue::Integer(shown))]),
+            memory,
+        };
+        let mut table = Table::new(&TABLE, 100);
+        fill(&counters, &known(), &mut table);
+        let keys = |row| [table.key(row, 0), b" ", table.key(row, 1)].concat();
+        (0..table.len())
+            .map(|row| {
+                let keys = String::from_utf8(keys(row)).unwrap();
+                (table.subject(row).0, keys, table.cell(row, 0), table.cell(row, 1))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn places_of_one_reason_are_one_row() {
+        let pairs = [entry(5, 3, 0x10, 1, 2), entry(5, 3, 0x20, 10, 20), entry(4, 3, 0x10, 100, 100)];
+        let wanted =
+            [(4, "3 other".to_owned(), Some(100), Some(100)), (5, "3 other".to_owned(), Some(11), Some(22))];
+        assert_eq!(rows(&pairs, 24, &Memory::default()), wanted);
+    }
+
+    #[test]
+    fn sums_do_not_fall_when_reasons_come_or_the_limit_changes() {
+        let memory = Memory::default();
+        let first = [entry(5, 3, 1, 7, 7)];
+        let more = [entry(5, 3, 1, 7, 7), entry(5, 4, 1, 9, 9)];
+        let row = |keys: &str, value| (5, keys.to_owned(), Some(value), Some(value));
+        assert_eq!(rows(&first, 1, &memory), [row("3 other", 7)]);
+        assert_eq!(rows(&more, 1, &memory), [row("3 other", 7), row("other other", 9)]);
+        assert_eq!(rows(&more, 99, &memory), [row("3 other", 7), row("other other", 9)]);
+    }
+
+    #[test]
+    fn what_time_wait_answered_is_no_loss() {
+        assert_eq!(rows(&[entry(5, IN_TIME_WAIT, 1, 3, 3)], 9, &Memory::default())[0].1, "TIME_WAIT ignored");
+    }
+
+    #[test]
+    fn classes_follow_the_function() {
+        assert_eq!(class_of(Some("nf_hook_slow"), "NOT_SPECIFIED"), "netfilter");
+        assert_eq!(class_of(Some("nft_do_chain"), "NETFILTER_DROP"), "netfilter");
+        assert_eq!(class_of(Some("tcp_rcv_state_process"), ""), "tcp_state");
+        assert_eq!(class_of(Some("tcp_v6_rcv"), ""), "tcp_receive");
+        assert_eq!(class_of(Some("tcp_v6_do_rcv"), ""), "tcp_handle");
+        assert_eq!(class_of(Some("skb_queue_purge"), ""), "ignored");
+        assert_eq!(class_of(None, ""), "other");
+    }
+
+    #[test]
+    fn short_records_are_refused() {
+        let whole = vec![0; size_of::<types::packetloss_event>()];
+        assert!(decode(&whole, &known()).is_some());
+        for length in 0..whole.len() {
+            assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
+        }
     }
 }
