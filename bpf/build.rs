@@ -3,7 +3,7 @@
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_macros,
-    reason = "a build script runs clang and speaks to cargo"
+    reason = "a build script runs clang and talks to cargo"
 )]
 
 use libbpf_cargo::SkeletonBuilder;

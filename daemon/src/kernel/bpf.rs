@@ -204,7 +204,7 @@ impl Session {
     /// Tells that the object works. `via` is how it is attached, `counters` the name of its counters map.
     pub fn ready(&self, object: &Object, via: &str, counters: &str) -> Result<(), Refused> {
         let mut programs = Vec::new();
-        for program in object.progs().filter(|program| program.autoload()) {
+        for program in object.progs().filter(libbpf_rs::ProgramImpl::autoload) {
             let fd = program.as_fd().try_clone_to_owned();
             let fd = fd.map_err(|error| self.failed("keep a program's descriptor", &error.to_string()))?;
             programs.push(Program { name: program.name().to_string_lossy().into_owned(), fd });
@@ -299,15 +299,20 @@ impl Entries {
 
     fn read(&mut self, map: &MapHandle) -> std::io::Result<()> {
         (self.key_size, self.value_size) = (map.key_size() as usize, map.value_size() as usize);
-        (self.keys.clear(), self.values.clear());
+        self.clear();
         match self.read_batches(map) {
             Ok(()) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                (self.keys.clear(), self.values.clear());
+                self.clear();
                 self.read_singly(map)
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.values.clear();
     }
 
     fn read_batches(&mut self, map: &MapHandle) -> std::io::Result<()> {
@@ -601,4 +606,51 @@ pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_become_nanoseconds() {
+        let limit = |rate, burst| Settings { rate, burst, ..Settings::default() }.limit();
+        assert_eq!(limit(0, 5), (0, 0));
+        assert_eq!(limit(10, 3), (100_000_000, 200_000_000));
+        assert_eq!(limit(1, 0), (1_000_000_000, 0));
+        assert_eq!(limit(u32::MAX, u32::MAX), (1, u64::from(u32::MAX) - 1));
+    }
+
+    #[test]
+    fn the_verifier_has_the_last_word() {
+        let log = "libbpf: prog 'on_x': BPF program load failed: -EACCES\n-- BEGIN PROG LOAD LOG --\n0: (79) r1 = 1\n\
+                   R2 pointer arithmetic prohibited\nprocessed 6 insns (limit 1000000)\n-- END PROG LOAD LOG --\n\
+                   libbpf: failed to load object 'x'\n";
+        assert_eq!(verdict(log), Some("R2 pointer arithmetic prohibited"));
+        assert_eq!(verdict("libbpf: no such file\n"), None);
+    }
+
+    #[test]
+    fn missing_capabilities_are_found() {
+        let status = |hex: &str| format!("Name:\tx\nCapEff:\t{hex}\n");
+        assert_eq!(missing_capabilities(&status("0000000000000000")), ["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(missing_capabilities(&status("0000008000000000")), ["CAP_PERFMON"]);
+        assert!(missing_capabilities(&status("000000c000000000")).is_empty());
+        assert!(missing_capabilities(&status("0000000000200000")).is_empty());
+        assert!(missing_capabilities("").is_empty());
+    }
+
+    #[test]
+    fn entries_go_in_pairs() {
+        let entries = Entries::from_pairs(&[(vec![1, 2], vec![3]), (vec![4, 5], vec![6])]);
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries.iter().collect::<Vec<_>>(), [(&[1, 2][..], &[3][..]), (&[4, 5], &[6])]);
+        assert!(Entries::default().is_empty() && Entries::default().iter().next().is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_a_sentence() {
+        let failed = Refused::Failed { doing: "load x".to_owned(), cause: "no luck".to_owned() };
+        assert_eq!(failed.to_string(), "cannot load x: no luck");
+    }
 }

@@ -406,6 +406,52 @@ fn fifty_times_on_and_off_leaves_nothing() {
 }
 
 #[test]
+fn a_full_ring_loses_nothing_silently() {
+    let Some(world) = World::new() else { return };
+    // Nobody empties this one at first.
+    let loader = Loader { ring: Ring::new(64 << 10).unwrap(), ..world.loader.clone() };
+    let hooks = tcpreset::PROBE.hooks.unwrap();
+    let handle = Handle::start("tcpreset", PROBE, hooks.run, &loader, unlimited(&[])).unwrap();
+    in_netns(|_| {
+        for _ in 0..1000 {
+            assert!(TcpStream::connect("127.0.0.1:81").is_err());
+        }
+    });
+    let counts = handle.stream_counts().unwrap();
+    assert!(counts.ring_full > 0 && counts.seen >= 2000, "{counts:?}");
+    let seen = Arc::new(Mutex::new(0));
+    let sink = Arc::clone(&seen);
+    let pump = Pump::start(&loader.ring, move |_| *sink.lock().unwrap() += 1).unwrap();
+    // Others may cause resets meanwhile, so both sides are read until they agree.
+    let equal = || {
+        let counts = handle.stream_counts().unwrap();
+        counts.seen == counts.submitted + counts.ring_full + counts.suppressed
+            && counts.submitted == pump.received()
+    };
+    assert!(wait_until(LIMIT, equal), "{:?} {}", handle.stream_counts(), pump.received());
+    let progress = pump.progress();
+    assert!(wait_until(LIMIT, || pump.progress() > progress), "it ticks at rest");
+    handle.stop().unwrap();
+    let received = pump.received();
+    pump.stop().unwrap();
+    assert!(*seen.lock().unwrap() >= received);
+}
+
+#[test]
+fn a_panic_in_the_sink_is_told() {
+    let Some(world) = World::new() else { return };
+    let ring = Ring::new(64 << 10).unwrap();
+    let loader = Loader { ring: ring.clone(), ..world.loader.clone() };
+    let hooks = tcpreset::PROBE.hooks.unwrap();
+    let handle = Handle::start("tcpreset", PROBE, hooks.run, &loader, unlimited(&[])).unwrap();
+    let pump = Pump::start(&ring, |_| panic!("bad record")).unwrap();
+    in_netns(|_| assert!(TcpStream::connect("127.0.0.1:81").is_err()));
+    assert!(wait_until(LIMIT, || pump.is_finished()));
+    assert_eq!(pump.stop().unwrap_err(), "the consumer of the event ring panicked: bad record");
+    handle.stop().unwrap();
+}
+
+#[test]
 fn a_panic_in_the_owner_thread_is_told() {
     let Some(world) = World::new() else { return };
     let early =
@@ -444,9 +490,15 @@ fn missing_capabilities_are_named() {
 fn namespaces_are_told_as_they_come_and_go() {
     let Some(world) = World::new() else { return };
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    // Inodes are used again, so only what came since the last case counts.
+    let since = std::cell::Cell::new(0);
     let events = || -> Vec<NetnsEvent> {
         let records = world.records.lock().unwrap();
-        records.iter().map(|bytes| netns_watch::decode(bytes).expect("a whole record")).collect()
+        records
+            .iter()
+            .skip(since.get())
+            .map(|bytes| netns_watch::decode(bytes).expect("a whole record"))
+            .collect()
     };
     // A shell that says which namespace it is in, and ends when its input does.
     let child = |command: &str| {
@@ -473,6 +525,7 @@ fn namespaces_are_told_as_they_come_and_go() {
         ("fork", format!("exec unshare -n -f sh -c '{exec}'"), true),
         ("no exec", format!("exec python3 -c \"{python}\""), false),
     ] {
+        since.set(world.records.lock().unwrap().len());
         let (mut process, inum) = child(&command);
         if announced {
             let seen =

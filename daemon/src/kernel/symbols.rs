@@ -103,7 +103,7 @@ impl Symbols {
                     state.known.extend(missing.into_iter().zip(places));
                 }
                 Err(error) => {
-                    tracing::debug!(%error, path = %self.path.display(), "cannot read kernel symbols")
+                    tracing::debug!(%error, path = %self.path.display(), "cannot read kernel symbols");
                 }
             }
         }
@@ -117,10 +117,11 @@ impl Symbols {
         self.each(|address, name| {
             hidden &= address == 0;
             // The file is sorted but for modules: what follows a symbol ends it.
-            if let Some(last) = found.last_mut() {
-                if last.end == u64::MAX && address > last.start {
-                    last.end = address;
-                }
+            if let Some(last) = found.last_mut()
+                && last.end == u64::MAX
+                && address > last.start
+            {
+                last.end = address;
             }
             if address != 0 && functions.contains(&bare(name)) {
                 found.push(address..u64::MAX);
@@ -150,18 +151,18 @@ impl Symbols {
             // The first address not before the symbol is the only one that has to be told: the others take over
             // below what is closer than what they were told themselves.
             let at = addresses.partition_point(|address| *address < start);
-            if let Some(slot) = best.get_mut(at) {
-                if slot.as_ref().is_none_or(|(known, _)| *known < start) {
-                    *slot = Some((start, name.into()));
-                }
+            if let Some(slot) = best.get_mut(at)
+                && slot.as_ref().is_none_or(|(known, _)| *known < start)
+            {
+                *slot = Some((start, name.into()));
             }
         })?;
         let mut closest: Option<(u64, Arc<str>)> = None;
         let places = addresses.iter().zip(best).map(|(address, found)| {
-            if let Some((start, name)) = found {
-                if closest.as_ref().is_none_or(|(known, _)| *known < start) {
-                    closest = Some((start, name));
-                }
+            if let Some((start, name)) = found
+                && closest.as_ref().is_none_or(|(known, _)| *known < start)
+            {
+                closest = Some((start, name));
             }
             let (start, symbol) = closest.clone()?;
             let offset = address - start;

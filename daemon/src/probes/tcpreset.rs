@@ -148,10 +148,10 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
     let (head, event, stack) = record::parse::<types::tcpreset_event>(bytes)?;
     let decl = EVENTS.get(usize::from(head.kind))?;
     let mut fields = Vec::with_capacity(2);
-    if decl.fields.contains(&"reason") {
-        if let Some(reason) = known.reset_reasons.name(event.reason) {
-            fields.push(("reason", Value::Text(reason.into_owned())));
-        }
+    if decl.fields.contains(&"reason")
+        && let Some(reason) = known.reset_reasons.name(event.reason)
+    {
+        fields.push(("reason", Value::Text(reason.into_owned())));
     }
     if let Some(state) = STATES.get(usize::from(event.state)).filter(|state| !state.is_empty()) {
         fields.push(("state", Value::Text((*state).to_owned())));
@@ -185,5 +185,59 @@ fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
         if let Some(cells) = table.row(subject, &[direction.as_bytes(), cause.as_bytes()]) {
             cells[0] = value;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::{Memory, Options};
+    use crate::kernel::bpf::Entries;
+    use crate::kernel::features::Features;
+    use crate::table::Subject;
+    use std::path::Path;
+
+    fn known() -> Known {
+        Known::new(Path::new("/nonexistent"), &Features::default())
+    }
+
+    fn entry(netns: u32, cause: u32, value: u64) -> (Vec<u8>, Vec<u8>) {
+        ([netns.to_ne_bytes(), cause.to_ne_bytes()].concat(), value.to_ne_bytes().to_vec())
+    }
+
+    #[test]
+    fn counters_become_rows_of_one_subject_each() {
+        let pairs = [entry(5, 0, 7), entry(6, 3, 1), entry(5, 4, 2), entry(99, 0, 1), entry(5, 77, 1)];
+        let counters = Counters {
+            entries: &Entries::from_pairs(&pairs),
+            subject: &|netns| (netns < 10).then_some(Subject(netns)),
+            options: &Options::new(),
+            memory: &Memory::default(),
+        };
+        let mut table = Table::new(&TABLE, 100);
+        fill(&counters, &known(), &mut table);
+        let rows: Vec<_> = (0..table.len())
+            .map(|row| (table.subject(row).0, table.key(row, 1).to_vec(), table.cell(row, 0)))
+            .collect();
+        let row = |subject, cause: &str, value| (subject, cause.as_bytes().to_vec(), Some(value));
+        assert_eq!(rows, [row(5, "established", 2), row(5, "no_socket", 7), row(6, "connecting", 1)]);
+    }
+
+    #[test]
+    fn short_records_and_unknown_kinds_are_refused() {
+        let whole = vec![0; size_of::<types::tcpreset_event>()];
+        assert!(decode(&whole, &known()).is_some());
+        for length in 0..whole.len() {
+            assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
+        }
+        // `kind` lies behind time, netns and probe.
+        let mut strange = whole;
+        strange[14..16].copy_from_slice(&9u16.to_ne_bytes());
+        assert!(decode(&strange, &known()).is_none());
+    }
+
+    #[test]
+    fn ports_are_numbers() {
+        assert!(is_port("443") && !is_port("0") && !is_port("65536") && !is_port("https"));
     }
 }
