@@ -249,6 +249,23 @@ fn interfaces_that_vanish_are_carried_on() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_not_a_namespace_without_interfaces() {
+    let (dir, mut rig) = copy_of("healthy");
+    let target = [process(2, 100, NGINX)];
+    let path = dir.0.join("100/net/dev");
+    let text = std::fs::read_to_string(&path).unwrap();
+    rig.read(&target);
+    for _ in 0..3 {
+        std::fs::write(&path, "nonsense").unwrap();
+        assert_eq!((rig.read(&target).failed, rig.out[3].len()), (1, 0));
+    }
+    std::fs::write(&path, text).unwrap();
+    rig.read(&target);
+    assert_eq!(rig.cell(&DEV, 2, Some("eth0"), "tx.bytes"), Some(393_930));
+    assert_eq!(rig.cell(&DEV, 2, Some(""), "tx.bytes"), None);
+}
+
+#[test]
 fn options_choose_the_interfaces_that_are_shown() {
     let mut rig = Rig::fixture("healthy");
     let words = vec!["eth*".to_owned()];
