@@ -151,6 +151,7 @@ impl NetFiles {
                 fill(cells, columns, values);
             }
         };
+        let refused = (dev.over_budget(), shown.over_budget());
         let outcome = lock(&self.devices).take(subject, ticket, &memory.readings, split, |reading| {
             put(shown, wanted.shown, reading.name.as_bytes(), &reading.values);
         });
@@ -163,6 +164,13 @@ impl NetFiles {
         }
         if let Some(other) = other {
             put(shown, wanted.shown, b"other", &other);
+        }
+        // A sum over some of the interfaces would be a wrong number.
+        if dev.over_budget() > refused.0 {
+            dev.retract(subject);
+        }
+        if shown.over_budget() > refused.1 {
+            shown.retract(subject);
         }
         Ok(forgotten)
     }

@@ -228,6 +228,8 @@ fn a_full_table_never_fills_the_row_of_another() {
     rig.read(&[process(1, 1, HOST), process(2, 100, NGINX)]);
     assert_eq!(rig.cell(&SNMP, 1, None, "Tcp.ActiveOpens"), Some(63));
     assert_eq!((rig.out[0].len(), rig.out[0].over_budget()), (1, 1));
+    // Four interfaces do not fit, and three of them would make a wrong sum.
+    assert!(rig.out[3].is_empty() && rig.out[3].over_budget() > 0);
 }
 
 #[test]
