@@ -5,24 +5,117 @@ use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
 use crate::sources::columns::SNMP;
 
 const FACTS: [Fact; 8] = [
-    fact("Udp.InDatagrams", "netskoop_udp_in_datagrams_total", "UDP datagrams delivered to sockets (Udp.InDatagrams of /proc/net/snmp for IPv4, Udp6InDatagrams of /proc/net/snmp6 for IPv6).").v6("Udp6InDatagrams").old("kubeskoop_udp_indatagrams", "inspector_pod_udpindatagrams").core(),
-    fact("Udp.NoPorts", "netskoop_udp_no_ports_total", "UDP datagrams for a port on which nobody listened (Udp.NoPorts of /proc/net/snmp for IPv4, Udp6NoPorts of /proc/net/snmp6 for IPv6).").v6("Udp6NoPorts").old("kubeskoop_udp_noports", "inspector_pod_udpnoports").core().alarm("nobody listens on the port"),
-    fact("Udp.InErrors", "netskoop_udp_in_errors_total", "UDP datagrams that could not be delivered for another reason than a missing listener (Udp.InErrors of /proc/net/snmp for IPv4, Udp6InErrors of /proc/net/snmp6 for IPv6).").v6("Udp6InErrors").old("kubeskoop_udp_inerrors", "inspector_pod_udpinerrors").alarm("datagrams are dropped on receipt"),
-    fact("Udp.OutDatagrams", "netskoop_udp_out_datagrams_total", "UDP datagrams sent (Udp.OutDatagrams of /proc/net/snmp for IPv4, Udp6OutDatagrams of /proc/net/snmp6 for IPv6).").v6("Udp6OutDatagrams").old("kubeskoop_udp_outdatagrams", "inspector_pod_udpoutdatagrams").core(),
-    fact("Udp.RcvbufErrors", "netskoop_udp_receive_buffer_errors_total", "UDP datagrams dropped because the receive buffer of the socket was full (Udp.RcvbufErrors of /proc/net/snmp for IPv4, Udp6RcvbufErrors of /proc/net/snmp6 for IPv6).").v6("Udp6RcvbufErrors").old("kubeskoop_udp_rcvbuferrors", "inspector_pod_udprcvbuferrors").core().alarm("the receiver is too slow"),
-    fact("Udp.SndbufErrors", "netskoop_udp_send_buffer_errors_total", "UDP datagrams that could not be handed to the IP layer for want of buffer space (Udp.SndbufErrors of /proc/net/snmp for IPv4, Udp6SndbufErrors of /proc/net/snmp6 for IPv6).").v6("Udp6SndbufErrors").old("kubeskoop_udp_sndbuferrors", "inspector_pod_udpsndbuferrors").alarm("datagrams are dropped on sending"),
-    fact("Udp.InCsumErrors", "netskoop_udp_in_checksum_errors_total", "UDP datagrams received with a bad checksum (Udp.InCsumErrors of /proc/net/snmp for IPv4, Udp6InCsumErrors of /proc/net/snmp6 for IPv6).").v6("Udp6InCsumErrors").old("kubeskoop_udp_incsumerrors", "inspector_pod_udpincsumerrors").alarm("datagrams arrive damaged"),
-    fact("Udp.IgnoredMulti", "netskoop_udp_ignored_multicast_total", "UDP multicast datagrams that no socket wanted (Udp.IgnoredMulti of /proc/net/snmp for IPv4, Udp6IgnoredMulti of /proc/net/snmp6 for IPv6).").v6("Udp6IgnoredMulti").old("kubeskoop_udp_ignoredmulti", "inspector_pod_udpignoredmulti"),
+    fact(
+        "Udp.InDatagrams",
+        "netskoop_udp_in_datagrams_total",
+        "UDP datagrams delivered to sockets (Udp.InDatagrams of /proc/net/snmp for IPv4, Udp6InDatagrams of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6InDatagrams")
+    .old("kubeskoop_udp_indatagrams", "inspector_pod_udpindatagrams")
+    .core(),
+    fact(
+        "Udp.NoPorts",
+        "netskoop_udp_no_ports_total",
+        "UDP datagrams for a port on which nobody listened (Udp.NoPorts of /proc/net/snmp for IPv4, Udp6NoPorts of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6NoPorts")
+    .old("kubeskoop_udp_noports", "inspector_pod_udpnoports")
+    .core()
+    .alarm("nobody listens on the port"),
+    fact(
+        "Udp.InErrors",
+        "netskoop_udp_in_errors_total",
+        "UDP datagrams that could not be delivered for another reason than a missing listener (Udp.InErrors of /proc/net/snmp for IPv4, Udp6InErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6InErrors")
+    .old("kubeskoop_udp_inerrors", "inspector_pod_udpinerrors")
+    .alarm("datagrams are dropped on receipt"),
+    fact(
+        "Udp.OutDatagrams",
+        "netskoop_udp_out_datagrams_total",
+        "UDP datagrams sent (Udp.OutDatagrams of /proc/net/snmp for IPv4, Udp6OutDatagrams of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6OutDatagrams")
+    .old("kubeskoop_udp_outdatagrams", "inspector_pod_udpoutdatagrams")
+    .core(),
+    fact(
+        "Udp.RcvbufErrors",
+        "netskoop_udp_receive_buffer_errors_total",
+        "UDP datagrams dropped because the receive buffer of the socket was full (Udp.RcvbufErrors of /proc/net/snmp for IPv4, Udp6RcvbufErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6RcvbufErrors")
+    .old("kubeskoop_udp_rcvbuferrors", "inspector_pod_udprcvbuferrors")
+    .core()
+    .alarm("the receiver is too slow"),
+    fact(
+        "Udp.SndbufErrors",
+        "netskoop_udp_send_buffer_errors_total",
+        "UDP datagrams that could not be handed to the IP layer for want of buffer space (Udp.SndbufErrors of /proc/net/snmp for IPv4, Udp6SndbufErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6SndbufErrors")
+    .old("kubeskoop_udp_sndbuferrors", "inspector_pod_udpsndbuferrors")
+    .alarm("datagrams are dropped on sending"),
+    fact(
+        "Udp.InCsumErrors",
+        "netskoop_udp_in_checksum_errors_total",
+        "UDP datagrams received with a bad checksum (Udp.InCsumErrors of /proc/net/snmp for IPv4, Udp6InCsumErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6InCsumErrors")
+    .old("kubeskoop_udp_incsumerrors", "inspector_pod_udpincsumerrors")
+    .alarm("datagrams arrive damaged"),
+    fact(
+        "Udp.IgnoredMulti",
+        "netskoop_udp_ignored_multicast_total",
+        "UDP multicast datagrams that no socket wanted (Udp.IgnoredMulti of /proc/net/snmp for IPv4, Udp6IgnoredMulti of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6IgnoredMulti")
+    .old("kubeskoop_udp_ignoredmulti", "inspector_pod_udpignoredmulti"),
 ];
 
 const MORE: [Fact; 7] = [
-    fact("Udp.MemErrors", "netskoop_udp_memory_errors_total", "UDP datagrams dropped because the memory of the protocol was used up (Udp.MemErrors of /proc/net/snmp for IPv4, Udp6MemErrors of /proc/net/snmp6 for IPv6).").v6("Udp6MemErrors").alarm("net.ipv4.udp_mem is used up"),
-    fact("UdpLite.InDatagrams", "netskoop_udp_lite_in_datagrams_total", "UDP-Lite datagrams delivered to sockets (UdpLite.InDatagrams of /proc/net/snmp for IPv4, UdpLite6InDatagrams of /proc/net/snmp6 for IPv6).").v6("UdpLite6InDatagrams"),
-    fact("UdpLite.NoPorts", "netskoop_udp_lite_no_ports_total", "UDP-Lite datagrams for a port on which nobody listened (UdpLite.NoPorts of /proc/net/snmp for IPv4, UdpLite6NoPorts of /proc/net/snmp6 for IPv6).").v6("UdpLite6NoPorts"),
-    fact("UdpLite.InErrors", "netskoop_udp_lite_in_errors_total", "UDP-Lite datagrams that could not be delivered (UdpLite.InErrors of /proc/net/snmp for IPv4, UdpLite6InErrors of /proc/net/snmp6 for IPv6).").v6("UdpLite6InErrors"),
-    fact("UdpLite.OutDatagrams", "netskoop_udp_lite_out_datagrams_total", "UDP-Lite datagrams sent (UdpLite.OutDatagrams of /proc/net/snmp for IPv4, UdpLite6OutDatagrams of /proc/net/snmp6 for IPv6).").v6("UdpLite6OutDatagrams"),
-    fact("UdpLite.RcvbufErrors", "netskoop_udp_lite_receive_buffer_errors_total", "UDP-Lite datagrams dropped because the receive buffer of the socket was full (UdpLite.RcvbufErrors of /proc/net/snmp for IPv4, UdpLite6RcvbufErrors of /proc/net/snmp6 for IPv6).").v6("UdpLite6RcvbufErrors"),
-    fact("UdpLite.SndbufErrors", "netskoop_udp_lite_send_buffer_errors_total", "UDP-Lite datagrams that could not be handed to the IP layer (UdpLite.SndbufErrors of /proc/net/snmp for IPv4, UdpLite6SndbufErrors of /proc/net/snmp6 for IPv6).").v6("UdpLite6SndbufErrors"),
+    fact(
+        "Udp.MemErrors",
+        "netskoop_udp_memory_errors_total",
+        "UDP datagrams dropped because the memory of the protocol was used up (Udp.MemErrors of /proc/net/snmp for IPv4, Udp6MemErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("Udp6MemErrors")
+    .alarm("net.ipv4.udp_mem is used up"),
+    fact(
+        "UdpLite.InDatagrams",
+        "netskoop_udp_lite_in_datagrams_total",
+        "UDP-Lite datagrams delivered to sockets (UdpLite.InDatagrams of /proc/net/snmp for IPv4, UdpLite6InDatagrams of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6InDatagrams"),
+    fact(
+        "UdpLite.NoPorts",
+        "netskoop_udp_lite_no_ports_total",
+        "UDP-Lite datagrams for a port on which nobody listened (UdpLite.NoPorts of /proc/net/snmp for IPv4, UdpLite6NoPorts of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6NoPorts"),
+    fact(
+        "UdpLite.InErrors",
+        "netskoop_udp_lite_in_errors_total",
+        "UDP-Lite datagrams that could not be delivered (UdpLite.InErrors of /proc/net/snmp for IPv4, UdpLite6InErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6InErrors"),
+    fact(
+        "UdpLite.OutDatagrams",
+        "netskoop_udp_lite_out_datagrams_total",
+        "UDP-Lite datagrams sent (UdpLite.OutDatagrams of /proc/net/snmp for IPv4, UdpLite6OutDatagrams of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6OutDatagrams"),
+    fact(
+        "UdpLite.RcvbufErrors",
+        "netskoop_udp_lite_receive_buffer_errors_total",
+        "UDP-Lite datagrams dropped because the receive buffer of the socket was full (UdpLite.RcvbufErrors of /proc/net/snmp for IPv4, UdpLite6RcvbufErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6RcvbufErrors"),
+    fact(
+        "UdpLite.SndbufErrors",
+        "netskoop_udp_lite_send_buffer_errors_total",
+        "UDP-Lite datagrams that could not be handed to the IP layer (UdpLite.SndbufErrors of /proc/net/snmp for IPv4, UdpLite6SndbufErrors of /proc/net/snmp6 for IPv6).",
+    )
+    .v6("UdpLite6SndbufErrors"),
 ];
 
 static CELLS: [Cells; 8] = cells(&SNMP, &FACTS);

@@ -46,6 +46,9 @@ struct Memory {
     netstat: snmp::Layout,
     dev: dev::Layout,
     readings: Vec<Reading>,
+    /// Whether `readings` are those of the namespace at hand; after a failure they are not, and must not be taken for
+    /// a namespace without interfaces.
+    fresh: bool,
 }
 
 /// A file that is read.
@@ -124,7 +127,7 @@ impl NetFiles {
             Access::Mount(path) => job.mount(root, path, target, home, out),
         };
         read?;
-        if !job.wanted.devices() {
+        if !job.memory.fresh {
             return Ok(0);
         }
         self.take(job, ticket, target.subject, out)
@@ -148,6 +151,7 @@ impl NetFiles {
                 fill(cells, columns, values);
             }
         };
+        let refused = (dev.over_budget(), shown.over_budget());
         let outcome = lock(&self.devices).take(subject, ticket, &memory.readings, split, |reading| {
             put(shown, wanted.shown, reading.name.as_bytes(), &reading.values);
         });
@@ -160,6 +164,13 @@ impl NetFiles {
         }
         if let Some(other) = other {
             put(shown, wanted.shown, b"other", &other);
+        }
+        // A sum over some of the interfaces would be a wrong number.
+        if dev.over_budget() > refused.0 {
+            dev.retract(subject);
+        }
+        if shown.over_budget() > refused.1 {
+            shown.retract(subject);
         }
         Ok(forgotten)
     }
@@ -376,7 +387,7 @@ impl Job<'_> {
             let parsed = self.snmp6(&mut rows);
             self.note(parsed, NET_SNMP6);
         }
-        self.memory.readings.clear();
+        self.memory.fresh = false;
         if self.wanted.devices() && self.open(directory, subject, NET_DEV) {
             let parsed = self.dev();
             self.note(parsed, NET_DEV);
@@ -480,11 +491,13 @@ impl Job<'_> {
     }
 
     fn dev(&mut self) -> Result<(), Malformed> {
-        let Memory { dev, readings, .. } = &mut *self.memory;
+        let Memory { dev, readings, fresh, .. } = &mut *self.memory;
+        readings.clear();
         let parsed = dev.parse(self.bytes, |name, values| {
             readings.push(Reading { name: Name::new(name), values: *values });
         });
-        parsed.inspect_err(|_| readings.clear())
+        *fresh = parsed.is_ok();
+        parsed
     }
 }
 

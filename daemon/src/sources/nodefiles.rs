@@ -214,6 +214,91 @@ impl Cpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::declare::column;
+    use crate::sources::Beacon;
+    use std::time::Duration;
+
+    fn fixture(name: &str) -> NodeFiles {
+        NodeFiles::new(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name).join("proc"),
+        )
+    }
+
+    fn run(source: &NodeFiles, scratch: &mut Scratch, out: &mut [Table]) -> Report {
+        let columns = TABLES.map(|decl| {
+            let mut set = ColumnSet::default();
+            (0..decl.columns.len()).for_each(|column| set.insert(column as u16));
+            set
+        });
+        out.iter_mut().for_each(Table::clear);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let want = Want { targets: &[], columns: &columns, deadline, beacon: &Beacon::default() };
+        source.read(&want, scratch, out)
+    }
+
+    fn tables() -> [Table; 2] {
+        TABLES.map(|decl| Table::new(decl, 100))
+    }
+
+    #[test]
+    fn the_node_has_a_row_per_cpu_and_one_of_sockets() {
+        let (source, mut out, mut scratch) = (fixture("healthy"), tables(), Scratch::default());
+        for _ in 0..2 {
+            assert_eq!(run(&source, &mut scratch, &mut out).done, 1);
+            let [softnet, sockstat] = &out;
+            assert_eq!((softnet.len(), softnet.key(1, 0)), (2, &b"1"[..]));
+            assert_eq!(softnet.cell(0, column(&SOFTNET, "processed")), Some(0x3_bb3d));
+            assert_eq!(softnet.cell(1, column(&SOFTNET, "process_qlen")), Some(0));
+            assert_eq!(softnet.subject(0), Subject::NODE);
+            assert_eq!(sockstat.cell(0, column(&SOCKSTAT_NODE, "TCP.alloc")), Some(3));
+            let pages = sockstat.cell(0, column(&SOCKSTAT_NODE, "TCP.mem"));
+            let bytes = sockstat.cell(0, column(&SOCKSTAT_NODE, "TCP.mem_bytes"));
+            assert_eq!((pages, bytes), (Some(343), Some(343 * source.page)));
+        }
+        let before = crate::counting::allocations();
+        run(&source, &mut scratch, &mut out);
+        assert_eq!(crate::counting::allocations() - before, 0);
+    }
+
+    #[test]
+    fn kernels_differ_in_columns() {
+        for (name, qlen) in [("old_kernel", None), ("extra_columns", Some(0))] {
+            let mut out = tables();
+            assert_eq!(run(&fixture(name), &mut Scratch::default(), &mut out).done, 1, "{name}");
+            assert_eq!(out[0].cell(0, column(&SOFTNET, "processed")), Some(0x3_bb3d));
+            assert_eq!(out[0].cell(0, column(&SOFTNET, "backlog_len")), qlen, "{name}");
+            assert_eq!(out[0].key(1, 0), b"1");
+        }
+    }
+
+    #[test]
+    fn a_procfs_without_process_1_is_read_through_its_link() {
+        let directory = std::env::temp_dir().join(format!("netskoop-node-{}", std::process::id()));
+        std::fs::create_dir_all(directory.join("net")).unwrap();
+        let mut out = tables();
+        std::fs::write(directory.join("net/softnet_stat"), "00000001 00000002 00000003\n").unwrap();
+        let report = run(&NodeFiles::new(&directory), &mut Scratch::default(), &mut out);
+        assert_eq!(out[0].cell(0, column(&SOFTNET, "time_squeeze")), Some(3));
+        assert_eq!(report.error.unwrap().to_string(), "this kernel has no /proc/net/sockstat");
+        std::fs::write(directory.join("net/softnet_stat"), "00000001 00000002\n").unwrap();
+        let report = run(&NodeFiles::new(&directory), &mut Scratch::default(), &mut out);
+        let text = report.error.unwrap().to_string();
+        assert_eq!(text, "parse net/softnet_stat: line 1: fewer columns than any kernel writes");
+        assert!(out[0].is_empty());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_reading_that_was_overtaken_is_ignored() {
+        let (source, mut table) = (fixture("healthy"), Table::new(&SOFTNET, 9));
+        let mut wanted = ColumnSet::default();
+        wanted.insert(0);
+        let early = source.cpus.lock().unwrap().draw();
+        let late = source.cpus.lock().unwrap().draw();
+        source.softnet(b"00000009 00000000 00000000\n", late, &wanted, &mut table).unwrap();
+        source.softnet(b"00000008 00000000 00000000\n", early, &wanted, &mut table).unwrap();
+        assert_eq!((table.len(), table.cell(0, 0)), (1, Some(9)));
+    }
 
     #[test]
     fn a_counter_that_wraps_goes_on() {

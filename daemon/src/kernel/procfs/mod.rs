@@ -120,6 +120,42 @@ mod tests {
         assert_eq!(read_whole(&file, Shape::Records, &mut Vec::new()), Err(Errno::FBIG));
     }
 
+    /// Every parser takes any bytes: what it cannot read is an error, and nothing panics.
+    #[test]
+    fn damaged_files_never_panic() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/healthy/proc/100/net");
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let whole = std::fs::read(entry.unwrap().path()).unwrap();
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut random = |below: usize| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state % below as u64) as usize
+            };
+            for _ in 0..300 {
+                let mut text = whole.clone();
+                text.truncate(random(whole.len() + 1));
+                for _ in 0..random(4) {
+                    let at = random(text.len().max(1));
+                    if let Some(byte) = text.get_mut(at) {
+                        *byte = random(256) as u8;
+                    }
+                }
+                feed(&text);
+            }
+        }
+    }
+
+    fn feed(text: &[u8]) {
+        let _ = snmp::Layout::default().parse(text, |_, _| Some(0), |_, _| {});
+        let _ = snmp::fields(text, b"TcpExt", |_, _| {});
+        let _ = snmp6::parse(text, |_| Some(0), |_, _| {});
+        let _ = dev::Layout::default().parse(text, |_, _| {});
+        let _ = sockstat::parse(text, |_, _| Some(0), |_, _| {});
+        let _ = softnet_stat::parse(text, |_, _| {});
+    }
+
     fn tempfile() -> std::fs::File {
         let fd = rustix::fs::memfd_create("netskoop-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         std::fs::File::from(fd)

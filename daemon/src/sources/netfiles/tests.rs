@@ -228,6 +228,8 @@ fn a_full_table_never_fills_the_row_of_another() {
     rig.read(&[process(1, 1, HOST), process(2, 100, NGINX)]);
     assert_eq!(rig.cell(&SNMP, 1, None, "Tcp.ActiveOpens"), Some(63));
     assert_eq!((rig.out[0].len(), rig.out[0].over_budget()), (1, 1));
+    // Four interfaces do not fit, and three of them would make a wrong sum.
+    assert!(rig.out[3].is_empty() && rig.out[3].over_budget() > 0);
 }
 
 #[test]
@@ -245,6 +247,23 @@ fn interfaces_that_vanish_are_carried_on() {
     assert_eq!(rig.cell(&DEV_SHOWN, 2, Some("eth0"), "tx.bytes"), None);
     rig.source.forget(Subject(2));
     rig.read(&target);
+    assert_eq!(rig.cell(&DEV, 2, Some(""), "tx.bytes"), None);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_not_a_namespace_without_interfaces() {
+    let (dir, mut rig) = copy_of("healthy");
+    let target = [process(2, 100, NGINX)];
+    let path = dir.0.join("100/net/dev");
+    let text = std::fs::read_to_string(&path).unwrap();
+    rig.read(&target);
+    for _ in 0..3 {
+        std::fs::write(&path, "nonsense").unwrap();
+        assert_eq!((rig.read(&target).failed, rig.out[3].len()), (1, 0));
+    }
+    std::fs::write(&path, text).unwrap();
+    rig.read(&target);
+    assert_eq!(rig.cell(&DEV, 2, Some("eth0"), "tx.bytes"), Some(393_930));
     assert_eq!(rig.cell(&DEV, 2, Some(""), "tx.bytes"), None);
 }
 

@@ -235,3 +235,20 @@ fn nothing_stays_open() {
         assert!(link != inode && !link.starts_with(&pid), "{link} is open");
     }
 }
+
+#[test]
+fn a_long_list_of_interfaces_is_read_to_its_end() {
+    if skip() {
+        return;
+    }
+    let (named, mut rig) = (Named::new("many"), with_home());
+    let batch: String = (0..100).map(|i| format!("link add a{i} type veth peer name b{i}\n")).collect();
+    let file = std::env::temp_dir().join(format!("nsk-batch-{}", std::process::id()));
+    std::fs::write(&file, batch).unwrap();
+    run("ip", &["-n", &named.0, "-batch", file.to_str().unwrap()]);
+    std::fs::remove_file(file).unwrap();
+    assert_eq!(rig.read(&[mount(1, &named)]).done, 1);
+    let links = run("ip", &["-n", &named.0, "-o", "link"]).lines().count();
+    assert!(links >= 201);
+    assert_eq!(rig.out[3].len(), links);
+}
