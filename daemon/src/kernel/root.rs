@@ -144,7 +144,7 @@ fn unlimited(options: &[(&'static str, OptionValue)]) -> Settings {
 fn field<'a>(event: &'a RawEvent, name: &str) -> Option<&'a str> {
     event.fields.iter().find(|(key, _)| *key == name).and_then(|(_, value)| match value {
         Value::Text(text) => Some(text.as_str()),
-        Value::Number(_) => None,
+        _ => None,
     })
 }
 
