@@ -116,6 +116,7 @@ enum Command {
 /// What an object's thread tells when it works.
 struct Attached {
     via: String,
+    limits: Vec<String>,
     programs: Vec<Program>,
     counters: MapHandle,
     stats: MapHandle,
@@ -134,6 +135,7 @@ pub struct Session {
     number: u16,
     loader: Loader,
     settings: Settings,
+    limits: RefCell<Vec<String>>,
     commands: mpsc::Receiver<Command>,
     ready: mpsc::SyncSender<Result<Attached, Refused>>,
 }
@@ -162,6 +164,11 @@ impl Session {
     /// Number of arguments of a tracepoint, or why the probe cannot run.
     pub fn tracepoint(&self, name: &str) -> Result<usize, Refused> {
         self.loader.features.tracepoint(name)
+    }
+
+    /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
+    pub fn limited(&self, sentence: impl Into<String>) {
+        self.limits.borrow_mut().push(sentence.into());
     }
 
     /// Opens an object, with the type information that was configured.
@@ -211,6 +218,7 @@ impl Session {
         }
         let attached = Attached {
             via: via.to_owned(),
+            limits: self.limits.take(),
             programs,
             counters: self.map(object, counters)?,
             stats: self.map(object, "stats")?,
@@ -392,6 +400,7 @@ impl Handle {
             number,
             loader: loader.clone(),
             settings,
+            limits: RefCell::default(),
             commands: for_session,
             ready: ready.clone(),
         };
@@ -432,7 +441,7 @@ impl Handle {
         })
     }
 
-    /// Unloads it and waits for its thread. The kernel frees the programs a moment later (up to a third of a second).
+    /// Unloads it and waits for its thread; read the last counts before. The kernel frees the programs a moment later (up to a third of a second).
     /// An error says that the thread had panicked, or does not end.
     pub fn stop(self) -> Result<(), String> {
         let Handle { name, commands, thread, attached } = self;
@@ -455,6 +464,11 @@ impl Handle {
     /// How it is attached: `tp_btf`.
     pub fn via(&self) -> &str {
         &self.attached.via
+    }
+
+    /// What it cannot see on this kernel: sentences.
+    pub fn limits(&self) -> &[String] {
+        &self.attached.limits
     }
 
     /// Ids of its programs.
@@ -540,7 +554,9 @@ pub(super) fn quiet() {
     ONCE.call_once(|| {
         set_print(Some((PrintLevel::Info, |_, message| {
             tracing::debug!(target: "libbpf", "{}", message.trim_end());
-            LOG.with_borrow_mut(|log| {
+            // Called from C, so it must not panic: neither at the end of a thread nor when nested.
+            let _ = LOG.try_with(|log| {
+                let Ok(mut log) = log.try_borrow_mut() else { return };
                 log.push_str(&message);
                 if log.len() > LOG_TAIL {
                     let cut = (log.len() - LOG_TAIL..=log.len()).find(|at| log.is_char_boundary(*at));

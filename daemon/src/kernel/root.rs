@@ -565,6 +565,31 @@ fn namespaces_are_told_as_they_come_and_go() {
 }
 
 #[test]
+fn large_maps_are_read_whole_and_forgotten_in_part() {
+    let Some(world) = World::new() else { return };
+    let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    // No namespace has such numbers.
+    for inum in 1..=5000 {
+        watch.known_insert(inum).unwrap();
+    }
+    let mut entries = Entries::default();
+    let mine = |entries: &Entries| {
+        let inode = |key: &[u8]| u32::from_ne_bytes(key.try_into().unwrap());
+        let mut mine: Vec<_> =
+            entries.iter().map(|(key, _)| inode(key)).filter(|inum| *inum <= 5000).collect();
+        mine.sort_unstable();
+        mine
+    };
+    watch.handle().read_counters(&mut entries).unwrap();
+    assert_eq!(mine(&entries), (1..=5000).collect::<Vec<_>>());
+    watch.handle().forget(&(1..=4998).collect::<Vec<_>>()).unwrap();
+    watch.handle().read_counters(&mut entries).unwrap();
+    assert_eq!(mine(&entries), [4999, 5000]);
+    assert_eq!(watch.handle().limits(), [""; 0]);
+    watch.stop().unwrap();
+}
+
+#[test]
 #[ignore = "measures; run it alone with --nocapture"]
 fn cost() {
     let Some(world) = World::new() else { return };

@@ -121,6 +121,12 @@ fn is_port(word: &str) -> bool {
 fn run(session: Session) -> Result<(), Refused> {
     let send = session.tracepoint("tcp_send_reset")?;
     session.tracepoint("tcp_receive_reset")?;
+    // The reason came with the same release that began to tell resets without a socket.
+    if send <= 2 {
+        session.limited(
+            "before Linux 6.10 the kernel tells neither resets without a socket nor the reason for a reset",
+        );
+    }
     let mut storage = MaybeUninit::uninit();
     let mut open = session.open(TcpresetSkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
