@@ -511,12 +511,14 @@ impl Handle {
     /// Deletes what the kernel counts for namespaces that are gone, after their last reading. All counters maps have
     /// the namespace's inode first in their keys.
     pub fn forget(&self, netns: &[u32]) -> std::io::Result<()> {
+        let mut gone = netns.to_vec();
+        gone.sort_unstable();
         let mut entries = Entries::default();
         for map in [&self.attached.counters, &self.attached.buckets] {
             entries.read(map)?;
             for (key, _) in entries.iter() {
                 let Some(inode) = key.first_chunk::<4>() else { continue };
-                if netns.contains(&u32::from_ne_bytes(*inode)) {
+                if gone.binary_search(&u32::from_ne_bytes(*inode)).is_ok() {
                     // Gone already is as good.
                     let _ = map.delete(key);
                 }
