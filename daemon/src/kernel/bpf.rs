@@ -667,6 +667,12 @@ mod tests {
     }
 
     #[test]
+    fn handles_may_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<(Handle, Loader, Settings, Entries)>();
+    }
+
+    #[test]
     fn a_refusal_is_a_sentence() {
         let failed = Refused::Failed { doing: "load x".to_owned(), cause: "no luck".to_owned() };
         assert_eq!(failed.to_string(), "cannot load x: no luck");

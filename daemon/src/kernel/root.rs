@@ -491,6 +491,33 @@ fn missing_capabilities_are_named() {
 }
 
 #[test]
+fn two_capabilities_are_enough() {
+    if World::new().is_none() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+            let two = CapabilitySet::BPF | CapabilitySet::PERFMON;
+            let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
+            set_capabilities(None, sets).unwrap();
+            let world = World::new().unwrap();
+            for probe in [&tcpreset::PROBE, &packetloss::PROBE] {
+                let handle = world.start(probe, unlimited(&[]));
+                assert!(handle.programs().iter().all(|id| *id > 0));
+                handle.read_counters(&mut Entries::default()).unwrap();
+                handle.stream_counts().unwrap();
+                handle.stop().unwrap();
+            }
+            let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+            watch.known_insert(1).unwrap();
+            watch.stop().unwrap();
+            world.pump.stop().unwrap();
+        });
+    });
+}
+
+#[test]
 fn namespaces_are_told_as_they_come_and_go() {
     let Some(world) = World::new() else { return };
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
