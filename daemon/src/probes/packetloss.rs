@@ -30,7 +30,7 @@ pub static PROBE: Probe = Probe {
         OptionDecl {
             name: "stack",
             kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, at about 3 microseconds each.",
+            help: "Adds the kernel stack to each event, which costs several microseconds each.",
         },
         OptionDecl {
             name: "ignore_reasons",
