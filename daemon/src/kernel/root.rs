@@ -583,9 +583,12 @@ fn namespaces_are_told_as_they_come_and_go() {
     }
     // A namespace with a name and no process.
     let name = format!("nsk-{}", std::process::id());
-    let made = events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count();
-    sh(&format!("ip netns add {name}"));
-    let created = || events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count() > made;
+    since.set(world.records.lock().unwrap().len());
+    let mut ip = Command::new("ip").args(["netns", "add", &name]).spawn().unwrap();
+    let pid = ip.id();
+    assert!(ip.wait().unwrap().success());
+    // By pid, since the other tests make namespaces meanwhile.
+    let created = || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
     let told = wait_until(LIMIT, created);
     sh(&format!("ip netns del {name}"));
     assert!(told, "{:?}", events());
