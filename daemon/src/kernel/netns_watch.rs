@@ -109,8 +109,13 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.size_argument =
             if session.tracepoint("percpu_alloc_percpu").is_ok_and(|n| n > 7) { 3 } else { 2 };
     }
-    // Without it, a process that unshares and never execs is found by the next scan.
-    open.progs.on_percpu_alloc.set_autoload(session.tracepoint("percpu_alloc_percpu").is_ok());
+    let created = session.tracepoint("percpu_alloc_percpu").is_ok();
+    open.progs.on_percpu_alloc.set_autoload(created);
+    if !created {
+        session.limited(
+            "a namespace made by a process that never starts another is found by the next scan only",
+        );
+    }
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let mut apply = |settings: &Settings| {
