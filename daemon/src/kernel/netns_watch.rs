@@ -14,7 +14,7 @@ const RATE: u32 = 2000;
 const BURST: u32 = 4000;
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetnsEvent {
     /// A process in a namespace that was not known.
     Seen {
@@ -22,6 +22,8 @@ pub enum NetnsEvent {
         inum: u32,
         /// The process, by the node's pids.
         pid: u32,
+        /// Its command name.
+        comm: String,
     },
     /// A namespace is being made by a process, which may move into it; look at the process a little later.
     Created {
@@ -39,7 +41,7 @@ pub enum NetnsEvent {
 pub fn decode(bytes: &[u8]) -> Option<NetnsEvent> {
     let (head, _, _) = record::parse::<types::event_head>(bytes)?;
     match head.kind {
-        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid }),
+        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid, comm: head.comm }),
         1 => Some(NetnsEvent::Created { pid: head.pid }),
         2 => Some(NetnsEvent::Exit { inum: head.netns }),
         _ => None,
