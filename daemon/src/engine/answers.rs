@@ -127,11 +127,10 @@ impl Engine {
             .flatten();
         ProbeState {
             state,
-            reason: slot
-                .problem
-                .as_ref()
-                .filter(|_| effective.enabled)
-                .map(|problem| problem.sentence.clone()),
+            reason: match &slot.problem {
+                Some(problem) if effective.enabled => Some(problem.sentence.clone()),
+                _ => hook.as_ref().map(|hook| hook.limits.join("; ")).filter(|limits| !limits.is_empty()),
+            },
             via: reads.or_else(|| hook.as_ref().map(|hook| hook.via.to_owned())),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -162,7 +161,7 @@ impl Engine {
             .iter()
             .map(|probe| {
                 let sources = self.sources_of(probe);
-                let cpu = lock(&self.cpu);
+                let cpu = lock(&self.cpu).clone();
                 ProbeRun {
                     info: self.probe_info(probe),
                     success: sources.iter().all(|at| snapshot.reports[*at].success()),
