@@ -10,7 +10,7 @@ pub mod self_metrics;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};
-pub use hooked::{HookRunner, HookStatus, HookTable, Objects};
+pub use hooked::{HookRunner, HookStatus, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
 use crate::declare::Probe;
