@@ -26,13 +26,16 @@ struct {
 	__type(value, u32);
 } known SEC(".maps");
 
-static __always_inline bool submit(void *ctx, u16 kind, u32 inum, u32 pid, struct stats *st)
+static __always_inline bool submit(void *ctx, u16 kind, u32 inum, const struct task_struct *task,
+				   struct stats *st)
 {
 	struct event_head *e = event_begin(sizeof(*e), &limit, inum, kind, false, st);
 
 	if (!e)
 		return false;
-	e->pid = pid;
+	e->pid = task->tgid;
+	/* The process may be gone before user space can ask for its name. */
+	__builtin_memcpy(e->comm, task->comm, sizeof(e->comm));
 	event_submit(e, st);
 	return true;
 }
@@ -55,7 +58,7 @@ static __always_inline int seen(void *ctx, const struct task_struct *task)
 	st = stats_here();
 	if (!st)
 		return 0;
-	if (!submit(ctx, SEEN, inum, task->tgid, st))
+	if (!submit(ctx, SEEN, inum, task, st))
 		return 0;
 	if (bpf_map_update_elem(&known, &inum, &idle, BPF_NOEXIST) == -7 /* E2BIG */)
 		count(st, map_full);
@@ -90,7 +93,7 @@ int on_exit(u64 *ctx)
 	if (!st)
 		return 0;
 	*pending = 1;
-	if (!submit(ctx, EXIT, inum, task->tgid, st))
+	if (!submit(ctx, EXIT, inum, task, st))
 		*pending = 0;
 	return 0;
 }
@@ -110,6 +113,6 @@ int on_percpu_alloc(u64 *ctx)
 		return 0;
 	st = stats_here();
 	if (st)
-		submit(ctx, CREATED, 0, bpf_get_current_pid_tgid() >> 32, st);
+		submit(ctx, CREATED, 0, bpf_get_current_task_btf(), st);
 	return 0;
 }

@@ -74,18 +74,14 @@ static __always_inline bool is_ignored(u32 reason, u64 location)
 	return false;
 }
 
+/* Reasons are numbered anew with each kernel, so the loader fills in the running one's numbers. */
+#define is_reason(reason, name)                                                                    \
+	(bpf_core_enum_value_exists(enum skb_drop_reason, name) &&                                 \
+	 (reason) == bpf_core_enum_value(enum skb_drop_reason, name))
+
 static __always_inline bool is_no_drop(u32 reason)
 {
-	if (bpf_core_enum_value_exists(enum skb_drop_reason, SKB_NOT_DROPPED_YET) &&
-	    reason == bpf_core_enum_value(enum skb_drop_reason, SKB_NOT_DROPPED_YET))
-		return true;
-	return bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) &&
-	       reason == bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED);
-}
-
-static __always_inline bool is_vague(u32 reason)
-{
-	return reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NOT_SPECIFIED);
+	return is_reason(reason, SKB_NOT_DROPPED_YET) || is_reason(reason, SKB_CONSUMED);
 }
 
 /*
@@ -120,7 +116,8 @@ int on_kfree_skb(u64 *ctx)
 		const struct sock *rx_sk = (void *)ctx[3];
 
 		netns = netns_of_sock(rx_sk);
-		if (rx_sk && rx_sk->__sk_common.skc_state == TCP_TIME_WAIT && is_vague(reason))
+		if (rx_sk && rx_sk->__sk_common.skc_state == TCP_TIME_WAIT &&
+		    is_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
 			reason = in_time_wait;
 	}
 	if (!netns)

@@ -152,6 +152,7 @@ struct nsproxy {
 
 struct task_struct {
 	int tgid;
+	char comm[16];
 	struct nsproxy *nsproxy;
 };
 

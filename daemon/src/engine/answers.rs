@@ -3,12 +3,13 @@
 use super::self_metrics::{self, Extra, ProbeRun};
 use super::{Engine, Slot, lock, unix_now};
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{Kind, Names, Probe};
+use crate::declare::{ColumnSet, Kind, Names, Probe};
 use crate::engine::pass::{PassError, Snapshot};
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
 use crate::resolve::directory::{Directory, Entry, count_kinds};
 use crate::server::exposition;
+use crate::sources::addresses::ADDRESSES;
 use crate::table::Subject;
 use netskoop_api::{
     CollectionStatus, CostStatus, Entities, Entity, EntityMetrics, Event, EventInfo, EventStatus, MetricInfo,
@@ -296,7 +297,7 @@ impl Engine {
         let host = directory.host();
         entries.sort_by_key(|e| (e.namespace.subject != host, e.id.kind.as_str(), e.id.name.clone()));
         let mut entities: Vec<Entity> = entries.into_iter().map(Entry::describe).collect();
-        self.add_addresses(&mut entities, &directory).await;
+        self.add_addresses(&mut entities).await;
         Entities { generation: directory.generation(), entities }
     }
 
@@ -306,7 +307,7 @@ impl Engine {
         let directory = self.watcher.directory();
         let entry = directory.find(text).ok_or_else(|| NoSuchEntity(text.into()))?;
         let mut entities = vec![entry.describe()];
-        self.add_addresses(&mut entities, &directory).await;
+        self.add_addresses(&mut entities).await;
         entities.pop().ok_or_else(|| NoSuchEntity(text.into()))
     }
 
@@ -343,7 +344,24 @@ impl Engine {
         }))
     }
 
-    async fn add_addresses(&self, _entities: &mut [Entity], _directory: &Directory) {}
+    /// Reads the addresses of all namespaces; without them in time the entities are shown as they are.
+    async fn add_addresses(&self, entities: &mut [Entity]) {
+        let Some(at) = self.sources.index(&ADDRESSES) else { return };
+        let mut wants = vec![ColumnSet::default(); self.sources.tables().len()];
+        wants[at].insert(0);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let Ok(snapshot) = self.collector.collect(wants, Duration::from_secs(1), deadline).await else {
+            return;
+        };
+        let table = &snapshot.tables[at];
+        for row in 0..table.len() {
+            let owner = snapshot.directory.entry(table.subject(row)).map(|entry| entry.id.netns);
+            let entity = entities.iter_mut().find(|entity| Some(entity.id.netns) == owner);
+            if let Some(entity) = entity {
+                entity.addresses.push(String::from_utf8_lossy(table.key(row, 0)).into_owned());
+            }
+        }
+    }
 
     pub(super) fn remember(&self, snapshot: &Arc<Snapshot>) {
         *lock(&self.last_snapshot) = Arc::downgrade(snapshot);

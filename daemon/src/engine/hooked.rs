@@ -34,6 +34,8 @@ pub struct HookStatus {
     pub programs: Vec<u32>,
     /// Where its events went.
     pub stream: StreamCounts,
+    /// What it does without on this kernel, a sentence each.
+    pub limits: Vec<String>,
     /// Mean time of a run, while BPF statistics are on.
     pub event_ns: Option<u64>,
     /// Time in its programs since they were loaded, while BPF statistics are on.
@@ -230,6 +232,7 @@ impl HookRunner {
             via: handle.via().to_owned(),
             programs: infos.iter().map(|info| info.id).collect(),
             stream: handle.stream_counts().unwrap_or_default(),
+            limits: handle.limits().to_vec(),
             event_ns: time.checked_div(runs),
             cpu_seconds: time as f64 / 1e9,
         })
@@ -293,8 +296,8 @@ fn dispatch(bytes: &[u8], known: &Known, intake: &Intake, watcher: &Watcher) -> 
     if number == watch_number() {
         let pid = |pid: u32| i32::try_from(pid).unwrap_or(0);
         return match netns_watch::decode(bytes) {
-            Some(NetnsEvent::Seen { inum, pid: p }) => {
-                watcher.kernel_event(KernelEvent::Seen { inode: inum, pid: pid(p) });
+            Some(NetnsEvent::Seen { inum, pid: p, comm }) => {
+                watcher.kernel_event(KernelEvent::Seen { inode: inum, pid: pid(p), comm });
                 true
             }
             Some(NetnsEvent::Created { pid: p }) => {

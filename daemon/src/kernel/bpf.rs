@@ -116,6 +116,7 @@ enum Command {
 /// What an object's thread tells when it works.
 struct Attached {
     via: String,
+    limits: Vec<String>,
     programs: Vec<Program>,
     counters: MapHandle,
     stats: MapHandle,
@@ -134,6 +135,7 @@ pub struct Session {
     number: u16,
     loader: Loader,
     settings: Settings,
+    limits: RefCell<Vec<String>>,
     commands: mpsc::Receiver<Command>,
     ready: mpsc::SyncSender<Result<Attached, Refused>>,
 }
@@ -162,6 +164,11 @@ impl Session {
     /// Number of arguments of a tracepoint, or why the probe cannot run.
     pub fn tracepoint(&self, name: &str) -> Result<usize, Refused> {
         self.loader.features.tracepoint(name)
+    }
+
+    /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
+    pub fn limited(&self, sentence: impl Into<String>) {
+        self.limits.borrow_mut().push(sentence.into());
     }
 
     /// Opens an object, with the type information that was configured.
@@ -211,6 +218,7 @@ impl Session {
         }
         let attached = Attached {
             via: via.to_owned(),
+            limits: self.limits.take(),
             programs,
             counters: self.map(object, counters)?,
             stats: self.map(object, "stats")?,
@@ -392,6 +400,7 @@ impl Handle {
             number,
             loader: loader.clone(),
             settings,
+            limits: RefCell::default(),
             commands: for_session,
             ready: ready.clone(),
         };
@@ -432,7 +441,7 @@ impl Handle {
         })
     }
 
-    /// Unloads it and waits for its thread. The kernel frees the programs a moment later (up to a third of a second).
+    /// Unloads it and waits for its thread; read the last counts before. The kernel frees the programs a moment later (up to a third of a second).
     /// An error says that the thread had panicked, or does not end.
     pub fn stop(self) -> Result<(), String> {
         let Handle { name, commands, thread, attached } = self;
@@ -455,6 +464,11 @@ impl Handle {
     /// How it is attached: `tp_btf`.
     pub fn via(&self) -> &str {
         &self.attached.via
+    }
+
+    /// What it cannot see on this kernel: sentences.
+    pub fn limits(&self) -> &[String] {
+        &self.attached.limits
     }
 
     /// Ids of its programs.
@@ -497,12 +511,14 @@ impl Handle {
     /// Deletes what the kernel counts for namespaces that are gone, after their last reading. All counters maps have
     /// the namespace's inode first in their keys.
     pub fn forget(&self, netns: &[u32]) -> std::io::Result<()> {
+        let mut gone = netns.to_vec();
+        gone.sort_unstable();
         let mut entries = Entries::default();
         for map in [&self.attached.counters, &self.attached.buckets] {
             entries.read(map)?;
             for (key, _) in entries.iter() {
                 let Some(inode) = key.first_chunk::<4>() else { continue };
-                if netns.contains(&u32::from_ne_bytes(*inode)) {
+                if gone.binary_search(&u32::from_ne_bytes(*inode)).is_ok() {
                     // Gone already is as good.
                     let _ = map.delete(key);
                 }
@@ -540,7 +556,9 @@ pub(super) fn quiet() {
     ONCE.call_once(|| {
         set_print(Some((PrintLevel::Info, |_, message| {
             tracing::debug!(target: "libbpf", "{}", message.trim_end());
-            LOG.with_borrow_mut(|log| {
+            // Called from C, so it must not panic: neither at the end of a thread nor when nested.
+            let _ = LOG.try_with(|log| {
+                let Ok(mut log) = log.try_borrow_mut() else { return };
                 log.push_str(&message);
                 if log.len() > LOG_TAIL {
                     let cut = (log.len() - LOG_TAIL..=log.len()).find(|at| log.is_char_boundary(*at));
@@ -646,6 +664,12 @@ mod tests {
         assert_eq!(entries.len(), 2);
         assert_eq!(entries.iter().collect::<Vec<_>>(), [(&[1, 2][..], &[3][..]), (&[4, 5], &[6])]);
         assert!(Entries::default().is_empty() && Entries::default().iter().next().is_none());
+    }
+
+    #[test]
+    fn handles_may_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<(Handle, Loader, Settings, Entries)>();
     }
 
     #[test]

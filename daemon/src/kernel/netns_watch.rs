@@ -14,7 +14,7 @@ const RATE: u32 = 2000;
 const BURST: u32 = 4000;
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetnsEvent {
     /// A process in a namespace that was not known.
     Seen {
@@ -22,6 +22,8 @@ pub enum NetnsEvent {
         inum: u32,
         /// The process, by the node's pids.
         pid: u32,
+        /// Its command name.
+        comm: String,
     },
     /// A namespace is being made by a process, which may move into it; look at the process a little later.
     Created {
@@ -39,7 +41,7 @@ pub enum NetnsEvent {
 pub fn decode(bytes: &[u8]) -> Option<NetnsEvent> {
     let (head, _, _) = record::parse::<types::event_head>(bytes)?;
     match head.kind {
-        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid }),
+        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid, comm: head.comm }),
         1 => Some(NetnsEvent::Created { pid: head.pid }),
         2 => Some(NetnsEvent::Exit { inum: head.netns }),
         _ => None,
@@ -109,8 +111,13 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.size_argument =
             if session.tracepoint("percpu_alloc_percpu").is_ok_and(|n| n > 7) { 3 } else { 2 };
     }
-    // Without it, a process that unshares and never execs is found by the next scan.
-    open.progs.on_percpu_alloc.set_autoload(session.tracepoint("percpu_alloc_percpu").is_ok());
+    let created = session.tracepoint("percpu_alloc_percpu").is_ok();
+    open.progs.on_percpu_alloc.set_autoload(created);
+    if !created {
+        session.limited(
+            "a namespace made by a process that never starts another is found by the next scan only",
+        );
+    }
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let mut apply = |settings: &Settings| {

@@ -137,6 +137,13 @@ fn in_netns<T: Send>(f: impl FnOnce(u32) -> T + Send) -> T {
     })
 }
 
+fn set_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: &[u8]) {
+    let size = libc::socklen_t::try_from(value.len()).unwrap();
+    // SAFETY: the value is as long as is said, and lives across the call.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), size) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
 fn unlimited(options: &[(&'static str, OptionValue)]) -> Settings {
     Settings { options: options.iter().cloned().collect(), rate: 0, burst: 0 }
 }
@@ -294,12 +301,20 @@ fn dropped_by_a_rule_is_told_with_reason_and_namespace() {
                 socket.send_to(b"x", to).unwrap();
             }
         }
+        // The ports lie behind extension headers: hop-by-hop and destination options of padding, 8 and 16 bytes.
+        let socket = UdpSocket::bind("[::1]:0").unwrap();
+        for (option, header) in
+            [(54, &[0, 0, 1, 4, 0, 0, 0, 0][..]), (59, &[0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]
+        {
+            set_option(&socket, libc::IPPROTO_IPV6, option, header);
+        }
+        socket.send_to(b"x", "[::1]:9").unwrap();
         inode
     });
-    let all = world.wait(&packetloss::PROBE, netns, 10);
+    let all = world.wait(&packetloss::PROBE, netns, 11);
     let events: Vec<_> = all.iter().filter(|e| e.tuple.is_some_and(|t| t.dport == 9)).collect();
-    assert_eq!(events.len(), 10, "{all:#?}");
-    assert_eq!(events.iter().filter(|event| event.tuple.unwrap().src.is_ipv6()).count(), 3);
+    assert_eq!(events.len(), 11, "{all:#?}");
+    assert_eq!(events.iter().filter(|event| event.tuple.unwrap().src.is_ipv6()).count(), 4);
     for event in &events {
         let tuple = event.tuple.unwrap();
         assert_eq!((tuple.proto, tuple.src), (17, tuple.dst));
@@ -309,7 +324,7 @@ fn dropped_by_a_rule_is_told_with_reason_and_namespace() {
     let names = world.loader.known.symbols.names(&events[0].stack);
     assert!(names.iter().any(|name| name.starts_with("nf_hook_slow+")), "{names:?}");
     let rows = world.table(&packetloss::PROBE, &handle, netns);
-    let wanted = (vec!["NETFILTER_DROP".to_owned(), "netfilter".to_owned()], vec![Some(10), Some(10)]);
+    let wanted = (vec!["NETFILTER_DROP".to_owned(), "netfilter".to_owned()], vec![Some(11), Some(11)]);
     assert!(rows.contains(&wanted), "{rows:?}");
     handle.stop().unwrap();
 }
@@ -321,18 +336,7 @@ fn a_full_receive_buffer_is_counted_exactly() {
     const SENT: u64 = 500;
     let (netns, received) = in_netns(|inode| {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let size: libc::c_int = 2048;
-        // SAFETY: the option's value is an int that lives across the call.
-        let set = unsafe {
-            libc::setsockopt(
-                receiver.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
-                (&raw const size).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        assert_eq!(set, 0);
+        set_option(&receiver, libc::SOL_SOCKET, libc::SO_RCVBUF, &2048i32.to_ne_bytes());
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..SENT {
             sender.send_to(b"0123456789", receiver.local_addr().unwrap()).unwrap();
@@ -487,6 +491,33 @@ fn missing_capabilities_are_named() {
 }
 
 #[test]
+fn two_capabilities_are_enough() {
+    if World::new().is_none() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+            let two = CapabilitySet::BPF | CapabilitySet::PERFMON;
+            let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
+            set_capabilities(None, sets).unwrap();
+            let world = World::new().unwrap();
+            for probe in [&tcpreset::PROBE, &packetloss::PROBE] {
+                let handle = world.start(probe, unlimited(&[]));
+                assert!(handle.programs().iter().all(|id| *id > 0));
+                handle.read_counters(&mut Entries::default()).unwrap();
+                handle.stream_counts().unwrap();
+                handle.stop().unwrap();
+            }
+            let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+            watch.known_insert(1).unwrap();
+            watch.stop().unwrap();
+            world.pump.stop().unwrap();
+        });
+    });
+}
+
+#[test]
 fn namespaces_are_told_as_they_come_and_go() {
     let Some(world) = World::new() else { return };
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
@@ -552,9 +583,12 @@ fn namespaces_are_told_as_they_come_and_go() {
     }
     // A namespace with a name and no process.
     let name = format!("nsk-{}", std::process::id());
-    let made = events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count();
-    sh(&format!("ip netns add {name}"));
-    let created = || events().iter().filter(|e| matches!(e, NetnsEvent::Created { .. })).count() > made;
+    since.set(world.records.lock().unwrap().len());
+    let mut ip = Command::new("ip").args(["netns", "add", &name]).spawn().unwrap();
+    let pid = ip.id();
+    assert!(ip.wait().unwrap().success());
+    // By pid, since the other tests make namespaces meanwhile.
+    let created = || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
     let told = wait_until(LIMIT, created);
     sh(&format!("ip netns del {name}"));
     assert!(told, "{:?}", events());
@@ -562,6 +596,31 @@ fn namespaces_are_told_as_they_come_and_go() {
     assert_eq!(ids.len(), 4);
     watch.stop().unwrap();
     vanish(&ids);
+}
+
+#[test]
+fn large_maps_are_read_whole_and_forgotten_in_part() {
+    let Some(world) = World::new() else { return };
+    let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
+    // No namespace has such numbers.
+    for inum in 1..=5000 {
+        watch.known_insert(inum).unwrap();
+    }
+    let mut entries = Entries::default();
+    let mine = |entries: &Entries| {
+        let inode = |key: &[u8]| u32::from_ne_bytes(key.try_into().unwrap());
+        let mut mine: Vec<_> =
+            entries.iter().map(|(key, _)| inode(key)).filter(|inum| *inum <= 5000).collect();
+        mine.sort_unstable();
+        mine
+    };
+    watch.handle().read_counters(&mut entries).unwrap();
+    assert_eq!(mine(&entries), (1..=5000).collect::<Vec<_>>());
+    watch.handle().forget(&(1..=4998).collect::<Vec<_>>()).unwrap();
+    watch.handle().read_counters(&mut entries).unwrap();
+    assert_eq!(mine(&entries), [4999, 5000]);
+    assert_eq!(watch.handle().limits(), [""; 0]);
+    watch.stop().unwrap();
 }
 
 #[test]

@@ -227,11 +227,27 @@ impl State {
 mod tests {
     use super::*;
 
-    fn fixture(name: &str, text: &str) -> Symbols {
+    /// Symbols of a file that goes when they do.
+    struct Fixture(Symbols);
+
+    impl std::ops::Deref for Fixture {
+        type Target = Symbols;
+        fn deref(&self) -> &Symbols {
+            &self.0
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(self.0.path.parent().unwrap());
+        }
+    }
+
+    fn fixture(name: &str, text: &str) -> Fixture {
         let dir = std::env::temp_dir().join(format!("netskoop-symbols-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("kallsyms"), text).unwrap();
-        Symbols::new(dir)
+        Fixture(Symbols::new(dir))
     }
 
     const TEXT: &str = "0000000000000000 A fixed_percpu_data\n\

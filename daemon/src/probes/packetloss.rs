@@ -30,7 +30,7 @@ pub static PROBE: Probe = Probe {
         OptionDecl {
             name: "stack",
             kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, at about 3 microseconds each.",
+            help: "Adds the kernel stack to each event, which costs several microseconds each.",
         },
         OptionDecl {
             name: "ignore_reasons",
@@ -174,6 +174,9 @@ fn is_reason(word: &str) -> bool {
 
 fn run(session: Session) -> Result<(), Refused> {
     let arguments = session.tracepoint("kfree_skb")?;
+    if arguments <= 2 {
+        session.limited("before Linux 5.17 the kernel does not tell why it drops: there is the place only");
+    }
     let mut storage = MaybeUninit::uninit();
     let mut open = session.open(PacketlossSkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
@@ -187,6 +190,9 @@ fn run(session: Session) -> Result<(), Refused> {
     // Hidden symbols cost the filter, not the probe: then benign drops are events too.
     let known = session.known();
     let benign = known.symbols.ranges(&BENIGN).unwrap_or_default();
+    if let Some(hidden) = known.symbols.hidden() {
+        session.limited(hidden);
+    }
     apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
     let _links = session.attach(skel.object())?;
     session.ready(skel.object(), "tp_btf", "counters")?;

@@ -28,7 +28,7 @@ pub static PROBE: Probe = Probe {
         OptionDecl {
             name: "stack",
             kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, at about 3 microseconds each.",
+            help: "Adds the kernel stack to each event, which costs several microseconds each.",
         },
         OptionDecl {
             name: "ignore_ports",
@@ -121,6 +121,12 @@ fn is_port(word: &str) -> bool {
 fn run(session: Session) -> Result<(), Refused> {
     let send = session.tracepoint("tcp_send_reset")?;
     session.tracepoint("tcp_receive_reset")?;
+    // The reason came with the same release that began to tell resets without a socket.
+    if send <= 2 {
+        session.limited(
+            "before Linux 6.10 the kernel tells neither resets without a socket nor the reason for a reset",
+        );
+    }
     let mut storage = MaybeUninit::uninit();
     let mut open = session.open(TcpresetSkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {

@@ -50,7 +50,7 @@ pub struct Roots {
 }
 
 /// What the kernel's hooks say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelEvent {
     /// A process was seen in a namespace that was not known.
     Seen {
@@ -58,6 +58,8 @@ pub enum KernelEvent {
         inode: u32,
         /// The process, in the node's pid namespace.
         pid: i32,
+        /// Its command name then.
+        comm: String,
     },
     /// A process is making a namespace.
     Created {
@@ -136,6 +138,7 @@ impl Watcher {
             last_scan: Instant::now(),
             again: Vec::new(),
             departed: VecDeque::new(),
+            changed: false,
         };
         worker.watch_mounts();
         worker.full_scan();
@@ -239,6 +242,8 @@ struct Worker {
     last_scan: Instant,
     again: Vec<(Instant, Again)>,
     departed: VecDeque<(Instant, EntityRef)>,
+    /// Whether something is not in the published picture yet.
+    changed: bool,
 }
 
 impl Worker {
@@ -253,6 +258,10 @@ impl Worker {
             let scan = self.scan_at.is_some_and(|at| at <= Instant::now());
             if scan || self.last_scan.elapsed() >= self.interval() {
                 self.full_scan();
+            }
+            // One picture for all that came in this round.
+            if self.changed {
+                self.publish();
             }
         }
     }
@@ -310,11 +319,12 @@ impl Worker {
 
     fn kernel_event(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Seen { inode, pid } => {
+            KernelEvent::Seen { inode, pid, comm } => {
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
                 } else {
                     // It is already gone, or its pid is that of another pid namespace than ours.
+                    self.note_departed(inode, pid, comm);
                     self.scan_soon();
                 }
             }
@@ -331,8 +341,24 @@ impl Worker {
         } else if !self.namespaces.contains_key(&inode) {
             let mut facts = self.facts(inode, Some(pid));
             facts.mounts = self.mount_names(inode);
-            self.put(facts, 1);
-            self.publish();
+            self.changed |= self.put(facts, 1);
+        }
+    }
+
+    /// A namespace that came and went before it could be looked at: its events still get a name.
+    fn note_departed(&mut self, inode: u32, pid: i32, comm: String) {
+        if self.namespaces.contains_key(&inode) {
+            return;
+        }
+        let facts = Facts { inode, leader: Some(pid), comm: Some(comm), ..Facts::default() };
+        let (identity, _) = identity::identify(&self.resolvers, &facts);
+        let id =
+            EntityRef { kind: identity.kind, name: identity.name, namespace: None, pod: None, netns: inode };
+        self.departed.push_back((Instant::now(), id));
+        self.changed = true;
+        // It must be announced again if it lives after all, or if its inode is used again.
+        if let Some(hooks) = &self.hooks {
+            hooks.forget(inode);
         }
     }
 
@@ -576,6 +602,7 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        self.changed = false;
         let generation = self.directory.load().generation() + 1;
         let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
         let old = |at: &Instant| at.elapsed() > DEPARTED_TIME;

@@ -1,8 +1,10 @@
 //! What reads. A source fills tables; it knows subjects, and neither metric names nor entity names.
 
+pub mod addresses;
 pub mod columns;
 pub mod counters;
 mod devices;
+mod enter;
 pub mod netfiles;
 pub mod nodefiles;
 
@@ -73,7 +75,11 @@ impl Report {
 
 /// All sources that read files under `proc`.
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
-    vec![Arc::new(netfiles::NetFiles::new(proc)), Arc::new(nodefiles::NodeFiles::new(proc))]
+    vec![
+        Arc::new(netfiles::NetFiles::new(proc)),
+        Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(addresses::Addresses::new(proc)),
+    ]
 }
 
 /// Why something could not be read.

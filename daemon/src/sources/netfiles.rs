@@ -10,17 +10,17 @@ use super::columns::{
     TCPEXT_FIELDS,
 };
 use super::devices::{Devices, MAX_DEVICES, Name, Outcome, Reading};
-use super::{Access, ReadError, Report, Scratch, Source, Target, Want};
+use super::enter::{End, failed, visit};
+use super::{ReadError, Report, Scratch, Source, Target, Want};
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
 use crate::kernel::procfs::dev::Values;
 use crate::kernel::procfs::{Malformed, Shape, dev, read_whole, snmp, snmp6, sockstat};
 use crate::table::{ABSENT, Subject, Table};
 use netskoop_api::OptionValue;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::CStr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -122,11 +122,8 @@ impl NetFiles {
         out: &mut [Table; TABLES.len()],
     ) -> Result<u32, End> {
         let ticket = if job.wanted.devices() { lock(&self.devices).draw() } else { 0 };
-        let read = match &target.access {
-            Access::Process(pid) => job.process(root, *pid, target, out),
-            Access::Mount(path) => job.mount(root, path, target, home, out),
-        };
-        read?;
+        let beacon = job.want.beacon;
+        visit(root, target, home, beacon, |directory| job.files(directory, target, out))?;
         if !job.memory.fresh {
             return Ok(0);
         }
@@ -174,15 +171,6 @@ impl NetFiles {
         }
         Ok(forgotten)
     }
-}
-
-/// Why a namespace is not in the tables.
-enum End {
-    Vanished,
-    Late,
-    Failed(ReadError),
-    /// The lane is in a foreign namespace and cannot leave it.
-    Lost(ReadError),
 }
 
 impl Source for NetFiles {
@@ -284,15 +272,6 @@ fn retract(out: &mut [Table; TABLES.len()], subject: Subject) {
     out.iter_mut().for_each(|table| table.retract(subject));
 }
 
-fn failed(doing: &'static str, what: String, source: impl Into<std::io::Error>) -> ReadError {
-    ReadError::Failed { doing, what, source: source.into() }
-}
-
-/// Whether the kernel means that process or namespace is gone: `ENXIO` is what files of a dying namespace give.
-fn gone(error: Errno) -> bool {
-    matches!(error, Errno::NOENT | Errno::SRCH | Errno::NXIO)
-}
-
 impl Wanted<'_> {
     fn devices(&self) -> bool {
         !self.dev.is_empty() || !self.shown.is_empty()
@@ -312,58 +291,6 @@ fn any(columns: &ColumnSet, range: Range<usize>) -> bool {
 }
 
 impl Job<'_> {
-    /// Reads through `/proc/<pid>`.
-    fn process(
-        &mut self,
-        root: BorrowedFd<'_>,
-        pid: i32,
-        target: &Target,
-        out: &mut [Table; TABLES.len()],
-    ) -> Result<(), End> {
-        let mut digits = itoa::Buffer::new();
-        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = openat(root, digits.format(pid), directory, Mode::empty());
-        let directory = open.map_err(|error| match gone(error) {
-            true => End::Vanished,
-            false => End::Failed(failed("open", format!("/proc/{pid}"), error)),
-        })?;
-        self.files(directory.as_fd(), target, out);
-        // Only now it is sure whose files these were.
-        match inode(directory.as_fd()) {
-            Ok(inode) if inode == target.inode => Ok(()),
-            Ok(_) => Err(End::Vanished),
-            Err(error) if gone(error) => Err(End::Vanished),
-            Err(error) => Err(End::Failed(failed("read", format!("/proc/{pid}/ns/net"), error))),
-        }
-    }
-
-    /// Enters the namespace, reads its files as the calling thread sees them, and comes back.
-    fn mount(
-        &mut self,
-        root: BorrowedFd<'_>,
-        path: &Path,
-        target: &Target,
-        home: Option<BorrowedFd<'_>>,
-        out: &mut [Table; TABLES.len()],
-    ) -> Result<(), End> {
-        let what = || path.display().to_string();
-        let no_home = || std::io::Error::other("the lane does not know its own namespace");
-        let home = home.ok_or_else(|| End::Failed(failed("enter", what(), no_home())))?;
-        self.want.beacon.enter(target.subject, "setns");
-        let namespace = open_namespace(path, target.inode).map_err(|error| {
-            error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error)))
-        })?;
-        let network = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(namespace.as_fd(), network)
-            .map_err(|error| End::Failed(failed("enter", what(), error)))?;
-        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let read = openat(root, c"thread-self", directory, Mode::empty())
-            .map(|directory| self.files(directory.as_fd(), target, out));
-        move_into_link_name_space(home, network)
-            .map_err(|error| End::Lost(failed("leave", what(), error)))?;
-        read.map_err(|error| End::Failed(failed("open", "/proc/thread-self".to_owned(), error)))
-    }
-
     /// Reads every file of which a column is wanted. What is wrong with one of them does not touch the others.
     fn files(&mut self, directory: BorrowedFd<'_>, target: &Target, out: &mut [Table; TABLES.len()]) {
         let subject = target.subject;
@@ -532,25 +459,6 @@ fn fill(cells: &mut [u64], columns: &ColumnSet, values: &Values) {
     for (column, value) in (0_u16..).zip(values) {
         put(cells, columns, column, *value);
     }
-}
-
-/// Inode number of the network namespace of the process whose directory this is.
-fn inode(directory: BorrowedFd<'_>) -> Result<u32, Errno> {
-    let mut buffer = [0_u8; 64];
-    let length = rustix::fs::readlinkat_raw(directory, c"ns/net", &mut buffer)?;
-    let number = buffer[..length].strip_prefix(b"net:[").and_then(|rest| rest.strip_suffix(b"]"));
-    let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    number.ok_or(Errno::INVAL)
-}
-
-/// Opens a namespace file; `Err(None)` if it is another namespace by now, or none.
-fn open_namespace(path: &Path, inode: u32) -> Result<OwnedFd, Option<Errno>> {
-    // A FIFO put there must not block.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let vanished = |error| if gone(error) { None } else { Some(error) };
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(vanished)?;
-    let stat = rustix::fs::fstat(&file).map_err(vanished)?;
-    if stat.st_ino == u64::from(inode) { Ok(file) } else { Err(None) }
 }
 
 #[cfg(test)]

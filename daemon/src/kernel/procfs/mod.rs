@@ -1,6 +1,7 @@
 //! Parsers of procfs files, one module per file format. They work on bytes that somebody else has read, allocate nothing
 //! once they have seen a layout, and hand every value to a closure: they know neither tables nor metric names.
 
+pub mod addresses;
 pub mod dev;
 pub mod snmp;
 pub mod snmp6;

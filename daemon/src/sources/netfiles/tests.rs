@@ -1,5 +1,6 @@
 use super::super::{Beacon, Scratch};
 use super::*;
+use crate::sources::Access;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 #![allow(clippy::disallowed_types, reason = "the test compares with other programs")]
 
 use super::*;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
