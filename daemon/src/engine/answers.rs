@@ -162,9 +162,11 @@ impl Engine {
             .iter()
             .map(|probe| {
                 let sources = self.sources_of(probe);
+                // Before the lock: it takes it, too.
+                let info = self.probe_info(probe);
                 let cpu = lock(&self.cpu);
                 ProbeRun {
-                    info: self.probe_info(probe),
+                    info,
                     success: sources.iter().all(|at| snapshot.reports[*at].success()),
                     cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                         + self.hooks.status(probe).map_or(0.0, |hook| hook.cpu_seconds),
