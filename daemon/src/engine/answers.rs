@@ -4,19 +4,16 @@ use super::Engine;
 use super::status::nanoseconds;
 use crate::config::{option_default, option_kind, option_range};
 use crate::declare::{ColumnSet, Kind, Names, Probe};
-use crate::engine::pass::{PassError, Snapshot};
+use crate::engine::pass::PassError;
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
-use crate::resolve::directory::{Directory, Entry, count_kinds};
+use crate::resolve::directory::Entry;
 use crate::server::exposition;
 use crate::sources::addresses::ADDRESSES;
 use crate::table::Subject;
 use netskoop_api::{
-    CollectionStatus, CostStatus, Entities, Entity, EntityMetrics, Event, EventInfo, EventStatus, MetricInfo,
-    MetricValue, OptionInfo, ProbeCounts, ProbeInfo, ProbeState, StateName, Status, StreamCounts, WedgedRead,
+    Entities, Entity, EntityMetrics, Event, EventInfo, MetricInfo, MetricValue, OptionInfo, ProbeInfo,
 };
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Nobody has that name.

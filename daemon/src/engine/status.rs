@@ -6,7 +6,6 @@ use super::pass::Snapshot;
 use super::self_metrics::{self, Extra, ProbeRun};
 use super::{Engine, Slot, lock, unix_now};
 use crate::declare::Probe;
-use crate::probes::PROBES;
 use crate::resolve::directory::{Directory, count_kinds};
 use crate::table::Subject;
 use netskoop_api::{
