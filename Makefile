@@ -1,7 +1,7 @@
 # Everything a newcomer needs. Each command installs what it lacks (apt or dnf, as root) and says what it does.
 # The work is done by cargo and by the scripts in tests/; this file only names it.
 
-.PHONY: help run test lint bench
+.PHONY: help run test lint docs bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -14,6 +14,9 @@ test: ## Everything that CI runs: formatting, lints, all tests
 
 lint: ## Only formatting and lints
 	@tests/check.sh lint
+
+docs: ## Write docs/metrics.md anew from the declarations
+	@cargo test --quiet -p netskoopd --lib render:: || cargo test --quiet -p netskoopd --lib render::
 
 bench: ## Measure a collection against the cost of its kernel reads; writes docs/benchmarks.md
 	@tests/bench/run.sh

@@ -1,6 +1,6 @@
 //! The seam between a probe with eBPF hooks and the engine: how its object is run, its records decoded, its counters read.
 
-use crate::declare::{EventDecl, TableDecl};
+use crate::declare::{EventDecl, Probe, TableDecl};
 use crate::kernel::bpf::{Entries, Refused, Session};
 use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
@@ -8,6 +8,7 @@ use crate::kernel::symbols::Symbols;
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -77,6 +78,17 @@ impl Memory {
             None => *admitted.entry(key).or_insert(shown < limit),
         }
     }
+}
+
+/// What a counters source needs of the loaded objects.
+pub trait HookTable: Send + Sync {
+    /// Adds the counters of a probe to a table; nothing if it is not loaded.
+    fn fill(
+        &self,
+        probe: &Probe,
+        subject: &dyn Fn(u32) -> Option<Subject>,
+        table: &mut Table,
+    ) -> io::Result<()>;
 }
 
 /// An event as decoded from its record, before it is known whose it is.

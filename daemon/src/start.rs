@@ -3,10 +3,10 @@
 use crate::config::{Loaded, State};
 use crate::engine::pass::{Collector, PassError, Sources};
 use crate::engine::select::Selection;
-use crate::engine::{Engine, Facts, HookRunner, HookTable, Objects, Parts};
+use crate::engine::{Engine, Facts, HookRunner, Objects, Parts};
 use crate::events::bus::{Bus, Counts};
 use crate::events::history::History;
-use crate::hooks::Known;
+use crate::hooks::{HookTable, Known};
 use crate::kernel::bpf::{Loader, Refused};
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};

@@ -2,7 +2,7 @@
 
 use crate::declare::Probe;
 use crate::events::bus::{Counts, Incoming, Intake};
-use crate::hooks::{Counters, Known, Memory, Options};
+use crate::hooks::{Counters, HookTable, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Refused, Settings};
 use crate::kernel::netns_watch::{self, NetnsEvent, NetnsWatch};
 use crate::kernel::record;
@@ -23,17 +23,6 @@ fn watch_number() -> u16 {
 
 fn number(index: usize) -> u16 {
     u16::try_from(index).unwrap_or(u16::MAX)
-}
-
-/// What a counters source needs of the loaded objects.
-pub trait HookTable: Send + Sync {
-    /// Adds the counters of a probe to a table; nothing if it is not loaded.
-    fn fill(
-        &self,
-        probe: &Probe,
-        subject: &dyn Fn(u32) -> Option<Subject>,
-        table: &mut Table,
-    ) -> io::Result<()>;
 }
 
 /// How a loaded object does.

@@ -7,10 +7,11 @@ pub mod lanes;
 pub mod pass;
 pub mod select;
 pub mod self_metrics;
+mod status;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};
-pub use hooked::{HookRunner, HookStatus, HookTable, Objects};
+pub use hooked::{HookRunner, HookStatus, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
 use crate::declare::Probe;

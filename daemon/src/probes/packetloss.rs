@@ -20,11 +20,11 @@ use std::ops::Range;
 pub static PROBE: Probe = Probe {
     name: "packetloss",
     aliases: &[],
-    summary: "Packets that the kernel dropped, by the kernel's own reason, with five-tuple and place",
-    when: "Packets vanish: time-outs, retransmits, a service that answers some clients only",
-    finds: "A firewall rule, a full socket buffer, a missing route, a reverse path filter, a full queue, a bad checksum",
+    summary: "Packets that the kernel dropped, by the kernel's own reason, with five-tuple and place.",
+    when: "Packets vanish: time-outs, retransmits, a service that answers some clients only.",
+    finds: "A firewall rule, a full socket buffer, a missing route, a reverse path filter, a full queue, a bad checksum.",
     cost: Cost::Low,
-    needs: "BTF tracepoint kfree_skb (reasons: Linux 5.17)",
+    needs: "BTF tracepoint kfree_skb (reasons: Linux 5.17).",
     default_on: true,
     options: &[
         OptionDecl {
@@ -81,7 +81,7 @@ const NATIVE: &[Family] = &[
     Family::native(
         "netskoop_packetloss_packets_total",
         "Packets dropped, by the kernel's reason. Left out is what was freed with a closed socket, answered in TIME_WAIT, \
-         or multicast that nobody here asked for",
+         or multicast that nobody here asked for.",
         &TABLE,
         PACKETS,
     )
@@ -91,7 +91,7 @@ const NATIVE: &[Family] = &[
     .core(),
     Family::native(
         "netskoop_packetloss_segments_total",
-        "Packets dropped as they are on the wire: a packet that is segmented by the device counts as its segments",
+        "Packets dropped as they are on the wire: a packet that is segmented by the device counts as its segments.",
         &TABLE,
         SEGMENTS,
     )
@@ -101,41 +101,41 @@ const NATIVE: &[Family] = &[
 ];
 
 const KUBESKOOP: &[Family] = &[
-    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
-    Family::kubeskoop("kubeskoop_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
+    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &TABLE, PACKETS).fold(),
+    Family::kubeskoop("kubeskoop_packetloss_netfilter", "Packets dropped by netfilter.", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
 ];
 
 const INSPECTOR: &[Family] = &[
-    Family::inspector("inspector_pod_packetloss_total", "Packets dropped", &TABLE, PACKETS).fold(),
-    Family::inspector("inspector_pod_totalloss", "Packets dropped", &TABLE, PACKETS).fold(),
+    Family::inspector("inspector_pod_packetloss_total", "Packets dropped.", &TABLE, PACKETS).fold(),
+    Family::inspector("inspector_pod_totalloss", "Packets dropped.", &TABLE, PACKETS).fold(),
     Family::inspector(
         "inspector_pod_packetloss_abnormal",
-        "Packets dropped, without benign ones",
+        "Packets dropped, without benign ones.",
         &TABLE,
         PACKETS,
     )
     .only(class(&["ignored"], false))
     .fold(),
-    Family::inspector("inspector_pod_abnormalloss", "Packets dropped, without benign ones", &TABLE, PACKETS)
+    Family::inspector("inspector_pod_abnormalloss", "Packets dropped, without benign ones.", &TABLE, PACKETS)
         .only(class(&["ignored"], false))
         .fold(),
-    Family::inspector("inspector_pod_packetloss_netfilter", "Packets dropped by netfilter", &TABLE, PACKETS)
+    Family::inspector("inspector_pod_packetloss_netfilter", "Packets dropped by netfilter.", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
     Family::inspector(
         "inspector_pod_packetloss_tcpstatm",
-        "Dropped by the TCP state machine",
+        "Dropped by the TCP state machine.",
         &TABLE,
         PACKETS,
     )
     .only(class(&["tcp_state"], true))
     .fold(),
-    Family::inspector("inspector_pod_packetloss_tcprcv", "Dropped at the entry of TCP", &TABLE, PACKETS)
+    Family::inspector("inspector_pod_packetloss_tcprcv", "Dropped at the entry of TCP.", &TABLE, PACKETS)
         .only(class(&["tcp_receive"], true))
         .fold(),
-    Family::inspector("inspector_pod_packetloss_tcphandle", "Dropped by the TCP socket", &TABLE, PACKETS)
+    Family::inspector("inspector_pod_packetloss_tcphandle", "Dropped by the TCP socket.", &TABLE, PACKETS)
         .only(class(&["tcp_handle"], true))
         .fold(),
 ];

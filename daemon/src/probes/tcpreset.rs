@@ -17,12 +17,12 @@ use std::mem::MaybeUninit;
 pub static PROBE: Probe = Probe {
     name: "tcpreset",
     aliases: &["tcp_reset"],
-    summary: "TCP resets sent and received, with five-tuple, cause and the kernel's reason",
-    when: "Connections are refused, or break off with \"connection reset by peer\"",
+    summary: "TCP resets sent and received, with five-tuple, cause and the kernel's reason.",
+    when: "Connections are refused, or break off with \"connection reset by peer\".",
     finds: "A port that nobody listens on; a peer that closes idle connections earlier than its client expects; a \
-            program that closes with unread data; state lost by NAT or a load balancer",
+            program that closes with unread data; state lost by NAT or a load balancer.",
     cost: Cost::Low,
-    needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10)",
+    needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10).",
     default_on: true,
     options: &[
         OptionDecl {
@@ -40,7 +40,7 @@ pub static PROBE: Probe = Probe {
         "netskoop_tcpreset_resets_total",
         "TCP resets by direction and cause. send: no_socket (nobody listens, or the connection is not known any more), \
          socket (an answer to a packet that the socket does not accept), process (closed or aborted here); receive: \
-         connecting (refused), established (broken off), closing",
+         connecting (refused), established (broken off), closing.",
         &TABLE,
         Points::Cells(&[("", column(&TABLE, "resets"))]),
     )

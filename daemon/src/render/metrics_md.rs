@@ -11,7 +11,7 @@ const HEAD: &str = "\
 <!-- Rendered from the declarations in daemon/src/probes; `make docs` writes it and a test compares it. -->
 
 Native series carry `kind` and `name` of the entity they belong to, and `namespace` and `pod` for pods. Values that the
-kernel keeps once for the node carry the host's labels. *core* marks what is shown by default; `metrics.set = \"full\"` or
+kernel keeps once for the node carry the host's labels. The set *core* is shown by default; `metrics.set = \"full\"` or
 `/metrics?set=full` shows all. A field that the running kernel does not have is left out.
 
 The two older generations of names are shown with `/metrics?names=kubeskoop` (labels `k8s_node`, `k8s_namespace`,
@@ -31,11 +31,12 @@ pub fn render(probes: &[&'static Probe]) -> String {
 }
 
 fn section(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
-    writeln!(out, "\n## {}\n\n{}\n", probe.name, probe.summary)?;
-    writeln!(out, "* When: {}", probe.when)?;
-    writeln!(out, "* Finds: {}", probe.finds)?;
+    writeln!(out, "\n## {}\n\n{}\n", probe.name, plain(probe.summary))?;
+    writeln!(out, "* When: {}", plain(probe.when))?;
+    writeln!(out, "* Finds: {}", plain(probe.finds))?;
     let default = if probe.default_on { "on" } else { "off" };
-    writeln!(out, "* Overhead: {}. Default: {default}. Needs: {}", probe.cost.as_str(), probe.needs)?;
+    writeln!(out, "* Overhead: {}. Default: {default}.", probe.cost.as_str())?;
+    writeln!(out, "* Needs: {}", plain(probe.needs))?;
     if !probe.aliases.is_empty() {
         writeln!(out, "* Older names: {}", code_list(probe.aliases))?;
     }
@@ -53,10 +54,10 @@ fn options(out: &mut String, probe: &Probe) -> std::fmt::Result {
     writeln!(out, "\n| option | type | default | what it does |\n|---|---|---|---|")?;
     for decl in probe.options {
         let (kind, range) = (option_kind(decl), option_range(decl));
-        let range = if range.is_empty() { String::new() } else { format!(", {range}") };
+        let range = if range.is_empty() { String::new() } else { format!(", {}", plain(&range)) };
         let default = option_default(decl).to_string();
         let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
-        writeln!(out, "| `{}` | {kind}{range} | {default} | {} |", decl.name, decl.help)?;
+        writeln!(out, "| `{}` | {kind}{range} | {default} | {} |", decl.name, plain(decl.help))?;
     }
     Ok(())
 }
@@ -67,12 +68,12 @@ fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::
         return Ok(());
     }
     if names == Names::Netskoop {
-        writeln!(out, "\n| metric | type | labels | | meaning |\n|---|---|---|---|---|")?;
+        writeln!(out, "\n| metric | type | labels | set | meaning |\n|---|---|---|---|---|")?;
         for family in families {
             let mark = match (family.core, family.option) {
                 (_, Some(option)) => format!("option `{option}`"),
                 (true, None) => "core".to_owned(),
-                (false, None) => String::new(),
+                (false, None) => "full".to_owned(),
             };
             writeln!(
                 out,
@@ -80,7 +81,7 @@ fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::
                 family.name,
                 kind(family),
                 labels(family),
-                family.help
+                plain(family.help)
             )?;
         }
         return Ok(());
@@ -96,16 +97,21 @@ fn events(out: &mut String, probe: &Probe) -> std::fmt::Result {
     writeln!(out, "\n| event | older names | fields | meaning |\n|---|---|---|---|")?;
     for event in probe.events {
         let (aliases, fields) = (code_list(event.aliases), code_list(event.fields));
-        writeln!(out, "| `{}` | {aliases} | {fields} | {} |", event.name, event.help)?;
+        writeln!(out, "| `{}` | {aliases} | {fields} | {} |", event.name, plain(event.help))?;
     }
     Ok(())
 }
 
 fn own(out: &mut String) -> std::fmt::Result {
-    writeln!(out, "\n## The daemon itself\n\n| metric | type | meaning |\n|---|---|---|")?;
+    writeln!(
+        out,
+        "\n## The daemon itself\n\n`netskoop_probe_*` and the counts of what a probe's hooks saw carry `probe`; \
+         `netskoop_entities` carries `kind`,\n`netskoop_build_info` carries `version` and `kernel`."
+    )?;
+    writeln!(out, "\n| metric | type | meaning |\n|---|---|---|")?;
     for (name, help, counter) in SELF_METRICS {
         let kind = if *counter { "counter" } else { "gauge" };
-        writeln!(out, "| `{name}` | {kind} | {help} |")?;
+        writeln!(out, "| `{name}` | {kind} | {} |", plain(help))?;
     }
     Ok(())
 }
@@ -126,6 +132,66 @@ fn labels(family: &Family) -> String {
     code_list(&labels)
 }
 
+/// Text that is to be shown as it is: what Markdown would take for its own is escaped, but for code in backquotes.
+fn plain(text: &str) -> String {
+    let mut code = false;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        code ^= c == '`';
+        if c == '|' || (!code && matches!(c, '<' | '*' | '\\')) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
 fn code_list(words: &[&str]) -> String {
     words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes::PROBES;
+    use std::path::Path;
+
+    #[test]
+    fn the_file_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+        let wanted = render(PROBES);
+        if std::fs::read_to_string(&path).is_ok_and(|found| found == wanted) {
+            return;
+        }
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, wanted).unwrap();
+        panic!("docs/metrics.md was out of date and has been written; commit it");
+    }
+
+    #[test]
+    fn tables_are_whole() {
+        let text = render(PROBES);
+        let mut columns = None;
+        for line in text.lines() {
+            let bars = line.starts_with('|').then(|| line.matches('|').count() - line.matches("\\|").count());
+            assert!(columns.is_none() || bars.is_none() || bars == columns, "{line}");
+            columns = bars;
+        }
+    }
+
+    #[test]
+    fn everything_that_is_declared_is_there() {
+        let text = render(PROBES);
+        for probe in PROBES {
+            let options = probe.options.iter().map(|option| option.name);
+            let events = probe.events.iter().map(|event| event.name);
+            let names = probe.families().map(|family| family.name).chain(options).chain(events);
+            for name in names {
+                assert!(text.contains(&format!("`{name}`")), "{name}");
+            }
+        }
+        for (name, ..) in SELF_METRICS {
+            assert!(text.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

@@ -1,13 +1,15 @@
 //! Keeps the directory of namespaces current. One thread that sleeps until the kernel's hooks, `/run/netns` or somebody's
 //! request wakes it; a slow rescan is only the safety net.
 
+mod status;
+
 use super::directory::{Directory, Namespace};
 use super::identity::{self, Facts, Resolver};
 use super::{cgroup, scan};
 use crate::sources::Access;
 use crate::table::Subject;
 use arc_swap::ArcSwap;
-use netskoop_api::{EntityRef, SourceStatus};
+use netskoop_api::EntityRef;
 use rustc_hash::FxHashMap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::inotify;
@@ -117,6 +119,7 @@ impl Watcher {
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Mutex::new(Health::default()));
+        let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
             roots,
             node,
@@ -137,6 +140,7 @@ impl Watcher {
             again: Vec::new(),
             departed: VecDeque::new(),
             changed: false,
+            sees_node_pids,
         };
         worker.watch_mounts();
         worker.full_scan();
@@ -186,36 +190,6 @@ impl Watcher {
     pub fn is_alive(&self) -> bool {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-
-    /// State of the sources of identity.
-    pub fn status(&self) -> Vec<SourceStatus> {
-        let health = self.health().clone();
-        let directory = self.directory();
-        let named = |source: &str| {
-            let by = |entry: &&super::directory::Entry| entry.namespace.identity.source == source;
-            u32::try_from(directory.entries().filter(by).count()).unwrap_or(u32::MAX)
-        };
-        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs());
-        let status = |name: &str, state: String, at: Option<Instant>, entities: u32| SourceStatus {
-            name: name.into(),
-            state,
-            last_event_seconds: ago(at),
-            entities,
-        };
-        let processes = match &health.error {
-            Some(error) => format!("failed: {error}"),
-            None => "scanned".into(),
-        };
-        let mounts = if health.watching { "watching" } else { "absent until `ip netns` is first used" };
-        let hooks =
-            if health.hooked { "watching" } else { "absent: /proc is scanned every 5 s and at each scrape" };
-        vec![
-            status("processes", processes, health.last_scan, named("process") + named("process 1")),
-            status("cgroup", "from the processes".into(), health.last_scan, named("cgroup")),
-            status("/run/netns", mounts.into(), health.last_mount_event, named("/run/netns")),
-            status("kernel hooks", hooks.into(), health.last_kernel_event, 0),
-        ]
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -270,6 +244,8 @@ struct Worker {
     last_scan: Instant,
     again: Vec<(Instant, Again)>,
     departed: VecDeque<(Instant, EntityRef)>,
+    /// Whether we are in the node's own pid namespace.
+    sees_node_pids: bool,
     /// Whether something is not in the published picture yet.
     changed: bool,
 }
@@ -351,9 +327,11 @@ impl Worker {
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
                 } else {
-                    // It is already gone, or its pid is that of another pid namespace than ours.
                     self.note_departed(inode, pid, comm);
-                    self.scan_soon();
+                    // The hooks speak the node's pids: in another pid namespace only a scan can tell whose it was.
+                    if !self.sees_node_pids {
+                        self.scan_soon();
+                    }
                 }
             }
             KernelEvent::Created { pid } => self.again_process(pid, 0),

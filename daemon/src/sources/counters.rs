@@ -2,8 +2,7 @@
 
 use super::{ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Probe, TableDecl};
-use crate::engine::HookTable;
-use crate::hooks::Hooks;
+use crate::hooks::{HookTable, Hooks};
 use crate::table::{Subject, Table};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
