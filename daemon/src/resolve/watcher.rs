@@ -598,9 +598,11 @@ impl Worker {
             (None, None) => (self.slot(), self.births + 1, jiff::Timestamp::now().to_string()),
         };
         self.births = self.births.max(birth);
-        let access = match facts.leader {
-            Some(pid) => Access::Process(pid),
-            None => Access::Mount(self.roots.netns.join(facts.mounts.first().map_or("", String::as_str))),
+        let mount = facts.mounts.first().map(|name| self.roots.netns.join(name));
+        let access = match (facts.leader, mount) {
+            (Some(pid), None) => Access::Process(pid),
+            (Some(pid), Some(path)) => Access::Either(pid, path),
+            (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
         };
         let ns = Namespace { subject, facts, processes, identity, sources, access, since, birth };
         self.namespaces.insert(inode, Arc::new(ns));

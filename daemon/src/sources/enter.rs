@@ -35,10 +35,17 @@ pub(super) fn visit(
     target: &Target,
     home: Option<BorrowedFd<'_>>,
     beacon: &Beacon,
-    read: impl FnOnce(BorrowedFd<'_>),
+    mut read: impl FnMut(BorrowedFd<'_>),
 ) -> Result<(), End> {
     match &target.access {
         Access::Process(pid) => process(root, *pid, target, read),
+        Access::Either(pid, path) => match process(root, *pid, target, &mut read) {
+            Err(End::Vanished) => {
+                beacon.enter(target.subject, "setns");
+                mount(root, path, target, home, read)
+            }
+            result => result,
+        },
         Access::Mount(path) => {
             beacon.enter(target.subject, "setns");
             mount(root, path, target, home, read)

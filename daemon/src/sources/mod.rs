@@ -32,6 +32,8 @@ pub struct Target {
 pub enum Access {
     /// A live member: its `/proc/<pid>/net` is read.
     Process(i32),
+    /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
+    Either(i32, PathBuf),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
 }

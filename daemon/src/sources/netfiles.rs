@@ -123,7 +123,15 @@ impl NetFiles {
     ) -> Result<u32, End> {
         let ticket = if job.wanted.devices() { lock(&self.devices).draw() } else { 0 };
         let beacon = job.want.beacon;
-        visit(root, target, home, beacon, |directory| job.files(directory, target, out))?;
+        let mut again = false;
+        visit(root, target, home, beacon, |directory| {
+            // What a process gave that ended meanwhile is not to be trusted.
+            if std::mem::replace(&mut again, true) {
+                job.error = None;
+                retract(out, target.subject);
+            }
+            job.files(directory, target, out);
+        })?;
         if !job.memory.fresh {
             return Ok(0);
         }
