@@ -77,7 +77,7 @@ fn after_a_crash_the_next_start_recovers() {
     daemon.kill();
     let left: Vec<_> =
         std::fs::read_dir(socket.parent().unwrap()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(left, [socket.clone()], "a crash leaves the socket's file and nothing else");
+    assert_eq!(left, std::slice::from_ref(&socket), "a crash leaves the socket's file and nothing else");
     crate::support::programs_vanish(&programs);
     let mut daemon = daemon.restart();
     daemon.logged("replacing the socket that a dead daemon left behind");
