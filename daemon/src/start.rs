@@ -118,7 +118,8 @@ pub async fn run(
 
     let result = supervise(&engine, &mut tasks, &mut signals).await;
     (signals.notify)(&Notice::Stopping);
-    // Followers of the event stream would hold the servers; they are told to go by the end of the sockets.
+    // Followers of the event stream would hold the servers.
+    engine.history().close();
     stop_servers.send_replace(true);
     drop(socket_file);
     engine.stop_all().await;

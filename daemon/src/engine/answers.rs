@@ -1,7 +1,7 @@
 //! What the engine tells: status, probes, entities, values of one entity, events.
 
 use super::self_metrics::{self, Extra, ProbeRun};
-use super::{Engine, Slot, lock, unix_now};
+use super::{Engine, LastPass, Slot, lock, unix_now};
 use crate::config::{option_default, option_kind, option_range};
 use crate::declare::{ColumnSet, Kind, Names, Probe};
 use crate::engine::pass::{PassError, Snapshot};
@@ -181,16 +181,15 @@ impl Engine {
             open_fds: own.as_ref().ok().and_then(|own| own.fd_count().ok()).unwrap_or(0) as u64,
             threads: stat.map_or(0, |stat| u64::try_from(stat.num_threads).unwrap_or(0)),
         };
-        self_metrics::render(&self.status_after(Some(snapshot)), &probes, extra)
+        self_metrics::render(&self.status_after(Some(snapshot.into())), &probes, extra)
     }
 
     /// `GET /v1/status`.
     pub fn status(&self) -> Status {
-        let last = lock(&self.last_snapshot).upgrade();
-        self.status_after(last.as_deref())
+        self.status_after(*lock(&self.last_pass))
     }
 
-    fn status_after(&self, snapshot: Option<&Snapshot>) -> Status {
+    fn status_after(&self, pass: Option<LastPass>) -> Status {
         let directory = self.watcher.directory();
         let hooks = self.hooks.describe();
         Status {
@@ -205,7 +204,7 @@ impl Engine {
             entities: count_kinds(&directory),
             sources: self.watcher.status(),
             probes: self.probe_counts(),
-            collection: self.collection_status(snapshot),
+            collection: self.collection_status(pass),
             events: self.event_status(),
             cost: self.cost(),
             wedged: self.wedged(&directory),
@@ -226,17 +225,17 @@ impl Engine {
         counts
     }
 
-    fn collection_status(&self, snapshot: Option<&Snapshot>) -> CollectionStatus {
+    fn collection_status(&self, pass: Option<LastPass>) -> CollectionStatus {
         let last = *lock(&self.last);
-        let Some(snapshot) = snapshot else { return CollectionStatus::default() };
+        let Some(pass) = pass else { return CollectionStatus::default() };
         CollectionStatus {
-            age_seconds: Some(snapshot.taken.elapsed().as_secs_f64()),
-            cpu_ns: nanoseconds(snapshot.cpu),
-            wall_ns: nanoseconds(snapshot.wall),
+            age_seconds: Some(pass.taken.elapsed().as_secs_f64()),
+            cpu_ns: nanoseconds(pass.cpu),
+            wall_ns: nanoseconds(pass.wall),
             series: last.series,
             bytes: last.bytes,
-            namespaces: snapshot.reports.iter().map(|report| report.done).max().unwrap_or(0),
-            late: snapshot.late,
+            namespaces: pass.namespaces,
+            late: pass.late,
             over_budget: last.over,
         }
     }
@@ -363,10 +362,6 @@ impl Engine {
                 entity.addresses.push(String::from_utf8_lossy(table.key(row, 0)).into_owned());
             }
         }
-    }
-
-    pub(super) fn remember(&self, snapshot: &Arc<Snapshot>) {
-        *lock(&self.last_snapshot) = Arc::downgrade(snapshot);
     }
 }
 

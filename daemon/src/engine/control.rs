@@ -7,6 +7,7 @@ use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::PROBES;
 use netskoop_api::{ProbeChanged, ProbePatch};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -284,7 +285,7 @@ impl Engine {
                 loaded.settings.get(key.path).map_or_else(|| "default".into(), |s| s.origin.to_string());
             keys.insert(
                 key.path.to_owned(),
-                serde_json::json!({ "value": key.show(&loaded.config), "from": origin }),
+                serde_json::json!({ "value": plain(&key.show(&loaded.config)), "from": origin }),
             );
         }
         for slot in self.slots().iter() {
@@ -385,6 +386,12 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
             format!("stored, but {} stays {}: {} decides", probe.name, on_off(now.enabled), now.decided_by);
     }
     text
+}
+
+/// A value as it is written in a configuration file, as JSON.
+fn plain(written: &str) -> serde_json::Value {
+    let parsed = toml::from_str::<BTreeMap<String, serde_json::Value>>(&format!("v = {written}"));
+    parsed.ok().and_then(|mut table| table.remove("v")).unwrap_or_else(|| written.into())
 }
 
 fn on_off(on: bool) -> &'static str {

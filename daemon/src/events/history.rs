@@ -3,7 +3,7 @@
 
 use netskoop_api::Event;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -13,6 +13,7 @@ pub struct History {
     newest: watch::Sender<u64>,
     capacity: AtomicU64,
     missed: AtomicU64,
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,6 +41,7 @@ impl History {
             newest: watch::channel(0).0,
             capacity: AtomicU64::new(capacity as u64),
             missed: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -116,6 +118,18 @@ impl History {
     /// How many follow the stream now.
     pub fn followers(&self) -> usize {
         self.newest.receiver_count()
+    }
+
+    /// Nothing more will come: those who follow have seen the end of the stream.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        // Greater than what anybody waits for.
+        self.newest.send_replace(u64::MAX);
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Events that readers were told they missed.
