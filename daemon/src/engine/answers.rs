@@ -15,7 +15,6 @@ use netskoop_api::{
     CollectionStatus, CostStatus, Entities, Entity, EntityMetrics, Event, EventInfo, EventStatus, MetricInfo,
     MetricValue, OptionInfo, ProbeCounts, ProbeInfo, ProbeState, StateName, Status, StreamCounts, WedgedRead,
 };
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
