@@ -13,8 +13,7 @@ struct packetloss_event {
 	struct tuple tuple;
 	u64 location;
 	u32 reason;
-	u16 protocol; /* Ethernet type */
-	u16 segments;
+	u32 segments;
 };
 
 struct packetloss_key {
@@ -142,7 +141,6 @@ int on_kfree_skb(u64 *ctx)
 	e->tuple = t;
 	e->location = location;
 	e->reason = reason;
-	e->protocol = protocol;
 	e->segments = segments;
 	event_submit(e, st);
 	return 0;

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Clients of the control socket at the same time.
 const MAX_CONTROL: usize = 256;
@@ -93,7 +93,9 @@ pub async fn run(
     mut signals: Signals,
 ) -> Result<(), RunError> {
     let max_connections = loaded.config.max_connections;
-    let (engine, mut tasks) = assemble(loaded, config_path, &listeners).await?;
+    let mut tasks = JoinSet::new();
+    let (engine, passes) = assemble(loaded, config_path, &listeners, &mut tasks).await?;
+    let mut endless = vec![passes];
     let (stop_servers, stopped) = watch::channel(false);
     let Listeners { http, control: socket } = listeners;
     let (listener, socket_file) = socket.into_parts();
@@ -113,21 +115,20 @@ pub async fn run(
     let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
-    tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await }));
+    endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
     let result = supervise(&engine, &mut tasks, &mut signals).await;
     (signals.notify)(&Notice::Stopping);
-    // Followers of the event stream would hold the servers.
     engine.history().close();
     stop_servers.send_replace(true);
     drop(socket_file);
     engine.stop_all().await;
     engine.shut_down().await;
-    let drained = async { while tasks.join_next().await.is_some() {} };
-    // Parts that never end by themselves, and clients that do not read, are cut.
-    let _ = tokio::time::timeout(Duration::from_millis(800), drained).await;
-    tasks.abort_all();
+    endless.iter().for_each(AbortHandle::abort);
+    // The servers end by themselves, after a moment for open answers.
+    while tasks.join_next().await.is_some() {}
+    tracing::info!("stopped");
     result
 }
 
@@ -177,7 +178,8 @@ async fn assemble(
     loaded: Loaded,
     config_path: Option<PathBuf>,
     listeners: &Listeners,
-) -> Result<(Arc<Engine>, JoinSet<&'static str>), RunError> {
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<(Arc<Engine>, AbortHandle), RunError> {
     let config = loaded.config.clone();
     let (state, complaint) = State::load(&config.run);
     if let Some(complaint) = complaint {
@@ -209,8 +211,7 @@ async fn assemble(
     all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
     let sources = Arc::new(Sources::new(all));
     let (collector, passes) = Collector::new(Arc::clone(&sources), Arc::clone(&watcher), home());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(named("the task that collects", passes));
+    let passes = tasks.spawn(named("the task that collects", passes));
     let engine = Arc::new(Engine::new(Parts {
         loaded,
         config_path,
@@ -225,7 +226,7 @@ async fn assemble(
     }));
     engine.reconcile().await;
     first_pass(&engine).await.map_err(RunError::FirstPass)?;
-    Ok((engine, tasks))
+    Ok((engine, passes))
 }
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {

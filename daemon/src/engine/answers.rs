@@ -1,21 +1,19 @@
 //! What the engine tells: status, probes, entities, values of one entity, events.
 
-use super::self_metrics::{self, Extra, ProbeRun};
-use super::{Engine, LastPass, Slot, lock, unix_now};
+use super::Engine;
+use super::status::nanoseconds;
 use crate::config::{option_default, option_kind, option_range};
 use crate::declare::{ColumnSet, Kind, Names, Probe};
-use crate::engine::pass::{PassError, Snapshot};
+use crate::engine::pass::PassError;
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
-use crate::resolve::directory::{Directory, Entry, count_kinds};
+use crate::resolve::directory::Entry;
 use crate::server::exposition;
 use crate::sources::addresses::ADDRESSES;
 use crate::table::Subject;
 use netskoop_api::{
-    CollectionStatus, CostStatus, Entities, Entity, EntityMetrics, Event, EventInfo, EventStatus, MetricInfo,
-    MetricValue, OptionInfo, ProbeCounts, ProbeInfo, ProbeState, StateName, Status, StreamCounts, WedgedRead,
+    Entities, Entity, EntityMetrics, Event, EventInfo, MetricInfo, MetricValue, OptionInfo, ProbeInfo,
 };
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Nobody has that name.
@@ -80,7 +78,7 @@ impl Engine {
     pub fn probe_info(&self, probe: &'static Probe) -> ProbeInfo {
         let slots = self.slots();
         let slot = slots.iter().find(|slot| slot.probe.name == probe.name);
-        let state = slot.map(|slot| self.probe_state(slot));
+        let state = slot.map(|slot| self.standing(slot).state);
         let options = slot.map(|slot| slot.effective.options.clone()).unwrap_or_default();
         drop(slots);
         ProbeInfo {
@@ -106,187 +104,8 @@ impl Engine {
                 .collect(),
             metrics: probe.families().map(metric_info).collect(),
             events: probe.events.iter().map(event_info).collect(),
-            state: state.unwrap_or_else(unknown_state),
+            state: state.unwrap_or_else(super::status::unknown_state),
         }
-    }
-
-    fn probe_state(&self, slot: &Slot) -> ProbeState {
-        let effective = &slot.effective;
-        let hook = self.hooks.status(slot.probe);
-        let state = match (&slot.problem, effective.enabled) {
-            (_, false) => StateName::Off,
-            (Some(problem), true) if problem.never => StateName::NotAvailable,
-            (Some(_), true) => StateName::Failed,
-            (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
-            (None, true) => StateName::On,
-        };
-        let reads = (state == StateName::On && slot.probe.hooks.is_none()).then(|| "procfs".to_owned());
-        let last = (state == StateName::On && slot.probe.hooks.is_none())
-            .then(|| self.last_cost(slot.probe))
-            .flatten();
-        ProbeState {
-            state,
-            reason: slot
-                .problem
-                .as_ref()
-                .filter(|_| effective.enabled)
-                .map(|problem| problem.sentence.clone()),
-            via: reads.or_else(|| hook.as_ref().map(|hook| hook.via.to_owned())),
-            decided_by: effective.decided_by.to_string(),
-            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
-            last_collection_ns: last,
-            event_ns: hook.as_ref().and_then(|hook| hook.event_ns),
-            stream: hook.as_ref().map(|hook| hook.stream),
-            programs: hook.map(|hook| hook.programs).unwrap_or_default(),
-        }
-    }
-
-    /// Indices of the sources that fill a probe's tables.
-    fn sources_of(&self, probe: &Probe) -> Vec<usize> {
-        let tables = probe.families().filter_map(|family| self.sources.index(family.table));
-        let mut owners: Vec<usize> = tables.map(|table| self.sources.owner(table)).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        owners
-    }
-
-    fn last_cost(&self, probe: &Probe) -> Option<u64> {
-        let cpu = lock(&self.cpu);
-        self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
-    }
-
-    /// The daemon's own metrics after a pass.
-    pub(super) fn self_metrics(&self, snapshot: &Snapshot) -> Vec<u8> {
-        let probes: Vec<ProbeRun> = PROBES
-            .iter()
-            .map(|probe| {
-                let sources = self.sources_of(probe);
-                // Before the lock: it takes it, too.
-                let info = self.probe_info(probe);
-                let cpu = lock(&self.cpu);
-                ProbeRun {
-                    info,
-                    success: sources.iter().all(|at| snapshot.reports[*at].success()),
-                    cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
-                        + self.hooks.status(probe).map_or(0.0, |hook| hook.cpu_seconds),
-                }
-            })
-            .collect();
-        let own = procfs::process::Process::myself();
-        let stat = own.as_ref().ok().and_then(|own| own.stat().ok());
-        let extra = Extra {
-            reload_ok: self.reload_ok.load(Ordering::Relaxed),
-            start_time: self.facts.start_time,
-            open_fds: own.as_ref().ok().and_then(|own| own.fd_count().ok()).unwrap_or(0) as u64,
-            threads: stat.map_or(0, |stat| u64::try_from(stat.num_threads).unwrap_or(0)),
-        };
-        self_metrics::render(&self.status_after(Some(snapshot.into())), &probes, extra)
-    }
-
-    /// `GET /v1/status`.
-    pub fn status(&self) -> Status {
-        self.status_after(*lock(&self.last_pass))
-    }
-
-    fn status_after(&self, pass: Option<LastPass>) -> Status {
-        let directory = self.watcher.directory();
-        let hooks = self.hooks.describe();
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            boot: self.facts.boot.clone(),
-            pid: std::process::id(),
-            uptime_seconds: self.facts.started.elapsed().as_secs(),
-            node: self.facts.node.clone(),
-            kernel: self.facts.kernel.clone(),
-            btf: hooks.btf,
-            metrics_urls: self.facts.urls.clone(),
-            entities: count_kinds(&directory),
-            sources: self.watcher.status(),
-            probes: self.probe_counts(),
-            collection: self.collection_status(pass),
-            events: self.event_status(),
-            cost: self.cost(),
-            wedged: self.wedged(&directory),
-            warnings: hooks.warnings,
-        }
-    }
-
-    fn probe_counts(&self) -> ProbeCounts {
-        let mut counts = ProbeCounts::default();
-        for slot in self.slots().iter() {
-            match self.probe_state(slot).state {
-                StateName::On | StateName::Starting => counts.on += 1,
-                StateName::Off => counts.off += 1,
-                StateName::Failed => counts.failed += 1,
-                StateName::NotAvailable => counts.not_available.push(slot.probe.name.into()),
-            }
-        }
-        counts
-    }
-
-    fn collection_status(&self, pass: Option<LastPass>) -> CollectionStatus {
-        let last = *lock(&self.last);
-        let Some(pass) = pass else { return CollectionStatus::default() };
-        CollectionStatus {
-            age_seconds: Some(pass.taken.elapsed().as_secs_f64()),
-            cpu_ns: nanoseconds(pass.cpu),
-            wall_ns: nanoseconds(pass.wall),
-            series: last.series,
-            bytes: last.bytes,
-            namespaces: pass.namespaces,
-            late: pass.late,
-            over_budget: last.over,
-        }
-    }
-
-    fn event_status(&self) -> EventStatus {
-        let mut kernel = StreamCounts::default();
-        for stream in PROBES.iter().filter_map(|probe| Some(self.hooks.status(probe)?.stream)) {
-            kernel.missed += stream.missed;
-            kernel.seen += stream.seen;
-            kernel.submitted += stream.submitted;
-            kernel.ring_full += stream.ring_full;
-            kernel.suppressed += stream.suppressed;
-            kernel.map_full += stream.map_full;
-        }
-        let counts = &self.counts;
-        EventStatus {
-            kernel,
-            received: counts.received.load(Ordering::Relaxed),
-            malformed: counts.malformed.load(Ordering::Relaxed),
-            overrun: counts.overrun.load(Ordering::Relaxed),
-            delivered: counts.delivered.load(Ordering::Relaxed),
-            kept: self.history.len() as u64,
-            last_seq: self.history.last_seq(),
-            followers: u32::try_from(self.history.followers()).unwrap_or(u32::MAX),
-            missed_by_followers: self.history.missed(),
-        }
-    }
-
-    fn cost(&self) -> CostStatus {
-        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
-        let up = self.facts.started.elapsed().as_secs_f64().max(0.001);
-        let own = procfs::process::Process::myself().and_then(|own| own.statm());
-        CostStatus {
-            cpu_seconds,
-            cpu_percent: cpu_seconds / up * 100.0,
-            resident_bytes: own.map_or(0, |statm| statm.resident * procfs::page_size()),
-        }
-    }
-
-    fn wedged(&self, directory: &Directory) -> Vec<WedgedRead> {
-        let name = |subject: Subject, inode: u32| match directory.entry(subject) {
-            _ if inode == 0 => "node".to_owned(),
-            Some(entry) if entry.id.netns == inode => entry.id.name.clone(),
-            _ => format!("netns {inode}"),
-        };
-        let describe = |wedged: super::lanes::Wedged| WedgedRead {
-            source: wedged.source.into(),
-            subject: format!("{} of {}", wedged.what, name(wedged.subject, wedged.inode)),
-            since_seconds: wedged.since.elapsed().as_secs(),
-        };
-        self.collector.wedged().into_iter().map(describe).collect()
     }
 
     /// `GET /v1/entities`, after a look at all processes.
@@ -364,10 +183,6 @@ impl Engine {
     }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 fn value(
     probe: &Probe,
     family: &crate::declare::Family,
@@ -427,19 +242,5 @@ fn event_info(event: &crate::declare::EventDecl) -> EventInfo {
         aliases: event.aliases.iter().map(|alias| (*alias).into()).collect(),
         fields: event.fields.iter().map(|field| (*field).into()).collect(),
         help: event.help.into(),
-    }
-}
-
-fn unknown_state() -> ProbeState {
-    ProbeState {
-        state: StateName::Off,
-        reason: None,
-        via: None,
-        decided_by: "default".into(),
-        lease_seconds: None,
-        last_collection_ns: None,
-        event_ns: None,
-        stream: None,
-        programs: vec![],
     }
 }

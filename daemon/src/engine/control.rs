@@ -51,7 +51,8 @@ pub enum ChangeError {
 enum Keep {
     Always,
     Runtime,
-    Lease(u64),
+    /// For this long, until then (seconds since 1970).
+    Lease(Duration, u64),
 }
 
 impl Engine {
@@ -121,7 +122,7 @@ impl Engine {
                 next.settle(probe.name, change);
             }
             Keep::Runtime => next.set_runtime(probe.name, change),
-            Keep::Lease(until) => next.set_lease(probe.name, change, *until),
+            Keep::Lease(_, until) => next.set_lease(probe.name, change, *until),
         }
         self.save(&next)?;
         *state = next;
@@ -356,7 +357,7 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
-            Keep::Lease(unix_now() + length.as_secs())
+            Keep::Lease(length, unix_now() + length.as_secs())
         }
         (None, true) => Keep::Runtime,
         (None, false) => Keep::Always,
@@ -374,10 +375,7 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
         text.push_str(&format!(", {name}={value}"));
     }
     match keep {
-        Keep::Lease(until) => {
-            let left = Duration::from_secs(until.saturating_sub(unix_now()));
-            text.push_str(&format!(" for {}", config::format_duration(left)));
-        }
+        Keep::Lease(length, _) => text.push_str(&format!(" for {}", config::format_duration(*length))),
         Keep::Runtime => text.push_str(" until changed again or the next boot"),
         Keep::Always => {}
     }

@@ -159,7 +159,13 @@ impl Lanes {
         late
     }
 
+    /// A lane that may take a job. Reading is the kernel's work and two lanes at once only get in each other's way (on
+    /// two threads of one core each read costs half as much again), so another one is used only while a read hangs.
     fn idle_lane(&mut self) -> Option<usize> {
+        let flows = |lane: &Lane| lane.beacon.look().is_none_or(|(_, _, since)| since.elapsed() < LOOK);
+        if self.lanes.iter().any(|lane| lane.running.is_some() && flows(lane)) {
+            return None;
+        }
         if let Some(idle) = self.lanes.iter().position(|lane| lane.running.is_none()) {
             return Some(idle);
         }

@@ -7,6 +7,7 @@ pub mod lanes;
 pub mod pass;
 pub mod select;
 pub mod self_metrics;
+mod status;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};

@@ -1,6 +1,6 @@
 //! What the daemon says of itself on `/metrics`: few series, so the `prometheus` crate writes them.
 
-use netskoop_api::{ProbeInfo, StateName, Status};
+use netskoop_api::{ProbeState, StateName, Status};
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
@@ -68,8 +68,10 @@ pub struct Extra {
 /// How a probe did, for its metrics.
 #[derive(Clone, Debug)]
 pub struct ProbeRun {
-    /// Declaration and state.
-    pub info: ProbeInfo,
+    /// Its name.
+    pub name: &'static str,
+    /// How it stands.
+    pub state: ProbeState,
     /// Whether its sources read everything.
     pub success: bool,
     /// CPU time since the start, seconds.
@@ -101,20 +103,20 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
 }
 
 fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
-    for ProbeRun { info, success, cpu_seconds } in probes {
-        let probe = [("probe", info.name.as_str())];
-        let state = info.state.state;
+    for ProbeRun { name, state: run, success, cpu_seconds } in probes {
+        let probe = [("probe", *name)];
+        let state = run.state;
         let wanted = !matches!(state, StateName::Off);
         writer.one("netskoop_probe_enabled", &probe, f64::from(u8::from(wanted)));
         if !wanted {
             continue;
         }
         writer.one("netskoop_probe_success", &probe, f64::from(u8::from(*success && state == StateName::On)));
-        if let Some(cpu) = info.state.last_collection_ns {
+        if let Some(cpu) = run.last_collection_ns {
             writer.one("netskoop_probe_duration_seconds", &probe, seconds(cpu));
         }
         writer.one("netskoop_probe_cpu_seconds_total", &probe, *cpu_seconds);
-        let Some(stream) = info.state.stream else { continue };
+        let Some(stream) = run.stream else { continue };
         for (name, value) in [
             ("netskoop_events_seen_total", stream.seen),
             ("netskoop_events_submitted_total", stream.submitted),

@@ -120,14 +120,13 @@ impl History {
         self.newest.receiver_count()
     }
 
-    /// Nothing more will come: those who follow have seen the end of the stream.
+    /// Nothing comes any more: those who follow the stream are let go.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // Greater than what anybody waits for.
-        self.newest.send_replace(u64::MAX);
+        self.newest.send_modify(|_| {});
     }
 
-    /// Whether nothing more will come.
+    /// Whether nothing comes any more.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

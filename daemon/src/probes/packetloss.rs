@@ -66,7 +66,7 @@ static TABLE: TableDecl = TableDecl {
 static EVENTS: [EventDecl; 1] = [EventDecl {
     name: "PACKET_DROP",
     aliases: &["PacketLoss", "PACKETLOSS"],
-    fields: &["reason", "location", "protocol", "segments"],
+    fields: &["reason", "location", "segments"],
     help: "The kernel dropped a packet.",
 }];
 
@@ -225,14 +225,6 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
         fields.push(("reason", Value::Text(known.drop_reasons.name(event.reason).into_owned())));
     }
     fields.push(("location", Value::Text(known.symbols.name(event.location))));
-    let protocol = match event.protocol {
-        0x0800 => "ipv4",
-        0x86dd => "ipv6",
-        _ => "",
-    };
-    if !protocol.is_empty() {
-        fields.push(("protocol", Value::Text(protocol.to_owned())));
-    }
     if event.segments > 1 {
         fields.push(("segments", Value::Number(event.segments.into())));
     }

@@ -72,6 +72,11 @@ fn parse_link(link: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
+/// Whether our pids are those of the node. The inode of its pid namespace is fixed (`PROC_PID_INIT_INO` of the kernel).
+pub fn in_initial_pid_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+}
+
 /// Command name of a process.
 pub fn comm(proc_root: &Path, pid: i32) -> Option<String> {
     let text = read_small(&proc_root.join(pid.to_string()).join("comm"))?;

@@ -88,6 +88,7 @@ impl Watcher {
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Mutex::new(Health::default()));
+        let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
             roots,
             node,
@@ -108,6 +109,7 @@ impl Watcher {
             again: Vec::new(),
             departed: VecDeque::new(),
             changed: false,
+            sees_node_pids,
         };
         worker.watch_mounts();
         worker.full_scan();
@@ -211,6 +213,8 @@ struct Worker {
     last_scan: Instant,
     again: Vec<(Instant, Again)>,
     departed: VecDeque<(Instant, EntityRef)>,
+    /// Whether we are in the node's own pid namespace.
+    sees_node_pids: bool,
     /// Whether something is not in the published picture yet.
     changed: bool,
 }
@@ -292,9 +296,11 @@ impl Worker {
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
                 } else {
-                    // It is already gone, or its pid is that of another pid namespace than ours.
                     self.note_departed(inode, pid, comm);
-                    self.scan_soon();
+                    // The hooks speak the node's pids: in another pid namespace only a scan can tell whose it was.
+                    if !self.sees_node_pids {
+                        self.scan_soon();
+                    }
                 }
             }
             KernelEvent::Created { pid } => self.again_process(pid, 0),

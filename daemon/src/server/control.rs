@@ -205,11 +205,10 @@ impl Reader {
                 continue;
             }
             let Some(newest) = &mut newest else { return };
-            if self.history.is_closed() {
-                return;
-            }
             let after = self.after;
-            if newest.wait_for(|seq| *seq > after).await.is_err() {
+            let history = &self.history;
+            let woken = newest.wait_for(|seq| *seq > after || history.is_closed()).await.map(|seq| *seq);
+            if woken.is_err() || history.is_closed() {
                 return;
             }
         }

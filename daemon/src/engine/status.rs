@@ -1,0 +1,243 @@
+//! How the daemon stands: its probes, its collections, its events, its cost. Asked for by `status` and shown on `/metrics`.
+
+use super::hooked::HookStatus;
+use super::lanes::Wedged;
+use super::pass::Snapshot;
+use super::self_metrics::{self, Extra, ProbeRun};
+use super::{Engine, LastPass, Slot, lock, unix_now};
+use crate::declare::Probe;
+use crate::resolve::directory::{Directory, count_kinds};
+use crate::table::Subject;
+use netskoop_api::{
+    CollectionStatus, CostStatus, EventStatus, ProbeCounts, ProbeState, StateName, Status, StreamCounts,
+    WedgedRead,
+};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How a probe stands, and what it has cost.
+pub(super) struct Standing {
+    /// The probe.
+    probe: &'static Probe,
+    /// Its state.
+    pub(super) state: ProbeState,
+    /// Time in its BPF programs, seconds.
+    bpf_seconds: f64,
+}
+
+impl Engine {
+    /// Asks the kernel about the probe's programs; once per answer.
+    pub(super) fn standing(&self, slot: &Slot) -> Standing {
+        let hook = self.hooks.status(slot.probe);
+        let bpf_seconds = hook.as_ref().map_or(0.0, |hook| hook.cpu_seconds);
+        Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds }
+    }
+
+    fn standings(&self) -> Vec<Standing> {
+        self.slots().iter().map(|slot| self.standing(slot)).collect()
+    }
+
+    fn probe_state(&self, slot: &Slot, hook: Option<HookStatus>) -> ProbeState {
+        let effective = &slot.effective;
+        let state = match (&slot.problem, effective.enabled) {
+            (_, false) => StateName::Off,
+            (Some(problem), true) if problem.never => StateName::NotAvailable,
+            (Some(_), true) => StateName::Failed,
+            (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
+            (None, true) => StateName::On,
+        };
+        let reads = state == StateName::On && slot.probe.hooks.is_none();
+        let mut answer = ProbeState {
+            state,
+            reason: slot
+                .problem
+                .as_ref()
+                .filter(|_| effective.enabled)
+                .map(|problem| problem.sentence.clone()),
+            via: reads.then(|| "procfs".to_owned()),
+            decided_by: effective.decided_by.to_string(),
+            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
+            last_collection_ns: reads.then(|| self.last_cost(slot.probe)).flatten(),
+            event_ns: None,
+            stream: None,
+            programs: vec![],
+        };
+        if let Some(hook) = hook {
+            let limits = hook.limits.join("; ");
+            answer.reason = answer.reason.or((!limits.is_empty()).then_some(limits));
+            answer.via = Some(hook.via);
+            answer.event_ns = hook.event_ns;
+            answer.stream = Some(hook.stream);
+            answer.programs = hook.programs;
+        }
+        answer
+    }
+
+    /// Indices of the sources that fill a probe's tables.
+    fn sources_of(&self, probe: &Probe) -> Vec<usize> {
+        let tables = probe.families().filter_map(|family| self.sources.index(family.table));
+        let mut owners: Vec<usize> = tables.map(|table| self.sources.owner(table)).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners
+    }
+
+    fn last_cost(&self, probe: &Probe) -> Option<u64> {
+        let cpu = lock(&self.cpu);
+        self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
+    }
+
+    /// The daemon's own metrics after a pass.
+    pub(super) fn self_metrics(&self, snapshot: &Snapshot) -> Vec<u8> {
+        let standings = self.standings();
+        let status = self.status_after(Some(snapshot.into()), &standings);
+        let cpu = lock(&self.cpu).clone();
+        let run = |standing: Standing| {
+            let sources = self.sources_of(standing.probe);
+            ProbeRun {
+                name: standing.probe.name,
+                state: standing.state,
+                success: sources.iter().all(|at| snapshot.reports[*at].success()),
+                cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
+                    + standing.bpf_seconds,
+            }
+        };
+        let probes: Vec<ProbeRun> = standings.into_iter().map(run).collect();
+        let own = procfs::process::Process::myself();
+        let stat = own.as_ref().ok().and_then(|own| own.stat().ok());
+        let extra = Extra {
+            reload_ok: self.reload_ok.load(Ordering::Relaxed),
+            start_time: self.facts.start_time,
+            open_fds: own.as_ref().ok().and_then(|own| own.fd_count().ok()).unwrap_or(0) as u64,
+            threads: stat.map_or(0, |stat| u64::try_from(stat.num_threads).unwrap_or(0)),
+        };
+        self_metrics::render(&status, &probes, extra)
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> Status {
+        let pass = *lock(&self.last_pass);
+        self.status_after(pass, &self.standings())
+    }
+
+    fn status_after(&self, pass: Option<LastPass>, standings: &[Standing]) -> Status {
+        let directory = self.watcher.directory();
+        let hooks = self.hooks.describe();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot: self.facts.boot.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.facts.started.elapsed().as_secs(),
+            node: self.facts.node.clone(),
+            kernel: self.facts.kernel.clone(),
+            btf: hooks.btf,
+            metrics_urls: self.facts.urls.clone(),
+            entities: count_kinds(&directory),
+            sources: self.watcher.status(),
+            probes: probe_counts(standings),
+            collection: self.collection_status(pass),
+            events: self.event_status(standings),
+            cost: self.cost(),
+            wedged: self.wedged(&directory),
+            warnings: hooks.warnings,
+        }
+    }
+
+    fn collection_status(&self, pass: Option<LastPass>) -> CollectionStatus {
+        let last = *lock(&self.last);
+        let Some(pass) = pass else { return CollectionStatus::default() };
+        CollectionStatus {
+            age_seconds: Some(pass.taken.elapsed().as_secs_f64()),
+            cpu_ns: nanoseconds(pass.cpu),
+            wall_ns: nanoseconds(pass.wall),
+            series: last.series,
+            bytes: last.bytes,
+            namespaces: pass.namespaces,
+            late: pass.late,
+            over_budget: last.over,
+        }
+    }
+
+    fn event_status(&self, standings: &[Standing]) -> EventStatus {
+        let mut kernel = StreamCounts::default();
+        for stream in standings.iter().filter_map(|standing| standing.state.stream) {
+            kernel.missed += stream.missed;
+            kernel.seen += stream.seen;
+            kernel.submitted += stream.submitted;
+            kernel.ring_full += stream.ring_full;
+            kernel.suppressed += stream.suppressed;
+            kernel.map_full += stream.map_full;
+        }
+        let counts = &self.counts;
+        EventStatus {
+            kernel,
+            received: counts.received.load(Ordering::Relaxed),
+            malformed: counts.malformed.load(Ordering::Relaxed),
+            overrun: counts.overrun.load(Ordering::Relaxed),
+            delivered: counts.delivered.load(Ordering::Relaxed),
+            kept: self.history.len() as u64,
+            last_seq: self.history.last_seq(),
+            followers: u32::try_from(self.history.followers()).unwrap_or(u32::MAX),
+            missed_by_followers: self.history.missed(),
+        }
+    }
+
+    fn cost(&self) -> CostStatus {
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+        let up = self.facts.started.elapsed().as_secs_f64().max(0.001);
+        let own = procfs::process::Process::myself().and_then(|own| own.statm());
+        CostStatus {
+            cpu_seconds,
+            cpu_percent: cpu_seconds / up * 100.0,
+            resident_bytes: own.map_or(0, |statm| statm.resident * procfs::page_size()),
+        }
+    }
+
+    fn wedged(&self, directory: &Directory) -> Vec<WedgedRead> {
+        let name = |subject: Subject, inode: u32| match directory.entry(subject) {
+            _ if inode == 0 => "node".to_owned(),
+            Some(entry) if entry.id.netns == inode => entry.id.name.clone(),
+            _ => format!("netns {inode}"),
+        };
+        let describe = |wedged: Wedged| WedgedRead {
+            source: wedged.source.into(),
+            subject: format!("{} of {}", wedged.what, name(wedged.subject, wedged.inode)),
+            since_seconds: wedged.since.elapsed().as_secs(),
+        };
+        self.collector.wedged().into_iter().map(describe).collect()
+    }
+}
+
+fn probe_counts(standings: &[Standing]) -> ProbeCounts {
+    let mut counts = ProbeCounts::default();
+    for Standing { probe, state, .. } in standings {
+        match state.state {
+            StateName::On | StateName::Starting => counts.on += 1,
+            StateName::Off => counts.off += 1,
+            StateName::Failed => counts.failed += 1,
+            StateName::NotAvailable => counts.not_available.push(probe.name.into()),
+        }
+    }
+    counts
+}
+
+/// What is said of a probe that has no slot; there is none such.
+pub(super) fn unknown_state() -> ProbeState {
+    ProbeState {
+        state: StateName::Off,
+        reason: None,
+        via: None,
+        decided_by: "default".into(),
+        lease_seconds: None,
+        last_collection_ns: None,
+        event_ns: None,
+        stream: None,
+        programs: vec![],
+    }
+}
+
+/// A duration as the wire has it.
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
