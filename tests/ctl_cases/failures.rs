@@ -87,7 +87,7 @@ fn who_may_not_connect_is_told_what_to_do() {
     if rustix::process::geteuid().is_root() {
         command.uid(65534).gid(65534);
     } else {
-        std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0o000)).unwrap();
     }
     let text = format!(
         "netskoopctl: permission denied on {}\n  Run as root, or join the group: usermod -aG netskoop $USER\n",

@@ -153,9 +153,24 @@ pub(crate) fn fixture() -> PathBuf {
 pub(crate) fn directory() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    if number == 0 {
+        sweep();
+    }
     let path = std::env::temp_dir().join(format!("netskoop-ctl-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// Removes what earlier runs left: the daemon that tests share lives until the process ends, and so does its directory.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let pid = name.strip_prefix("netskoop-ctl-").and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Those of other users stay.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Whether a part of a test that needs something must be left out. Says so where `make test` looks, because cargo hides
