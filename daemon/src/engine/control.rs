@@ -7,6 +7,7 @@ use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::PROBES;
 use netskoop_api::{ProbeChanged, ProbePatch};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,7 +51,8 @@ pub enum ChangeError {
 enum Keep {
     Always,
     Runtime,
-    Lease(u64),
+    /// For this long, until then (seconds since 1970).
+    Lease(Duration, u64),
 }
 
 impl Engine {
@@ -120,7 +122,7 @@ impl Engine {
                 next.settle(probe.name, change);
             }
             Keep::Runtime => next.set_runtime(probe.name, change),
-            Keep::Lease(until) => next.set_lease(probe.name, change, *until),
+            Keep::Lease(_, until) => next.set_lease(probe.name, change, *until),
         }
         self.save(&next)?;
         *state = next;
@@ -284,7 +286,7 @@ impl Engine {
                 loaded.settings.get(key.path).map_or_else(|| "default".into(), |s| s.origin.to_string());
             keys.insert(
                 key.path.to_owned(),
-                serde_json::json!({ "value": key.show(&loaded.config), "from": origin }),
+                serde_json::json!({ "value": plain(&key.show(&loaded.config)), "from": origin }),
             );
         }
         for slot in self.slots().iter() {
@@ -355,7 +357,7 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
-            Keep::Lease(unix_now() + length.as_secs())
+            Keep::Lease(length, unix_now() + length.as_secs())
         }
         (None, true) => Keep::Runtime,
         (None, false) => Keep::Always,
@@ -373,10 +375,7 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
         text.push_str(&format!(", {name}={value}"));
     }
     match keep {
-        Keep::Lease(until) => {
-            let left = Duration::from_secs(until.saturating_sub(unix_now()));
-            text.push_str(&format!(" for {}", config::format_duration(left)));
-        }
+        Keep::Lease(length, _) => text.push_str(&format!(" for {}", config::format_duration(*length))),
         Keep::Runtime => text.push_str(" until changed again or the next boot"),
         Keep::Always => {}
     }
@@ -385,6 +384,12 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
             format!("stored, but {} stays {}: {} decides", probe.name, on_off(now.enabled), now.decided_by);
     }
     text
+}
+
+/// A value as it is written in a configuration file, as JSON.
+fn plain(written: &str) -> serde_json::Value {
+    let parsed = toml::from_str::<BTreeMap<String, serde_json::Value>>(&format!("v = {written}"));
+    parsed.ok().and_then(|mut table| table.remove("v")).unwrap_or_else(|| written.into())
 }
 
 fn on_off(on: bool) -> &'static str {
