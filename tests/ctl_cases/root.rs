@@ -30,7 +30,7 @@ fn a_refused_connection_is_in_the_history_and_on_the_screen() {
     assert_eq!((probe.state.state, probe.state.via.as_deref()), (StateName::On, Some("tp_btf")));
     assert!(!probe.state.programs.is_empty());
     let port = refused();
-    // The stream ends by itself with the second event of the connection, which both ends are in.
+    // The history is asked until the event, which takes its way through the ring, is in it.
     let line = "events -o json --type TCP_RESET_NOSOCK";
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let event = loop {
