@@ -107,25 +107,40 @@ impl Engine {
     ) -> Result<(), ChangeError> {
         let mut next = state.clone();
         match keep {
-            Keep::Always => {
-                let written =
-                    dropin::write(self.config_path.as_deref(), probe, change).map_err(
-                        |error| match error {
-                            dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
-                            dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
-                        },
-                    )?;
-                for (key, origin) in &written.overruled {
-                    tracing::warn!(key, %origin, "the setting was written, but a later file decides otherwise");
-                }
-                self.config.store(Arc::new(written.loaded));
-                next.settle(probe.name, change);
-            }
+            Keep::Always => next.settle(probe.name, change),
             Keep::Runtime => next.set_runtime(probe.name, change),
             Keep::Lease(_, until) => next.set_lease(probe.name, change, *until),
         }
         self.save(&next)?;
+        if matches!(keep, Keep::Always)
+            && let Err(error) = self.store_for_good(probe, change)
+        {
+            // The overrides that would have hidden the change come back.
+            self.save(state)?;
+            return Err(error);
+        }
         *state = next;
+        Ok(())
+    }
+
+    /// Writes the drop-in, and takes over what it says of this probe. What else changed on disk waits for a reload.
+    fn store_for_good(&self, probe: &'static Probe, change: &Override) -> Result<(), ChangeError> {
+        let written = dropin::write(self.config_path.as_deref(), probe, change);
+        let written = written.map_err(|error| match error {
+            dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
+            dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
+        })?;
+        for (key, origin) in &written.overruled {
+            tracing::warn!(key, %origin, "the setting was written, but a later file decides otherwise");
+        }
+        let mut loaded = config::Loaded::clone(&self.config.load());
+        if let Some(settings) = written.loaded.config.probes.get(probe.name) {
+            loaded.config.probes.insert(probe.name, settings.clone());
+        }
+        let prefix = format!("probes.{}.", probe.name);
+        let settings = written.loaded.settings.into_iter().filter(|(key, _)| key.starts_with(&prefix));
+        loaded.settings.extend(settings);
+        self.config.store(Arc::new(loaded));
         Ok(())
     }
 
