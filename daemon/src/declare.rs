@@ -164,6 +164,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
+    /// Whether the table has thousandths of what is shown.
+    pub milli: bool,
 }
 
 impl Family {
@@ -187,6 +189,7 @@ impl Family {
             core: false,
             alarm: "",
             option: None,
+            milli: false,
         }
     }
     /// A KubeSkoop name. Older generations have no core set: they show what the old systems showed.
@@ -234,6 +237,10 @@ impl Family {
     /// Shows it only when a boolean option of the probe is on.
     pub const fn option(self, option: &'static str) -> Family {
         Family { option: Some(option), ..self }
+    }
+    /// The table has thousandths: milliseconds that are shown as seconds.
+    pub const fn milli(self) -> Family {
+        Family { milli: true, ..self }
     }
     /// Counter or gauge: that of its first column.
     pub fn kind(&self) -> Kind {

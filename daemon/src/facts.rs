@@ -16,11 +16,12 @@ pub struct Fact {
     help: &'static str,
     core: bool,
     alarm: &'static str,
+    milli: bool,
 }
 
 /// A fact with a native name only.
 pub const fn fact(key: &'static str, native: &'static str, help: &'static str) -> Fact {
-    Fact { v4: key, v6: "", native, kubeskoop: "", inspector: "", help, core: false, alarm: "" }
+    Fact { v4: key, v6: "", native, kubeskoop: "", inspector: "", help, core: false, alarm: "", milli: false }
 }
 
 impl Fact {
@@ -35,6 +36,10 @@ impl Fact {
     /// Puts the native metric into the default set.
     pub const fn core(self) -> Fact {
         Fact { core: true, ..self }
+    }
+    /// The kernel counts thousandths of the unit of the native name. The older names show them as they are.
+    pub const fn milli(self) -> Fact {
+        Fact { milli: true, ..self }
     }
     /// Says what growth means.
     pub const fn alarm(self, alarm: &'static str) -> Fact {
@@ -88,6 +93,7 @@ pub const fn native<const N: usize>(
         let fact = &facts[i];
         let points = if fact.v6.is_empty() { one(table, fact.v4) } else { Points::Cells(&cells[i]) };
         let family = Family::native(fact.native, fact.help, table, points).alarm(fact.alarm);
+        let family = if fact.milli { family.milli() } else { family };
         all[i] = if fact.core { family.core() } else { family };
         i += 1;
     }

@@ -205,7 +205,7 @@ fn value(
         name: short.strip_suffix("_total").unwrap_or(short).into(),
         labels: labels.join(","),
         kind: kind(family.kind()).into(),
-        value: point.value as f64,
+        value: if family.milli { point.value as f64 / 1000.0 } else { point.value as f64 },
         alarm: (!family.alarm.is_empty()).then(|| family.alarm.to_owned()),
     }
 }

@@ -64,6 +64,23 @@ pub struct Wedged {
     pub since: Instant,
 }
 
+/// Namespaces that were left out of a pass, by source; the node counts as one.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LeftOut(Vec<(&'static str, u32)>);
+
+impl LeftOut {
+    fn add(&mut self, source: &'static str, count: u32) {
+        if count > 0 {
+            self.0.push((source, count));
+        }
+    }
+
+    /// How many of a source.
+    pub fn of(&self, source: &str) -> u32 {
+        self.0.iter().filter(|(name, _)| *name == source).map(|(_, count)| count).sum()
+    }
+}
+
 struct Lane {
     id: u64,
     jobs: mpsc::Sender<Job>,
@@ -104,16 +121,15 @@ impl Lanes {
         Arc::clone(&self.wedged)
     }
 
-    /// Runs jobs and hands over each result. Returns when all are done or given up, with the number of namespaces that
-    /// were left out.
-    pub async fn run(&mut self, jobs: Vec<Job>, mut take: impl FnMut(Done)) -> u32 {
-        let mut late = 0;
+    /// Runs jobs and hands over each result. Returns when all are done or given up, with what was left out.
+    pub async fn run(&mut self, jobs: Vec<Job>, mut take: impl FnMut(Done)) -> LeftOut {
+        let mut late = LeftOut::default();
         let mut waiting: VecDeque<Job> = jobs.into();
         while let Ok(done) = self.results.try_recv() {
             self.returned(&done);
         }
         loop {
-            late += self.assign(&mut waiting);
+            self.assign(&mut waiting, &mut late);
             if self.lanes.iter().all(|lane| lane.running.is_none()) {
                 return late;
             }
@@ -124,19 +140,19 @@ impl Lanes {
                     }
                 }
                 Ok(None) => return late,
-                Err(_) => late += self.give_up_stuck(&mut waiting),
+                Err(_) => self.give_up_stuck(&mut waiting, &mut late),
             }
         }
     }
 
     /// Gives waiting jobs to idle lanes. Namespaces that wedged a lane before are left out while it sits there.
-    fn assign(&mut self, waiting: &mut VecDeque<Job>) -> u32 {
-        let mut late = 0;
+    fn assign(&mut self, waiting: &mut VecDeque<Job>, late: &mut LeftOut) {
         while !waiting.is_empty() {
-            let Some(lane) = self.idle_lane() else { return late };
-            let Some(job) = waiting.pop_front() else { return late };
+            let Some(lane) = self.idle_lane() else { return };
+            let Some(job) = waiting.pop_front() else { return };
+            let source = job.source.name();
             let (job, rest, skipped) = self.split_at_wedged(job);
-            late += skipped;
+            late.add(source, skipped);
             waiting.extend(rest);
             let Some(job) = job else { continue };
             let running = Running {
@@ -151,12 +167,11 @@ impl Lanes {
                 lane.running = Some(running);
             } else {
                 // The thread ended: it could not come back from a namespace. Another is started in the next round.
-                late += running.range.len() as u32;
+                late.add(source, running.range.len() as u32);
                 let id = lane.id;
                 self.lanes.retain(|lane| lane.id != id);
             }
         }
-        late
     }
 
     /// A lane that may take a job. Reading is the kernel's work and two lanes at once only get in each other's way (on
@@ -211,8 +226,7 @@ impl Lanes {
 
     /// Moves lanes that sit in one read for too long, or are past the deadline, to the wedged ones; what is left of
     /// their jobs is given to others.
-    fn give_up_stuck(&mut self, waiting: &mut VecDeque<Job>) -> u32 {
-        let mut late = 0;
+    fn give_up_stuck(&mut self, waiting: &mut VecDeque<Job>, late: &mut LeftOut) {
         let now = Instant::now();
         let mut index = 0;
         while index < self.lanes.len() {
@@ -225,23 +239,21 @@ impl Lanes {
                 _ => None,
             };
             match stuck {
-                Some((subject, what, since)) => late += self.wedge(index, subject, what, since, waiting),
+                Some((subject, what, since)) => self.wedge(index, (subject, what, since), waiting, late),
                 None => index += 1,
             }
         }
-        late
     }
 
     fn wedge(
         &mut self,
         index: usize,
-        subject: Subject,
-        what: &'static str,
-        since: Instant,
+        (subject, what, since): (Subject, &'static str, Instant),
         waiting: &mut VecDeque<Job>,
-    ) -> u32 {
+        late: &mut LeftOut,
+    ) {
         let mut lane = self.lanes.swap_remove(index);
-        let Some(running) = lane.running.take() else { return 0 };
+        let Some(running) = lane.running.take() else { return };
         let inode = running.targets[running.range.clone()].iter().find(|t| t.subject == subject);
         let inode = inode.map_or(0, |target| target.inode);
         let source = running.source.name();
@@ -255,12 +267,12 @@ impl Lanes {
         self.wedged.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         self.stuck.push(lane);
         if running.range.is_empty() {
-            return 1;
+            late.add(source, 1);
+            return;
         }
         let Running { source, targets, range, columns, deadline } = running;
         // The job is done again from its start, without the namespace that hangs.
         waiting.push_front(again(&source, &targets, range, &columns, deadline));
-        0
     }
 
     /// Takes note that a lane is free again; true if it had been given up and its result is stale.
@@ -420,7 +432,7 @@ mod tests {
             })
             .await;
         seen.sort_unstable();
-        (seen, late)
+        (seen, late.of("stubborn"))
     }
 
     #[tokio::test]

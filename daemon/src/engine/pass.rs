@@ -263,8 +263,11 @@ impl Task {
         let jobs = self.jobs(&wants, &targets, deadline);
         let mut reports = vec![SourceReport::default(); self.sources.all.len()];
         let (sources, chunks) = (Arc::clone(&self.sources), &mut self.chunks);
-        let late =
+        let left_out =
             self.lanes.run(jobs, |done| take_result(&sources, done, &mut tables, &mut reports, chunks)).await;
+        for (report, source) in reports.iter_mut().zip(&sources.all) {
+            report.late += left_out.of(source.name());
+        }
         Snapshot {
             tables,
             wants,
@@ -273,7 +276,7 @@ impl Task {
             time: Timestamp::now(),
             cpu: reports.iter().map(|report| report.cpu).sum(),
             wall: begin.elapsed(),
-            late: late + reports.iter().map(|report| report.late).max().unwrap_or(0),
+            late: reports.iter().map(|report| report.late).max().unwrap_or(0),
             reports,
         }
     }

@@ -149,9 +149,10 @@ const FACTS: [Fact; 32] = [
     .alarm("net.ipv4.tcp_mem is nearly used up"),
     fact(
         "TcpExt.TCPMemoryPressuresChrono",
-        "netskoop_tcpext_memory_pressure_milliseconds_total",
-        "Milliseconds that TCP spent under memory pressure (TcpExt.TCPMemoryPressuresChrono of /proc/net/netstat).",
+        "netskoop_tcpext_memory_pressure_seconds_total",
+        "Time that TCP spent under memory pressure, which the kernel counts in milliseconds (TcpExt.TCPMemoryPressuresChrono of /proc/net/netstat).",
     )
+    .milli()
     .old("kubeskoop_tcpext_tcpmemorypressureschrono", "inspector_pod_tcpexttcpmemorypressureschrono"),
     fact(
         "TcpExt.PAWSActive",

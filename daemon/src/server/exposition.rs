@@ -156,6 +156,20 @@ fn write_head(out: &mut Vec<u8>, family: &Family) {
     }
 }
 
+/// A whole number, or one with three places behind the point.
+fn write_value(out: &mut Vec<u8>, value: u64, milli: bool) {
+    let mut digits = itoa::Buffer::new();
+    if milli {
+        out.extend_from_slice(digits.format(value / 1000).as_bytes());
+        if value % 1000 > 0 {
+            out.push(b'.');
+            out.extend_from_slice(&digits.format(1000 + value % 1000).as_bytes()[1..]);
+        }
+    } else {
+        out.extend_from_slice(digits.format(value).as_bytes());
+    }
+}
+
 fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point, labels: &str) {
     out.extend_from_slice(family.name.as_bytes());
     let mut separator = b'{';
@@ -177,6 +191,26 @@ fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point,
         out.push(b'}');
     }
     out.push(b' ');
-    out.extend_from_slice(itoa::Buffer::new().format(point.value).as_bytes());
+    write_value(out, point.value, family.milli);
     out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::write_value;
+
+    #[test]
+    fn thousandths() {
+        for (value, milli, text) in [
+            (0, true, "0"),
+            (7, true, "0.007"),
+            (1000, true, "1"),
+            (61_250, true, "61.250"),
+            (61_250, false, "61250"),
+        ] {
+            let mut out = Vec::new();
+            write_value(&mut out, value, milli);
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
 }

@@ -1,0 +1,26 @@
+//! The daemon as its users meet it: the real binary, started with a configuration file, spoken to through its sockets.
+
+#![allow(clippy::disallowed_types, reason = "tests run other programs")]
+#![allow(clippy::disallowed_macros, reason = "a skipped test must be seen")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+/// The control API on the Unix socket.
+#[path = "cases/control.rs"]
+mod control;
+/// Whole answers of `/metrics` for fixture trees, in the three generations of names.
+#[path = "cases/golden.rs"]
+mod golden;
+/// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
+#[path = "cases/lifecycle.rs"]
+mod lifecycle;
+/// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
+#[path = "cases/root.rs"]
+mod root;
+/// What a scraper meets on the TCP port, and what bad clients do to others.
+#[path = "cases/serving.rs"]
+mod serving;
+/// Reads that do not return.
+#[path = "cases/wedged.rs"]
+mod wedged;
