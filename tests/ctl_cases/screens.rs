@@ -34,7 +34,7 @@ fn status() {
     assert!(text.starts_with(&format!("netskoopd {}   up ", status.version)), "{text}");
     let kinds: Vec<(&str, u32)> =
         status.entities.iter().map(|kind| (kind.kind.as_str(), kind.count)).collect();
-    assert_eq!(kinds, [("host", 1), ("unit", 2), ("unknown", 0)]);
+    assert_eq!(kinds, [("host", 1), ("container", 1), ("unit", 1), ("unknown", 0)]);
     let on = PROBES.iter().filter(|probe| probe.hooks.is_none()).count();
     assert_eq!((status.probes.on as usize, status.probes.off as usize), (on, PROBES.len() - on));
     assert_eq!((status.collection.namespaces, status.collection.late), (3, 0));
@@ -43,7 +43,7 @@ fn status() {
     assert_eq!((status.events.received, status.events.kept), (0, 0));
     for part in [
         "   node worker-7   kernel ",
-        "Entities    3   host, 2 units",
+        "Entities    3   host, 1 container, 1 unit",
         "Probes      7 on, 2 off\n",
         "Collection  ",
     ] {
