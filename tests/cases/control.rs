@@ -46,7 +46,9 @@ fn paths_and_methods_that_do_not_exist_are_explained() {
         assert_eq!((answer.status, &*error_of(&answer).code), (404, "no_such_path"), "{path}");
         assert!(error_of(&answer).hint.unwrap().contains("/v1/status"));
     }
-    for (method, path) in [("POST", "/v1/status"), ("DELETE", "/v1/probes/tcp"), ("GET", "/v1/reload"), ("PATCH", "/v1/config")] {
+    for (method, path) in
+        [("POST", "/v1/status"), ("DELETE", "/v1/probes/tcp"), ("GET", "/v1/reload"), ("PATCH", "/v1/config")]
+    {
         let answer = exchange(daemon.unix(), method, path, &[], b"");
         assert_eq!((answer.status, &*error_of(&answer).code), (405, "wrong_method"), "{method} {path}");
     }
@@ -58,7 +60,13 @@ fn paths_and_methods_that_do_not_exist_are_explained() {
         let answer = daemon.ask(path);
         assert_eq!((answer.status, &*error_of(&answer).code), (404, code), "{path}");
     }
-    for path in ["/v1/metrics", "/v1/entities?after=soon", "/v1/events?type=TCP_RESET_NOSOK", "/v1/events?since=yesterday", "/v1/events?folow=1"] {
+    for path in [
+        "/v1/metrics",
+        "/v1/entities?after=soon",
+        "/v1/events?type=TCP_RESET_NOSOK",
+        "/v1/events?since=yesterday",
+        "/v1/events?folow=1",
+    ] {
         assert_eq!(daemon.ask(path).status, 400, "{path}");
     }
     let typo = error_of(&daemon.ask("/v1/events?type=TCP_RESET_NOSOK"));
@@ -91,7 +99,10 @@ fn a_body_that_makes_no_sense_changes_nothing() {
     let answer = daemon.patch("netdev", &large);
     assert_eq!((answer.status, &*error_of(&answer).code), (413, "too_large"));
     assert_eq!(daemon.probe("netdev").state.state, StateName::On);
-    assert_eq!((drop_in(&daemon), daemon.setup.run_dir().join("netskoop/state.json").exists()), (String::new(), false));
+    assert_eq!(
+        (drop_in(&daemon), daemon.setup.run_dir().join("netskoop/state.json").exists()),
+        (String::new(), false)
+    );
 }
 
 #[test]
@@ -100,7 +111,11 @@ fn a_change_lasts_and_is_seen_at_once() {
     let changed = daemon.change("tcp", r#"{"enabled":false}"#);
     assert!(changed.changed && changed.message.contains("tcp is off"), "{}", changed.message);
     assert_eq!(changed.probe.state.state, StateName::Off);
-    assert!(changed.probe.state.decided_by.contains("50-netskoopctl.toml"), "{}", changed.probe.state.decided_by);
+    assert!(
+        changed.probe.state.decided_by.contains("50-netskoopctl.toml"),
+        "{}",
+        changed.probe.state.decided_by
+    );
     assert!(!daemon.change("tcp", r#"{"enabled":false}"#).changed, "the second time nothing changes");
     daemon.change("softnet", r#"{"options":{"per_cpu":"true"}}"#);
     let text = daemon.scrape("/metrics");
@@ -130,7 +145,10 @@ fn a_change_at_run_time_survives_a_crash_but_not_the_configuration() {
     assert_eq!((state.state, &*state.decided_by), (StateName::Off, "runtime"));
     let list = OptionValue::List(vec!["eth*".into(), "lo".into()]);
     assert_eq!(options(&daemon, "netdev", "interfaces"), list);
-    assert!(daemon.scrape("/metrics").contains("interface=\"lo\"") || daemon.scrape("/metrics").contains("device=\"lo\""));
+    assert!(
+        daemon.scrape("/metrics").contains("interface=\"lo\"")
+            || daemon.scrape("/metrics").contains("device=\"lo\"")
+    );
     assert_eq!(drop_in(&daemon), "");
     daemon.change("udp", r#"{"enabled":true}"#);
     assert!(daemon.probe("udp").state.decided_by.contains("50-netskoopctl.toml"), "the last word counts");
@@ -154,7 +172,9 @@ fn leases_run_out_and_survive_a_restart() {
     let left = state.lease_seconds.unwrap();
     assert!((1..=600).contains(&left), "{left} s");
     assert!(!daemon.scrape("/metrics").contains("\nnetskoop_ip_"));
-    until("the lease of before has run out", || (daemon.probe("tcp").state.state == StateName::On).then_some(()));
+    until("the lease of before has run out", || {
+        (daemon.probe("tcp").state.state == StateName::On).then_some(())
+    });
     assert!(daemon.scrape("/metrics").contains("netskoop_tcp_active_opens_total"));
     assert_eq!(daemon.probe("ip").state.state, StateName::Off, "the other one goes on");
 }
@@ -194,7 +214,8 @@ fn entities_wait_for_the_next_generation() {
     daemon.entities_until("nginx is gone", |now| now.entities.iter().all(|e| e.id.name != "nginx.service"));
     assert_eq!(daemon.ask("/v1/entities/nginx.service").status, 404);
     std::fs::rename(proc.join("gone"), proc.join("100")).unwrap();
-    let later = daemon.entities_until("nginx is back", |now| now.entities.iter().any(|e| e.id.name == "nginx.service"));
+    let later = daemon
+        .entities_until("nginx is back", |now| now.entities.iter().any(|e| e.id.name == "nginx.service"));
     assert!(later.generation > now.generation);
     let by_inode: netskoop_api::Entity = daemon.json("/v1/entities/4026532201");
     let by_name: netskoop_api::Entity = daemon.json("/v1/entities/nginx.service");

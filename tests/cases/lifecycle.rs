@@ -75,7 +75,8 @@ fn after_a_crash_the_next_start_recovers() {
     let programs = daemon.programs();
     assert!(!is_root() || !programs.is_empty());
     daemon.kill();
-    let left: Vec<_> = std::fs::read_dir(socket.parent().unwrap()).unwrap().map(|e| e.unwrap().path()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(socket.parent().unwrap()).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left, [socket.clone()], "a crash leaves the socket's file and nothing else");
     crate::support::programs_vanish(&programs);
     let mut daemon = daemon.restart();
@@ -123,7 +124,10 @@ fn without_root_it_says_what_to_do() {
     let setup = Setup::fixture_copy("healthy").public_binary().wrap(&nobody);
     let (code, stderr) = setup.fails();
     assert_eq!(code, Some(1));
-    assert!(stderr.contains("netskoopd: cannot make ") && stderr.contains("run netskoopd as root"), "{stderr}");
+    assert!(
+        stderr.contains("netskoopd: cannot make ") && stderr.contains("run netskoopd as root"),
+        "{stderr}"
+    );
 
     // With a directory of its own it serves what it can.
     std::fs::set_permissions(setup.run_dir(), std::fs::Permissions::from_mode(0o777)).unwrap();

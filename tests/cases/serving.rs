@@ -166,7 +166,11 @@ fn half_a_request_and_garbage_hold_nobody_up() {
     tcp.write_all(b"GET /metr").unwrap();
     let mut unix = daemon.unix();
     unix.write_all(b"PATCH /v1/probes/tcp HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"ena").unwrap();
-    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..], b"\0\0\0\0\0\0\0\0\r\n\r\n", &[b'a'; 100_000]] {
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"\0\0\0\0\0\0\0\0\r\n\r\n",
+        &[b'a'; 100_000],
+    ] {
         for mut stream in [Box::new(daemon.tcp()) as Box<dyn Stream>, Box::new(daemon.unix())] {
             // The daemon may close before it has read all of it.
             let _ = stream.write_all(garbage);
@@ -254,7 +258,9 @@ fn several_addresses_and_none() {
 fn a_malformed_file_costs_its_own_numbers_only() {
     let daemon = Setup::fixture_copy("healthy").pull_only().start();
     let dir: &Dir = &daemon.setup.dir;
-    for rubbish in ["", "Tcp: \u{0}\nTcp: x y z\n", "Tcp: RtoAlgorithm ActiveOpens\nTcp: 1 -5 99999999999999999999999\n"] {
+    for rubbish in
+        ["", "Tcp: \u{0}\nTcp: x y z\n", "Tcp: RtoAlgorithm ActiveOpens\nTcp: 1 -5 99999999999999999999999\n"]
+    {
         std::fs::write(dir.0.join("proc/100/net/snmp"), rubbish).unwrap();
         let text = daemon.scrape("/metrics?set=full");
         let opens = |name: &str| {
@@ -263,7 +269,10 @@ fn a_malformed_file_costs_its_own_numbers_only() {
         };
         assert_eq!((opens("unit\",name=\"nginx"), opens("host")), (0, 1), "{rubbish:?}");
         let bytes = "netskoop_netdev_receive_bytes_total{kind=\"unit\",name=\"nginx.service\"}";
-        assert!(series(&text, bytes).is_some(), "the other files of the namespace are still read: {rubbish:?}");
+        assert!(
+            series(&text, bytes).is_some(),
+            "the other files of the namespace are still read: {rubbish:?}"
+        );
         assert_eq!(series(&text, "netskoop_probe_success{probe=\"tcp\"}"), Some(0.0), "{rubbish:?}");
         assert_eq!(series(&text, "netskoop_probe_success{probe=\"softnet\"}"), Some(1.0), "{rubbish:?}");
     }

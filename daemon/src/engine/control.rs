@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// A failed probe is tried again after this time, then after twice as long, up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const MAX_RETRY: Duration = Duration::from_secs(300);
+/// What runs is compared with what is wanted at least this often.
+const RECHECK: Duration = Duration::from_secs(60);
 /// A lease lasts at most this long.
 const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -264,8 +266,8 @@ impl Engine {
         let lease = self.state.lock().await.next_end();
         let lease = lease.map(|end| Instant::now() + Duration::from_secs(end.saturating_sub(unix_now())));
         let retry = self.slots().iter().filter_map(|slot| Some(slot.problem.as_ref()?.retry?.0)).min();
-        let far = Instant::now() + Duration::from_secs(24 * 3600);
-        lease.into_iter().chain(retry).min().unwrap_or(far)
+        // Now and then in any case: an object whose thread has ended is loaded again.
+        lease.into_iter().chain(retry).chain([Instant::now() + RECHECK]).min().unwrap_or_else(Instant::now)
     }
 
     /// `POST /v1/reload` and SIGHUP: reads the files again. A bad configuration is refused and the running one stays.
