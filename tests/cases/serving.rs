@@ -123,12 +123,15 @@ fn scrapes_within_min_interval_share_a_collection() {
     let setup = Setup::fixture_copy("healthy").pull_only().replace("metrics", "min_interval = \"1h\"");
     let daemon = setup.start();
     let before = daemon.scrape("/metrics?collect[]=tcp");
-    let file = daemon.setup.dir.0.join("proc/100/net/snmp");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("Tcp: 1 ", "Tcp: 2 ").replace("Udp: ", "Udp: 1")).unwrap();
+    // A new collection would miss one namespace.
+    std::fs::write(daemon.setup.dir.0.join("proc/100/net/snmp"), "").unwrap();
     let shared = daemon.scrape("/metrics?collect[]=tcp");
     let own = "# HELP netskoop_build_info";
     assert_eq!(before.split(own).next(), shared.split(own).next());
+    assert!(before.contains("nginx.service"));
+    let more = daemon.scrape("/metrics?set=full&collect[]=tcp");
+    let (more, _) = more.split_once(own).unwrap();
+    assert!(!more.contains("nginx.service"), "what nobody read before is read now");
 }
 
 #[test]

@@ -9,13 +9,13 @@ pub(crate) use node::{Netns, Pids, exclusive, inside_own_node, is_root, programs
 use netskoop_api::{Entities, ErrorInfo, ProbeChanged, ProbeInfo, Status};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -58,12 +58,12 @@ pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
     pub(crate) fn new() -> Dir {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("netskoop-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        // A run that was killed may have left one behind.
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
+        // Tests with process ids of their own are all number 1, so the number says nothing.
+        let path = until("a name that nobody has", || {
+            let name = format!("netskoop-{:08x}", std::hash::RandomState::new().hash_one(0) as u32);
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir(&path).is_ok().then_some(path)
+        });
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         Dir(path)
     }
@@ -273,7 +273,8 @@ impl Daemon {
         });
         let mut daemon = Daemon { setup, child, log, port: 0 };
         assert!(daemon.log.wait(|line| line.contains(" ready: ")).is_some(), "the daemon is not ready");
-        let line = daemon.log.wait(|line| line.contains("metrics on http://"));
+        // Said before, if it listens at all.
+        let line = daemon.log().into_iter().find(|line| line.contains("metrics on http://"));
         daemon.port = line.map_or(0, |line| {
             let rest = line.split("localhost:").nth(1).unwrap();
             rest.split('/').next().unwrap().parse().unwrap()

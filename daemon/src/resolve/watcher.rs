@@ -317,6 +317,9 @@ impl Worker {
             let mut facts = self.facts(inode, Some(pid));
             facts.mounts = self.mount_names(inode);
             self.changed |= self.put(facts, 1);
+            // It was seen as it began, and may have become another program by then.
+            let tries = LOOK_AGAIN.len() - 1;
+            self.again.push((Instant::now() + LOOK_AGAIN[tries], Again::Process { pid, tries }));
         }
     }
 
@@ -493,14 +496,20 @@ impl Worker {
         members: &FxHashMap<u32, scan::Members>,
         units: &mut Option<Vec<String>>,
     ) -> Facts {
-        let old = self.namespaces.get(&inode).map(|ns| &ns.facts);
-        let leader = old
+        let old_namespace = self.namespaces.get(&inode);
+        let leader = old_namespace
+            .map(|ns| &ns.facts)
             .and_then(|facts| facts.leader)
             .filter(|pid| pids.contains(pid))
             .or(pids.iter().min().copied());
-        // A known leader's name and cgroup seldom change; they are read again only with a new one.
-        let mut facts = match old.filter(|facts| facts.leader == leader && leader.is_some()) {
-            Some(old) => old.clone(),
+        // The name and cgroup of a leader seldom change once somebody else than itself has given it a name. Before, it is
+        // on its way: a shell or a container runtime that has still to become what it starts.
+        let settled = |ns: &&Arc<Namespace>| {
+            let known = ns.identity.kind != netskoop_api::Kind::Unknown;
+            known && ns.facts.leader == leader && leader.is_some()
+        };
+        let mut facts = match old_namespace.filter(settled) {
+            Some(old) => old.facts.clone(),
             None => self.facts(inode, leader),
         };
         facts.mounts = mounts.unwrap_or_default();
