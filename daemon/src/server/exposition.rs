@@ -161,7 +161,7 @@ fn write_value(out: &mut Vec<u8>, value: u64, milli: bool) {
     let mut digits = itoa::Buffer::new();
     if milli {
         out.extend_from_slice(digits.format(value / 1000).as_bytes());
-        if value % 1000 > 0 {
+        if !value.is_multiple_of(1000) {
             out.push(b'.');
             out.extend_from_slice(&digits.format(1000 + value % 1000).as_bytes()[1..]);
         }
