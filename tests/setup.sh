@@ -23,6 +23,7 @@ requirements() {
 		test|command -v curl|curl|curl
 		test|command -v python3|python3|python3
 		test|command -v jq|jq|jq
+		test|command -v strace|strace|strace
 		test|command -v unshare|util-linux|util-linux
 		test|command -v clang-format|clang-format|clang-tools-extra
 	END

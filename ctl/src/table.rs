@@ -7,8 +7,11 @@ use crate::text::{Line, Style};
 /// Columns between two columns of a table.
 const GAP: usize = 2;
 
-/// The last column is never cut shorter than this: a narrower one says nothing.
+/// No column is cut shorter than this: a narrower one says nothing.
 const LEAST: usize = 8;
+
+/// Where there is no room for all, the last column, which explains, keeps as much as this.
+const EXPLAINED: usize = 40;
 
 /// Which side of its column a cell clings to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +55,32 @@ impl Table {
             self.columns.iter().map(|(title, _)| Line::new().styled(Style::Bold, title)).collect();
         let titled = look.headers && self.columns.iter().any(|(title, _)| !title.is_empty());
         let rows: Vec<&Vec<Line>> = titled.then_some(&titles).into_iter().chain(&self.rows).collect();
-        let widths: Vec<usize> = (0..self.columns.len())
+        let mut widths: Vec<usize> = (0..self.columns.len())
             .map(|at| rows.iter().filter_map(|row| row.get(at)).map(Line::width).max().unwrap_or(0))
             .collect();
+        self.narrow(&mut widths, look);
         rows.into_iter().map(|row| self.lay_out(row, &widths, look)).collect()
     }
 
     /// Writes the table.
     pub(crate) fn render(&self, screen: &mut Screen<'_>) -> Result<(), Error> {
         self.lines(screen.look()).iter().try_for_each(|line| screen.line(line))
+    }
+
+    /// Takes from the widest columns what the last one needs on a terminal. The first, by which rows are found, stays.
+    fn narrow(&self, widths: &mut [usize], look: Look) {
+        let (Some(size), Some((last, before))) = (look.size, widths.split_last_mut()) else { return };
+        let rest = (*last).min(EXPLAINED) + self.indent + GAP * before.len();
+        let room = size.columns.saturating_sub(rest);
+        while before.iter().sum::<usize>() > room {
+            // A number without its end is another number.
+            let may =
+                before.iter_mut().zip(&self.columns).skip(1).filter(|(_, (_, align))| *align == Align::Left);
+            match may.map(|(width, _)| width).max().filter(|widest| **widest > LEAST) {
+                Some(widest) => *widest -= 1,
+                None => return,
+            }
+        }
     }
 
     fn lay_out(&self, row: &[Line], widths: &[usize], look: Look) -> Line {
@@ -71,7 +91,7 @@ impl Table {
         {
             let room = match look.size {
                 Some(size) if at == last => size.columns.saturating_sub(start).max(LEAST),
-                _ => usize::MAX,
+                _ => width,
             };
             let push = if *align == Align::Right { width.saturating_sub(cell.width()) } else { 0 };
             // Padding comes before a cell and not after it, so that no line ends with spaces.
@@ -115,11 +135,22 @@ packetloss  1,204  drops
     }
 
     #[test]
-    fn only_a_terminal_cuts_and_only_the_last_column() {
+    fn only_a_terminal_cuts_and_the_last_column_first() {
         let narrow = Look { size: Some(Size { columns: 30, rows: 24 }), ..Look::default() };
         assert_eq!(rendered(&sample(), narrow), "tcp             7  TCP counte…\npacketloss  1,204  drops\n");
         let tiny = Look { size: Some(Size { columns: 5, rows: 24 }), ..Look::default() };
         assert_eq!(rendered(&sample(), tiny), "tcp             7  TCP cou…\npacketloss  1,204  drops\n");
+    }
+
+    #[test]
+    fn wide_columns_give_way_to_the_last_one() {
+        let mut table = Table::new(&["NAME", "VALUE", "KIND", "MEANING"]);
+        let value = "a,".repeat(40);
+        table.row(["ignore_reasons".into(), value.as_str().into(), "list".into(), "Not these".into()]);
+        let narrow = Look { size: Some(Size { columns: 60, rows: 24 }), ..Look::default() };
+        let shown = rendered(&table, narrow);
+        assert_eq!(shown, "ignore_reasons  a,a,a,a,a,a,a,a,a,a,a,a,a,…  list  Not these\n");
+        assert_eq!(rendered(&table, Look::default()), format!("ignore_reasons  {value}  list  Not these\n"));
     }
 
     #[test]

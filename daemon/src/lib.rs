@@ -10,6 +10,8 @@ pub mod declare;
 pub mod engine;
 pub mod events;
 pub mod facts;
+#[cfg(test)]
+mod gates;
 pub mod hooks;
 pub mod kernel;
 pub mod probes;

@@ -151,8 +151,9 @@ async fn supervise(
             Some(()) = signals.reload.recv() => {
                 (signals.notify)(&Notice::Reloading);
                 // A bad configuration has been logged, and the running one stays.
-                let _ = engine.reload().await;
-                (signals.notify)(&Notice::Running(&status_line(engine)));
+                let refused = engine.reload().await.is_err();
+                let note = if refused { "; the configuration on disk was refused" } else { "" };
+                (signals.notify)(&Notice::Running(&format!("{}{note}", status_line(engine))));
             }
             Some(ended) = tasks.join_next() => {
                 return Err(RunError::PartEnded(ended.unwrap_or("a task that panicked")));

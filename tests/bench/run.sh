@@ -29,6 +29,6 @@ cc -O2 -w -o "$work/floor" tests/bench/floor/floor.c
 git rev-parse --short HEAD >"$work/commit" 2>/dev/null || echo unknown >"$work/commit"
 
 # A node of its own: the daemon sees these namespaces and processes only, and all end with the first process.
-unshare --net --mount --pid --fork --kill-child --mount-proc \
+unshare --net --mount --fork --kill-child \
 	python3 tests/bench/bench.py "$work" "${NETSKOOPD:-$bin/netskoopd}" "${NETSKOOPCTL:-$bin/netskoopctl}" \
 	"${N:-1 10 100 1000}"

@@ -7,6 +7,7 @@ use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::PROBES;
 use netskoop_api::{ProbeChanged, ProbePatch};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 /// A failed probe is tried again after this time, then after twice as long, up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const MAX_RETRY: Duration = Duration::from_secs(300);
+/// What runs is compared with what is wanted at least this often.
+const RECHECK: Duration = Duration::from_secs(60);
 /// A lease lasts at most this long.
 const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -50,7 +53,8 @@ pub enum ChangeError {
 enum Keep {
     Always,
     Runtime,
-    Lease(u64),
+    /// For this long, until then (seconds since 1970).
+    Lease(Duration, u64),
 }
 
 impl Engine {
@@ -105,25 +109,40 @@ impl Engine {
     ) -> Result<(), ChangeError> {
         let mut next = state.clone();
         match keep {
-            Keep::Always => {
-                let written =
-                    dropin::write(self.config_path.as_deref(), probe, change).map_err(
-                        |error| match error {
-                            dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
-                            dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
-                        },
-                    )?;
-                for (key, origin) in &written.overruled {
-                    tracing::warn!(key, %origin, "the setting was written, but a later file decides otherwise");
-                }
-                self.config.store(Arc::new(written.loaded));
-                next.settle(probe.name, change);
-            }
+            Keep::Always => next.settle(probe.name, change),
             Keep::Runtime => next.set_runtime(probe.name, change),
-            Keep::Lease(until) => next.set_lease(probe.name, change, *until),
+            Keep::Lease(_, until) => next.set_lease(probe.name, change, *until),
         }
         self.save(&next)?;
+        if matches!(keep, Keep::Always)
+            && let Err(error) = self.store_for_good(probe, change)
+        {
+            // The overrides that would have hidden the change come back.
+            self.save(state)?;
+            return Err(error);
+        }
         *state = next;
+        Ok(())
+    }
+
+    /// Writes the drop-in, and takes over what it says of this probe. What else changed on disk waits for a reload.
+    fn store_for_good(&self, probe: &'static Probe, change: &Override) -> Result<(), ChangeError> {
+        let written = dropin::write(self.config_path.as_deref(), probe, change);
+        let written = written.map_err(|error| match error {
+            dropin::DropInError::Invalid(_) => ChangeError::BadConfig(error.to_string()),
+            dropin::DropInError::Write { .. } => ChangeError::NotStored(error.to_string()),
+        })?;
+        for (key, origin) in &written.overruled {
+            tracing::warn!(key, %origin, "the setting was written, but a later file decides otherwise");
+        }
+        let mut loaded = config::Loaded::clone(&self.config.load());
+        if let Some(settings) = written.loaded.config.probes.get(probe.name) {
+            loaded.config.probes.insert(probe.name, settings.clone());
+        }
+        let prefix = format!("probes.{}.", probe.name);
+        let settings = written.loaded.settings.into_iter().filter(|(key, _)| key.starts_with(&prefix));
+        loaded.settings.extend(settings);
+        self.config.store(Arc::new(loaded));
         Ok(())
     }
 
@@ -247,8 +266,8 @@ impl Engine {
         let lease = self.state.lock().await.next_end();
         let lease = lease.map(|end| Instant::now() + Duration::from_secs(end.saturating_sub(unix_now())));
         let retry = self.slots().iter().filter_map(|slot| Some(slot.problem.as_ref()?.retry?.0)).min();
-        let far = Instant::now() + Duration::from_secs(24 * 3600);
-        lease.into_iter().chain(retry).min().unwrap_or(far)
+        // Now and then in any case: an object whose thread has ended is loaded again.
+        lease.into_iter().chain(retry).chain([Instant::now() + RECHECK]).min().unwrap_or_else(Instant::now)
     }
 
     /// `POST /v1/reload` and SIGHUP: reads the files again. A bad configuration is refused and the running one stays.
@@ -284,7 +303,7 @@ impl Engine {
                 loaded.settings.get(key.path).map_or_else(|| "default".into(), |s| s.origin.to_string());
             keys.insert(
                 key.path.to_owned(),
-                serde_json::json!({ "value": key.show(&loaded.config), "from": origin }),
+                serde_json::json!({ "value": plain(&key.show(&loaded.config)), "from": origin }),
             );
         }
         for slot in self.slots().iter() {
@@ -355,7 +374,7 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
-            Keep::Lease(unix_now() + length.as_secs())
+            Keep::Lease(length, unix_now() + length.as_secs())
         }
         (None, true) => Keep::Runtime,
         (None, false) => Keep::Always,
@@ -373,10 +392,7 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
         text.push_str(&format!(", {name}={value}"));
     }
     match keep {
-        Keep::Lease(until) => {
-            let left = Duration::from_secs(until.saturating_sub(unix_now()));
-            text.push_str(&format!(" for {}", config::format_duration(left)));
-        }
+        Keep::Lease(length, _) => text.push_str(&format!(" for {}", config::format_duration(*length))),
         Keep::Runtime => text.push_str(" until changed again or the next boot"),
         Keep::Always => {}
     }
@@ -385,6 +401,12 @@ fn describe_change(probe: &Probe, change: &Override, now: &Effective, keep: &Kee
             format!("stored, but {} stays {}: {} decides", probe.name, on_off(now.enabled), now.decided_by);
     }
     text
+}
+
+/// A value as it is written in a configuration file, as JSON.
+fn plain(written: &str) -> serde_json::Value {
+    let parsed = toml::from_str::<BTreeMap<String, serde_json::Value>>(&format!("v = {written}"));
+    parsed.ok().and_then(|mut table| table.remove("v")).unwrap_or_else(|| written.into())
 }
 
 fn on_off(on: bool) -> &'static str {

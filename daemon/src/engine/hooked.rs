@@ -147,7 +147,10 @@ impl HookRunner {
         if let Ok(loader) = &runner.loader {
             let (counts, to_watcher) = (Arc::clone(&runner.counts), Arc::clone(watcher));
             let pump = Pump::start(&loader.ring, move |bytes| {
-                counts.received.fetch_add(1, Ordering::Relaxed);
+                // What the namespace watch says is no event.
+                if record::probe(bytes) != Some(watch_number()) {
+                    counts.received.fetch_add(1, Ordering::Relaxed);
+                }
                 if !dispatch(bytes, &known, &intake, &to_watcher) {
                     counts.malformed.fetch_add(1, Ordering::Relaxed);
                 }

@@ -45,7 +45,7 @@ pub struct Engine {
     reload_ok: AtomicBool,
     last: Arc<Mutex<LastAnswer>>,
     noted: Mutex<Option<Instant>>,
-    last_snapshot: Mutex<std::sync::Weak<Snapshot>>,
+    last_pass: Mutex<Option<LastPass>>,
     cpu: Mutex<Vec<SourceCpu>>,
     errors: Mutex<Vec<Option<String>>>,
 }
@@ -65,6 +65,28 @@ pub struct Facts {
     pub start_time: f64,
     /// URLs on which metrics are served.
     pub urls: Vec<String>,
+}
+
+/// The last pass for metrics.
+#[derive(Clone, Copy)]
+struct LastPass {
+    taken: Instant,
+    cpu: Duration,
+    wall: Duration,
+    namespaces: u32,
+    late: u32,
+}
+
+impl From<&Snapshot> for LastPass {
+    fn from(snapshot: &Snapshot) -> LastPass {
+        LastPass {
+            taken: snapshot.taken,
+            cpu: snapshot.cpu,
+            wall: snapshot.wall,
+            namespaces: snapshot.reports.iter().map(|report| report.done).max().unwrap_or(0),
+            late: snapshot.late,
+        }
+    }
 }
 
 /// The last rendered answer.
@@ -153,7 +175,7 @@ impl Engine {
             reload_ok: AtomicBool::new(true),
             last: Arc::default(),
             noted: Mutex::new(None),
-            last_snapshot: Mutex::default(),
+            last_pass: Mutex::default(),
             cpu: Mutex::new(vec![SourceCpu::default(); sources]),
             errors: Mutex::new(vec![None; sources]),
         }
@@ -230,7 +252,7 @@ impl Engine {
         let wants = select::wants(chosen, &self.sources);
         let snapshot = self.collector.collect(wants, max_age, Instant::now() + timeout).await?;
         self.note(&snapshot);
-        self.remember(&snapshot);
+        *lock(&self.last_pass) = Some(LastPass::from(&*snapshot));
         Ok(snapshot)
     }
 }

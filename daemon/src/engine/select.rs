@@ -99,7 +99,8 @@ impl Iterator for Exposition {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        let mut piece = Vec::new();
+        // The last family of a piece goes beyond its size.
+        let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
             write_family(&mut piece, chosen.family, table, &self.snapshot.directory, &mut self.budget);

@@ -4,7 +4,7 @@ use super::hooked::HookStatus;
 use super::lanes::Wedged;
 use super::pass::Snapshot;
 use super::self_metrics::{self, Extra, ProbeRun};
-use super::{Engine, Slot, lock, unix_now};
+use super::{Engine, LastPass, Slot, lock, unix_now};
 use crate::declare::Probe;
 use crate::resolve::directory::{Directory, count_kinds};
 use crate::table::Subject;
@@ -12,7 +12,6 @@ use netskoop_api::{
     CollectionStatus, CostStatus, EventStatus, ProbeCounts, ProbeState, StateName, Status, StreamCounts,
     WedgedRead,
 };
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -91,7 +90,7 @@ impl Engine {
     /// The daemon's own metrics after a pass.
     pub(super) fn self_metrics(&self, snapshot: &Snapshot) -> Vec<u8> {
         let standings = self.standings();
-        let status = self.status_after(Some(snapshot), &standings);
+        let status = self.status_after(Some(snapshot.into()), &standings);
         let cpu = lock(&self.cpu).clone();
         let run = |standing: Standing| {
             let sources = self.sources_of(standing.probe);
@@ -117,11 +116,11 @@ impl Engine {
 
     /// `GET /v1/status`.
     pub fn status(&self) -> Status {
-        let last = lock(&self.last_snapshot).upgrade();
-        self.status_after(last.as_deref(), &self.standings())
+        let pass = *lock(&self.last_pass);
+        self.status_after(pass, &self.standings())
     }
 
-    fn status_after(&self, snapshot: Option<&Snapshot>, standings: &[Standing]) -> Status {
+    fn status_after(&self, pass: Option<LastPass>, standings: &[Standing]) -> Status {
         let directory = self.watcher.directory();
         let hooks = self.hooks.describe();
         Status {
@@ -136,7 +135,7 @@ impl Engine {
             entities: count_kinds(&directory),
             sources: self.watcher.status(),
             probes: probe_counts(standings),
-            collection: self.collection_status(snapshot),
+            collection: self.collection_status(pass),
             events: self.event_status(standings),
             cost: self.cost(),
             wedged: self.wedged(&directory),
@@ -144,17 +143,17 @@ impl Engine {
         }
     }
 
-    fn collection_status(&self, snapshot: Option<&Snapshot>) -> CollectionStatus {
+    fn collection_status(&self, pass: Option<LastPass>) -> CollectionStatus {
         let last = *lock(&self.last);
-        let Some(snapshot) = snapshot else { return CollectionStatus::default() };
+        let Some(pass) = pass else { return CollectionStatus::default() };
         CollectionStatus {
-            age_seconds: Some(snapshot.taken.elapsed().as_secs_f64()),
-            cpu_ns: nanoseconds(snapshot.cpu),
-            wall_ns: nanoseconds(snapshot.wall),
+            age_seconds: Some(pass.taken.elapsed().as_secs_f64()),
+            cpu_ns: nanoseconds(pass.cpu),
+            wall_ns: nanoseconds(pass.wall),
             series: last.series,
             bytes: last.bytes,
-            namespaces: snapshot.reports.iter().map(|report| report.done).max().unwrap_or(0),
-            late: snapshot.late,
+            namespaces: pass.namespaces,
+            late: pass.late,
             over_budget: last.over,
         }
     }
@@ -207,10 +206,6 @@ impl Engine {
             since_seconds: wedged.since.elapsed().as_secs(),
         };
         self.collector.wedged().into_iter().map(describe).collect()
-    }
-
-    pub(super) fn remember(&self, snapshot: &Arc<Snapshot>) {
-        *lock(&self.last_snapshot) = Arc::downgrade(snapshot);
     }
 }
 

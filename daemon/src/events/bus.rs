@@ -141,11 +141,22 @@ impl Bus {
             net: raw.tuple.map(net),
             process: raw.process.map(|(pid, comm)| Process { pid, comm }),
             fields,
-            stack: self.known.symbols.names(&raw.stack),
+            stack: without_hooks(self.known.symbols.names(&raw.stack)),
             suppressed: raw.suppressed,
         });
         self.counts.delivered.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Leaves out the innermost frames that are the hook itself: the BPF program, which has no symbol unless the kernel is told
+/// to give it one, and what calls it.
+fn without_hooks(mut stack: Vec<String>) -> Vec<String> {
+    let hook = |frame: &String| {
+        ["0x", "bpf_", "__bpf_", "__traceiter_"].iter().any(|prefix| frame.starts_with(prefix))
+    };
+    let first = stack.iter().position(|frame| !hook(frame)).unwrap_or(0);
+    stack.drain(..first);
+    stack
 }
 
 fn net(tuple: Tuple) -> Net {
@@ -206,6 +217,19 @@ pub(crate) mod tests {
         let now = u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap();
         let apart = wall_time(now).duration_since(Timestamp::now()).as_millis().abs();
         assert!(apart < 5_000, "{apart} ms apart");
+    }
+
+    #[test]
+    fn a_stack_begins_where_the_hook_was_called() {
+        let of = |frames: &[&str]| without_hooks(frames.iter().map(|f| (*f).to_owned()).collect());
+        let stack = of(&[
+            "0xffffffffc002a7d4",
+            "bpf_trace_run4+0x8c",
+            "__traceiter_kfree_skb+0x40",
+            "tcp_v4_rcv+0x91",
+        ]);
+        assert_eq!(stack, ["tcp_v4_rcv+0x91"]);
+        assert_eq!(of(&["0x1", "0x2"]), ["0x1", "0x2"], "without symbols everything stays");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Addresses remembered; more than the call sites a kernel has for one kind of event.
 const MAX_KNOWN: usize = 4096;
 /// Passes over the file: at most this many in a row, then one per [`PAUSE`].
-const BURST: u32 = 4;
+const BURST: u32 = 16;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Further behind a symbol an address belongs to something that has no name.
 const MAX_OFFSET: u64 = 1 << 20;

@@ -260,8 +260,11 @@ impl From<ChangeError> for Refusal {
     fn from(error: ChangeError) -> Refusal {
         let message = error.to_string();
         match error {
-            ChangeError::NoSuchProbe(_) => Refusal::new(StatusCode::NOT_FOUND, "no_such_probe", message)
-                .hint("netskoopctl probes list shows them"),
+            ChangeError::NoSuchProbe(_) => {
+                let suggested = message.contains("Did you mean");
+                let refusal = Refusal::new(StatusCode::NOT_FOUND, "no_such_probe", message);
+                if suggested { refusal } else { refusal.hint("netskoopctl probes list shows them") }
+            }
             ChangeError::BadRequest(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message),
             ChangeError::NotAvailable(_) => {
                 Refusal::new(StatusCode::CONFLICT, "not_available", message).hint("nothing was changed")

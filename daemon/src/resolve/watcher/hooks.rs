@@ -1,0 +1,35 @@
+//! What passes between the watcher and the hooks in the kernel.
+
+/// What the kernel's hooks say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// A process was seen in a namespace that was not known.
+    Seen {
+        /// The namespace.
+        inode: u32,
+        /// The process, in the node's pid namespace.
+        pid: i32,
+        /// Its command name then.
+        comm: String,
+    },
+    /// A process is making a namespace.
+    Created {
+        /// The process.
+        pid: i32,
+    },
+    /// A process of the namespace ended.
+    Exit {
+        /// The namespace.
+        inode: u32,
+    },
+}
+
+/// The hooks' memory of namespaces, kept by us.
+pub trait KernelWatch: Send + Sync {
+    /// Do not announce this one.
+    fn known(&self, inode: u32);
+    /// It is gone: announce it if it comes again.
+    fn forget(&self, inode: u32);
+    /// The exits of this one were looked at: tell of the next.
+    fn rearm(&self, inode: u32);
+}
