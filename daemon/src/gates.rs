@@ -118,6 +118,7 @@ fn active(hooks: bool) -> Vec<Active> {
 struct Silent;
 
 impl KernelWatch for Silent {
+    fn announce_again(&self, _inode: u32) {}
     fn known(&self, _: u32) {}
     fn forget(&self, _: u32) {}
     fn rearm(&self, _: u32) {}

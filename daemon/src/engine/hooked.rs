@@ -107,6 +107,9 @@ impl KernelWatch for Objects {
             }
         }
     }
+    fn announce_again(&self, inode: u32) {
+        self.tell("remove a namespace", |watch| watch.known_remove(inode));
+    }
     fn rearm(&self, inode: u32) {
         self.tell("watch a namespace again", |watch| watch.clear_pending(inode));
     }

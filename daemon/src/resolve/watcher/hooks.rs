@@ -30,6 +30,8 @@ pub trait KernelWatch: Send + Sync {
     fn known(&self, inode: u32);
     /// It is gone: announce it if it comes again.
     fn forget(&self, inode: u32);
+    /// It was not found: announce it if it is seen again. What is counted for it stays, since it may live.
+    fn announce_again(&self, inode: u32);
     /// The exits of this one were looked at: tell of the next.
     fn rearm(&self, inode: u32);
 }
