@@ -567,7 +567,7 @@ fn namespaces_are_told_as_they_come_and_go() {
             let created =
                 || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
             assert!(wait_until(LIMIT, created), "{how}: {:?}", events());
-            assert!(!events().iter().any(|e| matches!(e, NetnsEvent::Seen { inum: i, .. } if *i == inum)));
+            // Whether it is also seen cannot be told: the inode may have been another test's a moment ago.
             watch.known_insert(inum).unwrap();
         }
         let exits =
