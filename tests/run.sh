@@ -6,6 +6,7 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 bin=${CARGO_TARGET_DIR:-target}/release
 
 tests/setup.sh build
+echo "building netskoopd and netskoopctl; the first time this takes some minutes"
 cargo build --release --locked --quiet -p netskoopd -p netskoopctl
 cat <<END
 netskoopd runs in the foreground; Ctrl-C ends it. In a second shell:
