@@ -15,6 +15,15 @@ const volatile u32 size_argument = 2;
 
 struct limit limit = {};
 
+struct known_netns {
+	u64 cookie; /* 0: not known, so it is the right one */
+	u32 pending;
+	u32 pad;
+};
+
+/* For its type. */
+const volatile struct known_netns known_anchor = {};
+
 /*
  * Namespaces that user space has been told of, and whether it still has to look after an exit. A
  * burst of exits in one namespace is one record.
@@ -23,16 +32,20 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, u32);
-	__type(value, u32);
+	__type(value, struct known_netns);
 } known SEC(".maps");
 
-static __always_inline bool submit(void *ctx, u16 kind, u32 inum, const struct task_struct *task,
-				   struct stats *st)
+/* One bucket for all namespaces: there would be no end of them. */
+static __always_inline bool submit(void *ctx, u16 kind, struct netns netns,
+				   const struct task_struct *task, struct stats *st)
 {
-	struct event_head *e = event_begin(sizeof(*e), &limit, inum, kind, false, st);
+	struct netns all = {};
+	struct event_head *e = event_begin(sizeof(*e), &limit, all, kind, false, st);
 
 	if (!e)
 		return false;
+	e->netns = netns.inum;
+	e->cookie = netns.cookie;
 	e->pid = task->tgid;
 	/* The process may be gone before user space can ask for its name. */
 	__builtin_memcpy(e->comm, task->comm, sizeof(e->comm));
@@ -40,27 +53,31 @@ static __always_inline bool submit(void *ctx, u16 kind, u32 inum, const struct t
 	return true;
 }
 
-static __always_inline u32 netns_of_task(const struct task_struct *task)
+static __always_inline struct netns netns_of_task(const struct task_struct *task)
 {
 	struct nsproxy *proxy = task->nsproxy;
 
-	return proxy ? proxy->net_ns->ns.inum : 0;
+	return netns_of(proxy ? proxy->net_ns : 0);
 }
 
 /* A namespace is announced once; if the record found no room, the next process tries again. */
 static __always_inline int seen(void *ctx, const struct task_struct *task)
 {
-	u32 inum = netns_of_task(task), idle = 0;
+	struct netns ns = netns_of_task(task);
+	struct known_netns *old, new = {.cookie = ns.cookie};
 	struct stats *st;
 
-	if (!inum || inum == host_netns || bpf_map_lookup_elem(&known, &inum))
+	if (!ns.inum || ns.inum == host_netns)
+		return 0;
+	old = bpf_map_lookup_elem(&known, &ns.inum);
+	if (old && (!old->cookie || !ns.cookie || old->cookie == ns.cookie))
 		return 0;
 	st = stats_here();
 	if (!st)
 		return 0;
-	if (!submit(ctx, SEEN, inum, task, st))
+	if (!submit(ctx, SEEN, ns, task, st))
 		return 0;
-	if (bpf_map_update_elem(&known, &inum, &idle, BPF_NOEXIST) == -7 /* E2BIG */)
+	if (bpf_map_update_elem(&known, &ns.inum, &new, BPF_ANY) == -7 /* E2BIG */)
 		count(st, map_full);
 	return 0;
 }
@@ -81,20 +98,21 @@ SEC("tp_btf/sched_process_exit")
 int on_exit(u64 *ctx)
 {
 	const struct task_struct *task = (void *)ctx[0];
-	u32 inum = netns_of_task(task), *pending;
+	struct netns ns = netns_of_task(task);
+	struct known_netns *old;
 	struct stats *st;
 
-	if (!inum || inum == host_netns)
+	if (!ns.inum || ns.inum == host_netns)
 		return 0;
-	pending = bpf_map_lookup_elem(&known, &inum);
-	if (!pending || *pending)
+	old = bpf_map_lookup_elem(&known, &ns.inum);
+	if (!old || old->pending)
 		return 0;
 	st = stats_here();
 	if (!st)
 		return 0;
-	*pending = 1;
-	if (!submit(ctx, EXIT, inum, task, st))
-		*pending = 0;
+	old->pending = 1;
+	if (!submit(ctx, EXIT, ns, task, st))
+		old->pending = 0;
 	return 0;
 }
 
@@ -107,12 +125,13 @@ SEC("tp_btf/percpu_alloc_percpu")
 int on_percpu_alloc(u64 *ctx)
 {
 	u64 old = ctx[2], new = ctx[3], size = size_argument == 2 ? old : new;
+	struct netns none = {};
 	struct stats *st;
 
 	if (size != bpf_core_type_size(struct linux_mib))
 		return 0;
 	st = stats_here();
 	if (st)
-		submit(ctx, CREATED, 0, bpf_get_current_task_btf(), st);
+		submit(ctx, CREATED, none, bpf_get_current_task_btf(), st);
 	return 0;
 }

@@ -20,6 +20,7 @@ struct packetloss_key {
 	u32 netns;
 	u32 reason;
 	u64 location;
+	u64 cookie;
 };
 
 struct packetloss_value {
@@ -101,12 +102,13 @@ int on_kfree_skb(u64 *ctx)
 	const struct sk_buff *skb = (void *)ctx[0];
 	const struct sock *sk = skb->sk;
 	u64 location = ctx[1];
-	u32 reason = has_reason ? ctx[2] : 0, netns = 0;
+	u32 reason = has_reason ? ctx[2] : 0;
 	u16 protocol = bpf_ntohs(skb->protocol), segments;
 	struct packetloss_value *value, zero = {};
 	struct stats *st = stats_here();
 	struct packetloss_event *e;
 	struct packetloss_key key;
+	struct netns netns = {};
 	struct tuple t = {};
 
 	if (!st || !is_packet(sk, protocol) || (has_reason && is_no_drop(reason)))
@@ -119,10 +121,13 @@ int on_kfree_skb(u64 *ctx)
 		    is_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
 			reason = in_time_wait;
 	}
-	if (!netns)
+	if (!netns.inum)
 		netns = netns_of_skb(skb);
 	segments = segments_of(skb);
-	key = (struct packetloss_key){.netns = netns, .reason = reason, .location = location};
+	key = (struct packetloss_key){.netns = netns.inum,
+				      .reason = reason,
+				      .location = location,
+				      .cookie = netns.cookie};
 	value = counter(&counters, &key, &zero, st);
 	if (value) {
 		__sync_fetch_and_add(&value->packets, 1);

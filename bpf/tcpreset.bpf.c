@@ -22,6 +22,7 @@ struct tcpreset_event {
 struct tcpreset_key {
 	u32 netns;
 	u32 cause;
+	u64 cookie;
 };
 
 struct tcpreset_options {
@@ -59,10 +60,10 @@ static __always_inline bool ignored(const struct tuple *t)
 	return false;
 }
 
-static __always_inline int reset(void *ctx, u32 netns, u16 kind, u32 cause, const struct tuple *t,
-				 u8 state, u32 reason, bool in_task)
+static __always_inline int reset(void *ctx, struct netns netns, u16 kind, u32 cause,
+				 const struct tuple *t, u8 state, u32 reason, bool in_task)
 {
-	struct tcpreset_key key = {.netns = netns, .cause = cause};
+	struct tcpreset_key key = {.netns = netns.inum, .cause = cause, .cookie = netns.cookie};
 	struct stats *st = stats_here();
 	struct tcpreset_event *e;
 	u64 *value, zero = 0;
@@ -98,11 +99,12 @@ int on_send_reset(u64 *ctx)
 {
 	const struct sock *sk = (void *)ctx[0];
 	const struct sk_buff *skb = (void *)ctx[1];
-	u32 reason = has_reason ? ctx[2] : 0, netns, cause = NO_SOCKET;
+	u32 reason = has_reason ? ctx[2] : 0, cause = NO_SOCKET;
 	u8 state = sk ? sk->__sk_common.skc_state : 0;
 	struct tuple t = {.proto = 6};
 	bool in_task = false;
 	u16 kind = NOSOCK;
+	struct netns netns;
 
 	if (skb) {
 		tuple_of_skb(skb, bpf_ntohs(skb->protocol), &t);

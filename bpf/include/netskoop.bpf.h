@@ -16,6 +16,7 @@
 /* A record of the ring starts with this; the stack, if there is one, is at its end. */
 struct event_head {
 	u64 time;	/* CLOCK_MONOTONIC */
+	u64 cookie;	/* of the namespace; 0 if the kernel gives it none */
 	u32 netns;	/* inode; 0 if the context does not tell */
 	u16 probe;	/* number that the loader gave this object */
 	u16 kind;	/* which of the object's events */
@@ -25,6 +26,28 @@ struct event_head {
 	s32 stack_bytes;
 	u32 pad;
 };
+
+/*
+ * A namespace. The inode of one that is gone is given to the next at once; the cookie is given
+ * once.
+ */
+struct netns {
+	u32 inum;
+	u64 cookie;
+};
+
+/* Before 5.12 the cookie is made on demand and is not a plain number. */
+static __always_inline struct netns netns_of(const struct net *net)
+{
+	struct netns ns = {};
+
+	if (!net)
+		return ns;
+	ns.inum = net->ns.inum;
+	if (bpf_core_field_exists(net->net_cookie))
+		ns.cookie = net->net_cookie;
+	return ns;
+}
 
 /* How the loader sets the rate: one event per interval, and a burst worth of tolerance. */
 struct limit {
@@ -163,14 +186,15 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 		u64 __now = bpf_ktime_get_ns();                                                    \
 		u32 __suppressed = 0;                                                              \
 		count(st, seen);                                                                   \
-		if (allowed(limit, netns_, kind_, __now, st, &__suppressed)) {                     \
+		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed)) {              \
 			__e = reserve(size, with_stack);                                           \
 			if (!__e)                                                                  \
 				count(st, ring_full);                                              \
 		}                                                                                  \
 		if (__e) {                                                                         \
 			__e->time = __now;                                                         \
-			__e->netns = netns_;                                                       \
+			__e->netns = (netns_).inum;                                                \
+			__e->cookie = (netns_).cookie;                                             \
 			__e->probe = probe;                                                        \
 			__e->kind = kind_;                                                         \
 			__e->suppressed = __suppressed;                                            \

@@ -22,21 +22,21 @@ struct tuple {
 };
 
 /* Holds for every kind of socket: nothing but __sk_common is read. */
-static __always_inline u32 netns_of_sock(const struct sock *sk)
+static __always_inline struct netns netns_of_sock(const struct sock *sk)
 {
-	return sk ? sk->__sk_common.skc_net.net->ns.inum : 0;
+	return netns_of(sk ? sk->__sk_common.skc_net.net : 0);
 }
 
 /*
  * The device knows the namespace, unless UDP has overlaid `dev` with its own scratch bytes. Reading
  * through those yields 0 (the loads are checked by the kernel), and then the socket is asked.
  */
-static __always_inline u32 netns_of_skb(const struct sk_buff *skb)
+static __always_inline struct netns netns_of_skb(const struct sk_buff *skb)
 {
 	struct net_device *dev = skb->dev;
-	u32 inum = dev ? dev->nd_net.net->ns.inum : 0;
+	struct netns ns = netns_of(dev ? dev->nd_net.net : 0);
 
-	return inum ? inum : netns_of_sock(skb->sk);
+	return ns.inum ? ns : netns_of_sock(skb->sk);
 }
 
 /* A segmented packet is as many packets on the wire; its shared info lies behind the data. */

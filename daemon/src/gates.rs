@@ -54,8 +54,8 @@ const INSTRUCTIONS: [(&str, u32, u32); 7] = [
     ("tcpreset/on_send_reset", 5450, 1280),
     ("tcpreset/on_receive_reset", 870, 465),
     ("packetloss/on_kfree_skb", 5900, 1290),
-    ("netns/on_newtask", 190, 185),
-    ("netns/on_exec", 190, 185),
+    ("netns/on_newtask", 220, 205),
+    ("netns/on_exec", 220, 205),
     ("netns/on_exit", 195, 190),
     ("netns/on_percpu_alloc", 155, 160),
 ];
@@ -119,9 +119,10 @@ struct Silent;
 
 impl KernelWatch for Silent {
     fn announce_again(&self, _inode: u32) {}
-    fn known(&self, _: u32) {}
-    fn forget(&self, _: u32) {}
-    fn rearm(&self, _: u32) {}
+    fn known(&self, _: u32, _: u64) {}
+    fn forget(&self, _: u32, _: u64) {}
+    fn retain(&self, _: &rustc_hash::FxHashMap<u32, u64>) {}
+    fn rearm(&self, _: u32, _: u64) {}
 }
 
 fn watcher(proc: &Path) -> Watcher {
@@ -247,8 +248,12 @@ fn system_calls_per_namespace() {
 fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     let bytes = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>();
     match probe {
-        "tcpreset" => (0..6).map(|cause| (bytes(&[netns, cause]), 7_u64.to_ne_bytes().to_vec())).collect(),
-        "packetloss" => (3..5).map(|reason| (bytes(&[netns, reason, 0, 0]), bytes(&[7, 0, 7, 0]))).collect(),
+        "tcpreset" => {
+            (0..6).map(|cause| (bytes(&[netns, cause, 0, 0]), 7_u64.to_ne_bytes().to_vec())).collect()
+        }
+        "packetloss" => {
+            (3..5).map(|reason| (bytes(&[netns, reason, 0, 0, 0, 0]), bytes(&[7, 0, 7, 0]))).collect()
+        }
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }
@@ -275,7 +280,7 @@ fn answer(directory: &Directory) -> (String, u64) {
             targets.iter().flat_map(|target| hooked_entries(probe.name, target.inode)).collect();
         let (entries, memory) = (Entries::from_pairs(&pairs), Memory::default());
         let subject =
-            |inode| targets.iter().find(|target| target.inode == inode).map(|target| target.subject);
+            |inode, _| targets.iter().find(|target| target.inode == inode).map(|target| target.subject);
         let counters =
             Counters { entries: &entries, subject: &subject, options: &Options::new(), memory: &memory };
         let mut table = Table::new(hooks.table, 10_000);

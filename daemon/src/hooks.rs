@@ -54,7 +54,7 @@ pub struct Counters<'a> {
     /// Keys and values, as the kernel keeps them.
     pub entries: &'a Entries,
     /// Subject of a namespace inode; `None` if it is not known. Inode 0 stands for what no namespace could be named for.
-    pub subject: &'a dyn Fn(u32) -> Option<Subject>,
+    pub subject: &'a dyn Fn(u32, u64) -> Option<Subject>,
     /// Options in force.
     pub options: &'a Options,
     /// What the probe must remember from one filling to the next, for as long as its object is loaded.
@@ -86,7 +86,7 @@ pub trait HookTable: Send + Sync {
     fn fill(
         &self,
         probe: &Probe,
-        subject: &dyn Fn(u32) -> Option<Subject>,
+        subject: &dyn Fn(u32, u64) -> Option<Subject>,
         table: &mut Table,
     ) -> io::Result<()>;
 }
@@ -98,6 +98,8 @@ pub struct RawEvent {
     pub decl: &'static EventDecl,
     /// Namespace inode; 0 if the kernel context did not tell.
     pub netns: u32,
+    /// Its cookie; 0 if the kernel has none.
+    pub cookie: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
     /// Five-tuple from the packet's point of view.

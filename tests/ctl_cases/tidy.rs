@@ -54,6 +54,7 @@ const FORBIDDEN: [(&str, &[&str], &str); 10] = [
 /// Files with `unsafe`, and why each needs it.
 const UNSAFE: [(&str, &str); 4] = [
     ("bpf/src/plain.rs", "C structures are read from bytes"),
+    ("daemon/src/kernel/netns_cookie.rs", "rustix does not know the socket option"),
     ("daemon/src/kernel/bpf.rs", "libbpf has no safe call for it"),
     ("daemon/src/kernel/root.rs", "tests enter namespaces of their own"),
     ("daemon/src/counting.rs", "an allocator cannot be written without; only in tests"),

@@ -77,7 +77,7 @@ impl HookTable for Objects {
     fn fill(
         &self,
         probe: &Probe,
-        subject: &dyn Fn(u32) -> Option<Subject>,
+        subject: &dyn Fn(u32, u64) -> Option<Subject>,
         table: &mut Table,
     ) -> io::Result<()> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -95,14 +95,14 @@ impl HookTable for Objects {
 }
 
 impl KernelWatch for Objects {
-    fn known(&self, inode: u32) {
-        self.tell("insert a namespace", |watch| watch.known_insert(inode));
+    fn known(&self, inode: u32, cookie: u64) {
+        self.tell("insert a namespace", |watch| watch.known_insert(inode, cookie));
     }
-    fn forget(&self, inode: u32) {
+    fn forget(&self, inode: u32, cookie: u64) {
         self.tell("remove a namespace", |watch| watch.known_remove(inode));
         for running in self.running().values() {
             // The inode may be used again: its counters must not go over to another namespace.
-            if let Err(error) = running.handle.forget(&[inode]) {
+            if let Err(error) = running.handle.forget(&[(inode, cookie)]) {
                 tracing::warn!(%error, netns = inode, "cannot delete the counters of a namespace that is gone");
             }
         }
@@ -110,8 +110,15 @@ impl KernelWatch for Objects {
     fn announce_again(&self, inode: u32) {
         self.tell("remove a namespace", |watch| watch.known_remove(inode));
     }
-    fn rearm(&self, inode: u32) {
-        self.tell("watch a namespace again", |watch| watch.clear_pending(inode));
+    fn retain(&self, live: &FxHashMap<u32, u64>) {
+        for running in self.running().values() {
+            if let Err(error) = running.handle.retain(live) {
+                tracing::warn!(%error, "cannot delete the counters of namespaces that are gone");
+            }
+        }
+    }
+    fn rearm(&self, inode: u32, cookie: u64) {
+        self.tell("watch a namespace again", |watch| watch.clear_pending(inode, cookie));
     }
 }
 
@@ -302,8 +309,8 @@ fn dispatch(bytes: &[u8], known: &Known, intake: &Intake, watcher: &Watcher) -> 
     if number == watch_number() {
         let pid = |pid: u32| i32::try_from(pid).unwrap_or(0);
         return match netns_watch::decode(bytes) {
-            Some(NetnsEvent::Seen { inum, pid: p, comm }) => {
-                watcher.kernel_event(KernelEvent::Seen { inode: inum, pid: pid(p), comm });
+            Some(NetnsEvent::Seen { inum, pid: p, comm, cookie }) => {
+                watcher.kernel_event(KernelEvent::Seen { inode: inum, pid: pid(p), comm, cookie });
                 true
             }
             Some(NetnsEvent::Created { pid: p }) => {

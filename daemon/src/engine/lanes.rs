@@ -411,7 +411,7 @@ mod tests {
     }
 
     fn job(source: &Arc<dyn Source>, subjects: std::ops::Range<u32>) -> Job {
-        let target = |s: u32| Target { subject: Subject(s), inode: s, access: Access::Process(1) };
+        let target = |s: u32| Target { subject: Subject(s), inode: s, cookie: 0, access: Access::Process(1) };
         let targets: Vec<Target> = subjects.map(target).collect();
         let range = 0..targets.len();
         again(

@@ -109,7 +109,7 @@ impl Bus {
         let now = Instant::now();
         while let Some((until, incoming)) = waiting.front() {
             let netns = incoming.event.netns;
-            let named = netns == 0 || directory.event_owner(netns).is_some();
+            let named = netns == 0 || directory.event_owner(netns, incoming.event.cookie).is_some();
             if !named && *until > now && waiting.len() < QUEUE {
                 return;
             }
@@ -122,7 +122,7 @@ impl Bus {
     fn deliver(&self, incoming: Incoming) {
         let Incoming { probe, event: raw } = incoming;
         let directory = self.directory.load();
-        let entity = directory.event_owner(raw.netns).cloned();
+        let entity = directory.event_owner(raw.netns, raw.cookie).cloned();
         let mut fields: BTreeMap<String, _> =
             raw.fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         if entity.is_none() && raw.netns != 0 {

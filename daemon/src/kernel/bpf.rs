@@ -17,6 +17,7 @@ use libbpf_rs::{
 use netskoop_api::{OptionValue, StreamCounts};
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
+use rustc_hash::FxHashMap;
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
@@ -510,15 +511,30 @@ impl Handle {
 
     /// Deletes what the kernel counts for namespaces that are gone, after their last reading. All counters maps have
     /// the namespace's inode first in their keys.
-    pub fn forget(&self, netns: &[u32]) -> std::io::Result<()> {
+    /// and its cookie last.
+    pub fn forget(&self, netns: &[(u32, u64)]) -> std::io::Result<()> {
         let mut gone = netns.to_vec();
         gone.sort_unstable();
+        self.delete(|inode, cookie| {
+            let at = gone.partition_point(|(known, _)| *known < inode);
+            gone[at..].iter().take_while(|(known, _)| *known == inode).any(|(_, c)| same_cookie(*c, cookie))
+        })
+    }
+
+    /// Deletes what the kernel counts for all but these namespaces: counts that came after the last reading.
+    pub fn retain(&self, live: &FxHashMap<u32, u64>) -> std::io::Result<()> {
+        self.delete(|inode, cookie| inode != 0 && live.get(&inode).is_none_or(|c| !same_cookie(*c, cookie)))
+    }
+
+    fn delete(&self, gone: impl Fn(u32, u64) -> bool) -> std::io::Result<()> {
         let mut entries = Entries::default();
         for map in [&self.attached.counters, &self.attached.buckets] {
             entries.read(map)?;
             for (key, _) in entries.iter() {
                 let Some(inode) = key.first_chunk::<4>() else { continue };
-                if gone.binary_search(&u32::from_ne_bytes(*inode)).is_ok() {
+                // Buckets have no cookie in their keys: they belong to whoever has the inode.
+                let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
+                if gone(u32::from_ne_bytes(*inode), cookie.map_or(0, |cookie| u64::from_ne_bytes(*cookie))) {
                     // Gone already is as good.
                     let _ = map.delete(key);
                 }
@@ -526,6 +542,11 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// Whether two cookies can be those of one namespace: 0 is one that is not known.
+pub fn same_cookie(a: u64, b: u64) -> bool {
+    a == 0 || b == 0 || a == b
 }
 
 fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {

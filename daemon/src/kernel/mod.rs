@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod drop_reasons;
 pub mod features;
+pub mod netns_cookie;
 pub mod netns_watch;
 pub mod procfs;
 pub mod record;

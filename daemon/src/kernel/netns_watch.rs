@@ -24,6 +24,8 @@ pub enum NetnsEvent {
         pid: u32,
         /// Its command name.
         comm: String,
+        /// Cookie of the namespace; 0 if it has none.
+        cookie: u64,
     },
     /// A namespace is being made by a process, which may move into it; look at the process a little later.
     Created {
@@ -41,7 +43,7 @@ pub enum NetnsEvent {
 pub fn decode(bytes: &[u8]) -> Option<NetnsEvent> {
     let (head, _, _) = record::parse::<types::event_head>(bytes)?;
     match head.kind {
-        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid, comm: head.comm }),
+        0 => Some(NetnsEvent::Seen { inum: head.netns, pid: head.pid, comm: head.comm, cookie: head.cookie }),
         1 => Some(NetnsEvent::Created { pid: head.pid }),
         2 => Some(NetnsEvent::Exit { inum: head.netns }),
         _ => None,
@@ -60,8 +62,8 @@ impl NetnsWatch {
     }
 
     /// Tells that a namespace is known, so that it is not announced and its exits are.
-    pub fn known_insert(&self, inum: u32) -> io::Result<()> {
-        let idle = 0u32.to_ne_bytes();
+    pub fn known_insert(&self, inum: u32, cookie: u64) -> io::Result<()> {
+        let idle = known(cookie);
         self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::ANY).map_err(io_error)
     }
 
@@ -74,8 +76,8 @@ impl NetnsWatch {
     }
 
     /// Asks for the next exit again, **before** looking who is left: an exit in between is then told.
-    pub fn clear_pending(&self, inum: u32) -> io::Result<()> {
-        let idle = 0u32.to_ne_bytes();
+    pub fn clear_pending(&self, inum: u32, cookie: u64) -> io::Result<()> {
+        let idle = known(cookie);
         match self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::EXIST) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(io_error(error)),
             _ => Ok(()),
@@ -97,6 +99,15 @@ impl NetnsWatch {
         self.0.stop()
     }
 }
+
+/// Value of a known namespace whose exits are to be told.
+fn known(cookie: u64) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&cookie.to_ne_bytes());
+    value
+}
+
+const _: () = assert!(size_of::<types::known_netns>() == 16, "the value that `known` makes");
 
 fn run(session: Session) -> Result<(), Refused> {
     for tracepoint in ["task_newtask", "sched_process_exec", "sched_process_exit"] {

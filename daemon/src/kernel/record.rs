@@ -16,6 +16,8 @@ pub struct Head {
     pub time: u64,
     /// Namespace inode; 0 if the kernel context did not tell.
     pub netns: u32,
+    /// Cookie of the namespace; 0 if the kernel gives it none.
+    pub cookie: u64,
     /// Number of the probe that wrote it.
     pub probe: u16,
     /// Which of the probe's events.
@@ -53,6 +55,7 @@ pub fn parse<T: Plain>(record: &[u8]) -> Option<(Head, T, Vec<u64>)> {
     let head = Head {
         time: head.time,
         netns: head.netns,
+        cookie: head.cookie,
         probe: head.probe,
         kind: head.kind,
         suppressed: head.suppressed,
@@ -91,6 +94,7 @@ mod tests {
     fn bytes(netns: u32, stack_bytes: i32, tail: &[u64]) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(7u64.to_ne_bytes());
+        out.extend(77u64.to_ne_bytes());
         out.extend(netns.to_ne_bytes());
         out.extend(3u16.to_ne_bytes());
         out.extend(1u16.to_ne_bytes());

@@ -90,7 +90,7 @@ impl World {
         handle.read_counters(&mut entries).unwrap();
         let counters = Counters {
             entries: &entries,
-            subject: &|inode| (inode == netns).then_some(Subject(9)),
+            subject: &|inode, _| (inode == netns).then_some(Subject(9)),
             options: &Options::new(),
             memory: &Memory::default(),
         };
@@ -210,7 +210,7 @@ fn refused_connections_are_exactly_told() {
         assert_eq!(rows, [row("receive", "connecting"), row("send", "no_socket")]);
     }
     let mut entries = Entries::default();
-    handle.forget(&[first]).unwrap();
+    handle.forget(&[(first, 0)]).unwrap();
     handle.read_counters(&mut entries).unwrap();
     let left = |netns: u32| entries.iter().filter(|(key, _)| key[..4] == netns.to_ne_bytes()).count();
     assert_eq!((left(first), left(second)), (0, 2));
@@ -510,7 +510,7 @@ fn two_capabilities_are_enough() {
                 handle.stop().unwrap();
             }
             let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
-            watch.known_insert(1).unwrap();
+            watch.known_insert(1, 0).unwrap();
             watch.stop().unwrap();
             world.pump.stop().unwrap();
         });
@@ -568,13 +568,13 @@ fn namespaces_are_told_as_they_come_and_go() {
                 || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
             assert!(wait_until(LIMIT, created), "{how}: {:?}", events());
             // Whether it is also seen cannot be told: the inode may have been another test's a moment ago.
-            watch.known_insert(inum).unwrap();
+            watch.known_insert(inum, 0).unwrap();
         }
         let exits =
             || events().iter().filter(|e| matches!(e, NetnsEvent::Exit { inum: i } if *i == inum)).count();
         // `stat` above was the first to end there, unless nothing was.
         let before = exits();
-        watch.clear_pending(inum).unwrap();
+        watch.clear_pending(inum, 0).unwrap();
         drop(process.stdin.take());
         process.wait().unwrap();
         assert!(wait_until(LIMIT, || exits() > before), "{how}: {:?}", events());
@@ -604,7 +604,7 @@ fn large_maps_are_read_whole_and_forgotten_in_part() {
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
     // No namespace has such numbers.
     for inum in 1..=5000 {
-        watch.known_insert(inum).unwrap();
+        watch.known_insert(inum, 0).unwrap();
     }
     let mut entries = Entries::default();
     let mine = |entries: &Entries| {
@@ -616,7 +616,7 @@ fn large_maps_are_read_whole_and_forgotten_in_part() {
     };
     watch.handle().read_counters(&mut entries).unwrap();
     assert_eq!(mine(&entries), (1..=5000).collect::<Vec<_>>());
-    watch.handle().forget(&(1..=4998).collect::<Vec<_>>()).unwrap();
+    watch.handle().forget(&(1..=4998).map(|inum| (inum, 0)).collect::<Vec<_>>()).unwrap();
     watch.handle().read_counters(&mut entries).unwrap();
     assert_eq!(mine(&entries), [4999, 5000]);
     assert_eq!(watch.handle().limits(), [""; 0]);

@@ -232,6 +232,7 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
     Some(RawEvent {
         decl: &EVENTS[0],
         netns: head.netns,
+        cookie: head.cookie,
         time: head.time,
         tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
         process: head.process(),
@@ -262,7 +263,7 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
     };
     let mut rows: Vec<(Subject, Cow<'_, str>, &str, u64, u64)> = entries()
         .filter_map(|(key, value)| {
-            let subject = (counters.subject)(key.netns)?;
+            let subject = (counters.subject)(key.netns, key.cookie)?;
             if key.reason == IN_TIME_WAIT {
                 return Some((subject, "TIME_WAIT".into(), "ignored", value.packets, value.segments));
             }
@@ -309,7 +310,8 @@ mod tests {
     }
 
     fn entry(netns: u32, reason: u32, location: u64, packets: u64, segments: u64) -> (Vec<u8>, Vec<u8>) {
-        let key = [&netns.to_ne_bytes()[..], &reason.to_ne_bytes(), &location.to_ne_bytes()].concat();
+        let key =
+            [&netns.to_ne_bytes()[..], &reason.to_ne_bytes(), &location.to_ne_bytes(), &[0; 8]].concat();
         (key, [packets.to_ne_bytes(), segments.to_ne_bytes()].concat())
     }
 
@@ -320,7 +322,7 @@ mod tests {
     ) -> Vec<(u32, String, Option<u64>, Option<u64>)> {
         let counters = Counters {
             entries: &Entries::from_pairs(pairs),
-            subject: &|netns| Some(Subject(netns)),
+            subject: &|netns, _| Some(Subject(netns)),
             options: &Options::from([("reasons", OptionValue::Integer(shown))]),
             memory,
         };

@@ -166,6 +166,7 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
     Some(RawEvent {
         decl,
         netns: head.netns,
+        cookie: head.cookie,
         time: head.time,
         tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
         process: head.process(),
@@ -183,7 +184,7 @@ fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
             let key: types::tcpreset_key = plain::read(key)?;
             let cause = CAUSES.get(usize::try_from(key.cause).ok()?)?;
             let value = u64::from_ne_bytes(*value.first_chunk()?);
-            Some(((counters.subject)(key.netns)?, cause, value))
+            Some(((counters.subject)(key.netns, key.cookie)?, cause, value))
         })
         .collect();
     rows.sort_unstable();
@@ -208,7 +209,7 @@ mod tests {
     }
 
     fn entry(netns: u32, cause: u32, value: u64) -> (Vec<u8>, Vec<u8>) {
-        ([netns.to_ne_bytes(), cause.to_ne_bytes()].concat(), value.to_ne_bytes().to_vec())
+        ([netns.to_ne_bytes(), cause.to_ne_bytes(), [0; 4], [0; 4]].concat(), value.to_ne_bytes().to_vec())
     }
 
     #[test]
@@ -216,7 +217,7 @@ mod tests {
         let pairs = [entry(5, 0, 7), entry(6, 3, 1), entry(5, 4, 2), entry(99, 0, 1), entry(5, 77, 1)];
         let counters = Counters {
             entries: &Entries::from_pairs(&pairs),
-            subject: &|netns| (netns < 10).then_some(Subject(netns)),
+            subject: &|netns, _| (netns < 10).then_some(Subject(netns)),
             options: &Options::new(),
             memory: &Memory::default(),
         };
@@ -236,9 +237,9 @@ mod tests {
         for length in 0..whole.len() {
             assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
         }
-        // `kind` lies behind time, netns and probe.
+        // `kind` lies behind time, cookie, netns and probe.
         let mut strange = whole;
-        strange[14..16].copy_from_slice(&9u16.to_ne_bytes());
+        strange[22..24].copy_from_slice(&9u16.to_ne_bytes());
         assert!(decode(&strange, &known()).is_none());
     }
 

@@ -3,6 +3,7 @@
 
 use super::identity::{Facts, Identity};
 use crate::declare::Names;
+use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
 use crate::table::{Subject, escape};
 use netskoop_api::{Entity, EntityRef, Kind};
@@ -68,7 +69,7 @@ pub struct Directory {
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
     /// Namespaces that are gone: events that happened in them may still be on their way.
-    departed: Vec<EntityRef>,
+    departed: Vec<(u64, EntityRef)>,
 }
 
 impl Directory {
@@ -76,14 +77,15 @@ impl Directory {
     pub fn build(
         generation: u64,
         namespaces: &[Arc<Namespace>],
-        departed: Vec<EntityRef>,
+        departed: Vec<(u64, EntityRef)>,
         node: &str,
     ) -> Directory {
         let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
         let mut slots: Vec<Option<Entry>> = Vec::new();
         slots.resize_with(size.max(1), || None);
         let mut newest_first: Vec<_> = namespaces.iter().collect();
-        newest_first.sort_by_key(|ns| std::cmp::Reverse(ns.birth));
+        // The node keeps its name whatever others are called.
+        newest_first.sort_by_key(|ns| (!ns.facts.host, std::cmp::Reverse(ns.birth)));
         let (mut names, mut kubeskoop) = (FxHashSet::default(), FxHashSet::default());
         for ns in newest_first {
             let id = unique(ns, &mut names);
@@ -101,9 +103,12 @@ impl Directory {
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
-    pub fn event_owner(&self, inode: u32) -> Option<&EntityRef> {
-        let departed = || self.departed.iter().rev().find(|entity| entity.netns == inode);
-        self.by_inode(inode).map(|entry| &entry.id).or_else(departed)
+    /// One that has the same inode but not the same cookie is another one.
+    pub fn event_owner(&self, inode: u32, cookie: u64) -> Option<&EntityRef> {
+        let living = self.by_inode(inode).filter(|entry| same_cookie(entry.namespace.facts.cookie, cookie));
+        let same = |(known, entity): &&(u64, EntityRef)| entity.netns == inode && same_cookie(*known, cookie);
+        let departed = || self.departed.iter().rev().find(same).map(|(_, entity)| entity);
+        living.map(|entry| &entry.id).or_else(departed)
     }
 
     /// Grows with every change.
@@ -168,6 +173,7 @@ impl Directory {
             .map(|entry| Target {
                 subject: entry.namespace.subject,
                 inode: entry.namespace.facts.inode,
+                cookie: entry.namespace.facts.cookie,
                 access: entry.namespace.access.clone(),
             })
             .collect()

@@ -2,12 +2,15 @@
 
 use super::cgroup::{self, CgroupOwner};
 use netskoop_api::Kind;
+use std::path::PathBuf;
 
 /// What is known of a namespace before it has a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Inode number.
     pub inode: u32,
+    /// Cookie of the namespace, which tells it from an earlier one with the same inode; 0 if it cannot be had.
+    pub cookie: u64,
     /// Whether it is the node's own.
     pub host: bool,
     /// A live member, the one with the lowest pid.
@@ -21,6 +24,8 @@ pub struct Facts {
     pub cgroup_is_shared: bool,
     /// Names under `/run/netns`.
     pub mounts: Vec<String>,
+    /// The file of the first of them, whose name need not be text.
+    pub mount: Option<PathBuf>,
 }
 
 /// A name, and who says so.

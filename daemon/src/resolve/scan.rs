@@ -2,6 +2,7 @@
 
 use rustc_hash::FxHashMap;
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -19,17 +20,29 @@ pub struct Members {
     pub pids: Vec<i32>,
 }
 
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Processes {
+    /// Processes by the inode of their namespace.
+    pub members: FxHashMap<u32, Members>,
+    /// Processes that must not be looked at: CAP_SYS_PTRACE is missing.
+    pub hidden: u32,
+}
+
 /// Namespaces by inode, with their processes. One `readlink` per process.
-pub fn processes(proc_root: &Path) -> io::Result<FxHashMap<u32, Members>> {
+pub fn processes(proc_root: &Path) -> io::Result<Processes> {
     let dir = open_dir(proc_root)?;
-    let mut found: FxHashMap<u32, Members> = FxHashMap::default();
+    let mut found = Processes::default();
     let mut buffer = Vec::with_capacity(64);
     for entry in rustix::fs::Dir::read_from(&dir)?.flatten() {
         let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        if let Some(inode) = read_inode(&dir, pid, &mut buffer) {
-            found.entry(inode).or_default().pids.push(pid);
+        match read_inode(&dir, pid, &mut buffer) {
+            Ok(inode) => found.members.entry(inode).or_default().pids.push(pid),
+            Err(Errno::ACCESS | Errno::PERM) => found.hidden += 1,
+            // It ended, or is about to.
+            Err(_) => {}
         }
     }
     Ok(found)
@@ -37,7 +50,7 @@ pub fn processes(proc_root: &Path) -> io::Result<FxHashMap<u32, Members>> {
 
 /// Namespace of a process; `None` if it is gone or hidden.
 pub fn namespace_of(proc_root: &Path, pid: i32) -> Option<u32> {
-    read_inode(&open_dir(proc_root).ok()?, pid, &mut Vec::with_capacity(64))
+    read_inode(&open_dir(proc_root).ok()?, pid, &mut Vec::with_capacity(64)).ok()
 }
 
 /// Namespace of the node: that of process 1, or our own where process 1 may not be looked at.
@@ -52,18 +65,18 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn read_inode(dir: &OwnedFd, pid: i32, buffer: &mut Vec<u8>) -> Option<u32> {
+fn read_inode(dir: &OwnedFd, pid: i32, buffer: &mut Vec<u8>) -> Result<u32, Errno> {
     use std::io::Write;
     let mut path = [0_u8; 32];
     let mut cursor = &mut path[..];
-    write!(cursor, "{pid}/ns/net").ok()?;
+    write!(cursor, "{pid}/ns/net").map_err(|_| Errno::NAMETOOLONG)?;
     let left = cursor.len();
-    let name = std::str::from_utf8(&path[..32 - left]).ok()?;
-    let link = rustix::fs::readlinkat(dir, name, std::mem::take(buffer)).ok()?;
+    let name = std::str::from_utf8(&path[..32 - left]).map_err(|_| Errno::INVAL)?;
+    let link = rustix::fs::readlinkat(dir, name, std::mem::take(buffer))?;
     let inode = parse_link(link.as_bytes());
     *buffer = link.into_bytes();
     buffer.clear();
-    inode
+    inode.ok_or(Errno::INVAL)
 }
 
 /// `net:[4026531840]`.
@@ -146,7 +159,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let found = processes(Path::new("/proc")).unwrap();
         let ours = namespace_of(Path::new("/proc"), pid).unwrap();
-        assert!(found[&ours].pids.contains(&pid));
+        assert!(found.members[&ours].pids.contains(&pid));
     }
 
     #[test]

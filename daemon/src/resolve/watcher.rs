@@ -11,6 +11,7 @@ use survey::file_name;
 use super::directory::{Directory, Namespace};
 use super::identity::{self, Facts, Resolver};
 use super::{cgroup, scan};
+use crate::kernel::netns_cookie::cookie;
 use arc_swap::ArcSwap;
 use netskoop_api::EntityRef;
 use rustc_hash::FxHashMap;
@@ -72,6 +73,7 @@ struct Health {
     last_scan: Option<Instant>,
     last_kernel_event: Option<Instant>,
     last_mount_event: Option<Instant>,
+    hidden: u32,
     error: Option<String>,
 }
 
@@ -102,6 +104,7 @@ impl Watcher {
             inotify: None,
             scan_at: None,
             last_scan: Instant::now(),
+            last_sweep: Instant::now(),
             again: Vec::new(),
             departed: VecDeque::new(),
             changed: false,
@@ -208,8 +211,9 @@ struct Worker {
     inotify: Option<OwnedFd>,
     scan_at: Option<Instant>,
     last_scan: Instant,
+    last_sweep: Instant,
     again: Vec<(Instant, Again)>,
-    departed: VecDeque<(Instant, EntityRef)>,
+    departed: VecDeque<(Instant, u64, EntityRef)>,
     /// Whether we are in the node's own pid namespace.
     sees_node_pids: bool,
     /// Whether a living namespace is not in the published picture as it is now.
@@ -280,7 +284,7 @@ impl Worker {
                 // What appeared while nobody watched is found by a scan, which also tells the hooks what is known.
                 self.full_scan();
                 if let Some(hooks) = &self.hooks {
-                    self.namespaces.keys().for_each(|inode| hooks.known(*inode));
+                    self.namespaces.values().for_each(|ns| hooks.known(ns.facts.inode, ns.facts.cookie));
                 }
             }
             Command::Kernel(event) => {
@@ -292,11 +296,12 @@ impl Worker {
 
     fn kernel_event(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Seen { inode, pid, comm } => {
+            KernelEvent::Seen { inode, pid, comm, cookie } => {
+                self.replace(inode, cookie);
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
                 } else {
-                    self.note_departed(inode, pid, comm);
+                    self.note_departed(inode, cookie, pid, comm);
                     // The hooks speak the node's pids: in another pid namespace only a scan can tell whose it was.
                     if !self.sees_node_pids {
                         self.scan_soon();
@@ -314,8 +319,7 @@ impl Worker {
         if scan::cgroup(&self.roots.proc, pid).as_deref().is_some_and(unit) {
             self.scan_soon();
         } else if !self.namespaces.contains_key(&inode) {
-            let mut facts = self.facts(inode, Some(pid));
-            facts.mounts = self.mount_names(inode);
+            let facts = self.facts(inode, Some(pid), &self.mounts_of(inode));
             self.changed |= self.put(facts, 1);
             // It was seen as it began, and may have become another program by then.
             let tries = LOOK_AGAIN.len() - 1;
@@ -324,7 +328,7 @@ impl Worker {
     }
 
     /// A namespace that came and went before it could be looked at: its events still get a name.
-    fn note_departed(&mut self, inode: u32, pid: i32, comm: String) {
+    fn note_departed(&mut self, inode: u32, cookie: u64, pid: i32, comm: String) {
         if self.namespaces.contains_key(&inode) {
             return;
         }
@@ -332,7 +336,7 @@ impl Worker {
         let (identity, _) = identity::identify(&self.resolvers, &facts);
         let id =
             EntityRef { kind: identity.kind, name: identity.name, namespace: None, pod: None, netns: inode };
-        self.departed.push_back((Instant::now(), id));
+        self.departed.push_back((Instant::now(), cookie, id));
         self.departed_changed = true;
         // It must be announced again if it lives after all, or if its inode is used again.
         if let Some(hooks) = &self.hooks {
@@ -373,7 +377,7 @@ impl Worker {
     fn check_leader(&mut self, inode: u32) {
         // Armed first: an exit that comes between the look and the arming would be missed.
         if let Some(hooks) = &self.hooks {
-            hooks.rearm(inode);
+            hooks.rearm(inode, self.namespaces.get(&inode).map_or(0, |ns| ns.facts.cookie));
         }
         let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
         if leader.is_none_or(|pid| scan::namespace_of(&self.roots.proc, pid) != Some(inode)) {
@@ -432,20 +436,27 @@ impl Worker {
         self.scan_soon();
     }
 
-    fn mount_names(&self, inode: u32) -> Vec<String> {
+    fn mounts_of(&self, inode: u32) -> Vec<PathBuf> {
         let mounts = scan::mounts(&self.roots.netns).files;
-        mounts.iter().filter(|(found, _)| *found == inode).map(|(_, path)| file_name(path)).collect()
+        mounts.into_iter().filter(|(found, _)| *found == inode).map(|(_, path)| path).collect()
     }
 
-    fn facts(&self, inode: u32, leader: Option<i32>) -> Facts {
+    /// What is known of a namespace with this leader and these names. A leader that stays is in the namespace that it was
+    /// in, so only then the cookie is the one that is known.
+    fn facts(&self, inode: u32, leader: Option<i32>, mounts: &[PathBuf]) -> Facts {
+        let old = self.namespaces.get(&inode).filter(|ns| leader.is_some() && ns.facts.leader == leader);
+        let file = leader.map(|pid| self.roots.proc.join(pid.to_string()).join("ns/net"));
+        let file = file.or_else(|| mounts.first().cloned());
         Facts {
             inode,
+            cookie: old.map_or_else(|| file.map_or(0, |file| cookie(&file)), |ns| ns.facts.cookie),
             host: scan::host_namespace(&self.roots.proc) == Some(inode),
             leader,
             comm: leader.and_then(|pid| scan::comm(&self.roots.proc, pid)),
             cgroup: leader.and_then(|pid| scan::cgroup(&self.roots.proc, pid)),
             cgroup_is_shared: false,
-            mounts: Vec::new(),
+            mount: mounts.first().cloned(),
+            mounts: mounts.iter().map(|path| file_name(path)).collect(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::{ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Probe, TableDecl};
 use crate::hooks::{HookTable, Hooks};
+use crate::kernel::bpf::same_cookie;
 use crate::table::{Subject, Table};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -35,10 +36,15 @@ impl Source for CounterSource {
     }
 
     fn read(&self, want: &Want<'_>, _: &mut Scratch, out: &mut [Table]) -> Report {
-        let subjects: FxHashMap<u32, Subject> = want.targets.iter().map(|t| (t.inode, t.subject)).collect();
+        let subjects: FxHashMap<u32, (u64, Subject)> =
+            want.targets.iter().map(|t| (t.inode, (t.cookie, t.subject))).collect();
         // What the kernel could not attribute is shown as such; what is not named yet is shown once it is.
-        let subject =
-            |inode: u32| if inode == 0 { Some(Subject::UNATTRIBUTED) } else { subjects.get(&inode).copied() };
+        let subject = |inode: u32, cookie: u64| match subjects.get(&inode) {
+            _ if inode == 0 => Some(Subject::UNATTRIBUTED),
+            // The inode may have been another namespace's a moment ago.
+            Some((known, subject)) if same_cookie(*known, cookie) => Some(*subject),
+            _ => None,
+        };
         want.beacon.enter(Subject::NODE, "counters map");
         let result = self.running.fill(self.probe, &subject, &mut out[0]);
         want.beacon.leave();

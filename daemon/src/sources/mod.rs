@@ -23,6 +23,8 @@ pub struct Target {
     pub subject: Subject,
     /// Inode number of the namespace, checked again after reading.
     pub inode: u32,
+    /// Its cookie; 0 if it is not known.
+    pub cookie: u64,
     /// How to get at it.
     pub access: Access,
 }

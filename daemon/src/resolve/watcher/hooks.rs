@@ -1,5 +1,7 @@
 //! What passes between the watcher and the hooks in the kernel.
 
+use rustc_hash::FxHashMap;
+
 /// What the kernel's hooks say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelEvent {
@@ -11,6 +13,8 @@ pub enum KernelEvent {
         pid: i32,
         /// Its command name then.
         comm: String,
+        /// Cookie of the namespace; 0 if it has none.
+        cookie: u64,
     },
     /// A process is making a namespace.
     Created {
@@ -27,11 +31,13 @@ pub enum KernelEvent {
 /// The hooks' memory of namespaces, kept by us.
 pub trait KernelWatch: Send + Sync {
     /// Do not announce this one.
-    fn known(&self, inode: u32);
+    fn known(&self, inode: u32, cookie: u64);
     /// It is gone: announce it if it comes again.
-    fn forget(&self, inode: u32);
+    fn forget(&self, inode: u32, cookie: u64);
+    /// These are all that live: what is counted for others goes.
+    fn retain(&self, live: &FxHashMap<u32, u64>);
     /// It was not found: announce it if it is seen again. What is counted for it stays, since it may live.
     fn announce_again(&self, inode: u32);
     /// The exits of this one were looked at: tell of the next.
-    fn rearm(&self, inode: u32);
+    fn rearm(&self, inode: u32, cookie: u64);
 }

@@ -23,6 +23,9 @@ impl Watcher {
         };
         let processes = match &health.error {
             Some(error) => format!("failed: {error}"),
+            None if health.hidden > 0 => {
+                format!("{} processes cannot be looked at: CAP_SYS_PTRACE is missing", health.hidden)
+            }
             None => "scanned".into(),
         };
         let mounts = if health.watching { "watching" } else { "absent until `ip netns` is first used" };

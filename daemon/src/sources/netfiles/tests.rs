@@ -65,7 +65,7 @@ const NGINX: u32 = 4_026_532_201;
 const COREDNS: u32 = 4_026_532_302;
 
 fn process(subject: u32, pid: i32, inode: u32) -> Target {
-    Target { subject: Subject(subject), inode, access: Access::Process(pid) }
+    Target { subject: Subject(subject), inode, cookie: 0, access: Access::Process(pid) }
 }
 
 fn copy_of(name: &str) -> (tempdir::TempDir, Rig) {

@@ -111,7 +111,7 @@ fn with_home() -> Rig {
 }
 
 fn mount(subject: u32, named: &Named) -> Target {
-    Target { subject: Subject(subject), inode: named.inode(), access: Access::Mount(named.path()) }
+    Target { subject: Subject(subject), inode: named.inode(), cookie: 0, access: Access::Mount(named.path()) }
 }
 
 /// All present cells of a table without keys, under the names that `nstat` uses.
