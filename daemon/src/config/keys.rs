@@ -90,7 +90,7 @@ pub static KEYS: &[Key] = &[
             get: |config| config.max_connections as u64,
             set: |config, number| config.max_connections = narrow(number),
         },
-        default: "128",
+        default: "512",
         help: "TCP connections served at once; further ones wait in the kernel's queue.",
     },
     Key {
