@@ -180,6 +180,18 @@ fn leases_run_out_and_survive_a_restart() {
 }
 
 #[test]
+fn switching_ends_a_lease_that_only_set_options() {
+    let daemon = daemon();
+    for runtime in ["", r#","runtime":true"#] {
+        daemon.change("netdev", r#"{"options":{"per_interface":"true"},"for":"10m"}"#);
+        assert!(daemon.probe("netdev").state.lease_seconds.is_some());
+        let changed = daemon.change("netdev", &format!(r#"{{"enabled":false{runtime}}}"#));
+        assert_eq!((changed.probe.state.state, changed.probe.state.lease_seconds), (StateName::Off, None));
+        assert_eq!(options(&daemon, "netdev", "per_interface"), OptionValue::Bool(false));
+    }
+}
+
+#[test]
 fn a_lease_that_ran_out_while_nobody_was_there_is_over() {
     let mut daemon = daemon();
     daemon.change("tcp", r#"{"enabled":false,"for":"1s"}"#);
