@@ -139,7 +139,7 @@ pub static KEYS: &[Key] = &[
     Key {
         path: "events.history",
         kind: KeyKind::Integer {
-            min: 0,
+            min: 1,
             max: 1_000_000,
             get: |config| config.history as u64,
             set: |config, number| config.history = narrow(number),
