@@ -1,7 +1,7 @@
 use crate::support::{Daemon, Setup, error_of, exchange, series, until};
 use netskoop_api::{OptionValue, Reloaded, StateName};
 use serde_json::Value;
-use std::io::Write;
+use std::io::{Read, Write};
 
 fn daemon() -> Daemon {
     Setup::fixture("healthy").pull_only().start()
@@ -248,6 +248,31 @@ fn values_of_one_entity_are_those_of_the_scrape() {
         let name = format!("{}{ours}{labels}}}", value.metric);
         assert_eq!(series(&text, &name), Some(value.value), "{name}");
     }
+}
+
+#[test]
+fn clients_that_follow_at_once_do_not_exceed_the_limit() {
+    use rustix::process::Signal;
+    let daemon = daemon();
+    let mut clients: Vec<_> = (0..70).map(|_| daemon.unix()).collect();
+    assert_eq!(daemon.status().events.followers, 0, "they were accepted before this one");
+    // It finds all the requests in one go when it goes on.
+    daemon.signal(Signal::STOP);
+    for client in &mut clients {
+        client.write_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    }
+    daemon.signal(Signal::CONT);
+    let mut statuses = std::collections::BTreeMap::new();
+    for client in &mut clients {
+        let mut head = [0; 12];
+        client.read_exact(&mut head).unwrap();
+        *statuses.entry(String::from_utf8(head.to_vec()).unwrap()).or_insert(0) += 1;
+    }
+    let wanted = [("HTTP/1.1 200".to_owned(), 64), ("HTTP/1.1 503".to_owned(), 6)];
+    assert_eq!(statuses, wanted.into());
+    assert_eq!(daemon.status().events.followers, 64);
+    drop(clients);
+    until("the places are free again", || (daemon.status().events.followers == 0).then_some(()));
 }
 
 #[test]

@@ -110,9 +110,11 @@ impl History {
         self.len() == 0
     }
 
-    /// Tells the number of the newest event.
-    pub fn newest(&self) -> watch::Receiver<u64> {
-        self.newest.subscribe()
+    /// Follows the stream: tells the number of the newest event. `None` if `most` do so already.
+    pub fn follow(&self, most: usize) -> Option<watch::Receiver<u64>> {
+        // Looking and taking the place are one step, whoever else asks at the same time.
+        let _ring = self.ring();
+        (self.newest.receiver_count() < most).then(|| self.newest.subscribe())
     }
 
     /// How many follow the stream now.
@@ -169,6 +171,17 @@ mod tests {
         let batch = history.read(2, 100);
         assert_eq!((seqs(&batch), batch.missed, history.missed()), (vec![8, 9, 10], 5, 5));
         assert_eq!(history.before_oldest(), 7);
+    }
+
+    #[test]
+    fn who_follows_has_a_place_from_the_first_moment() {
+        let history = history(3, 2);
+        let first = history.follow(2).unwrap();
+        let second = history.follow(2).unwrap();
+        assert_eq!((history.followers(), *second.borrow()), (2, 2));
+        assert!(history.follow(2).is_none());
+        drop(first);
+        assert!(history.follow(2).is_some(), "the place is free again");
     }
 
     #[test]
