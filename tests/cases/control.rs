@@ -276,6 +276,15 @@ fn clients_that_follow_at_once_do_not_exceed_the_limit() {
 }
 
 #[test]
+fn events_after_the_largest_number_are_none() {
+    let daemon = daemon();
+    for limit in ["", "&limit=3"] {
+        let answer = daemon.ask(&format!("/v1/events?after={}{limit}", u64::MAX));
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{limit}");
+    }
+}
+
+#[test]
 fn the_configuration_in_force_says_where_it_comes_from() {
     let daemon = daemon();
     daemon.change("udp", r#"{"enabled":false,"runtime":true}"#);

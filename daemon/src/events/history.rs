@@ -79,8 +79,10 @@ impl History {
     pub fn read(&self, after: u64, limit: usize) -> Batch {
         let ring = self.ring();
         let first = ring.last_seq + 1 - ring.events.len() as u64;
-        let start = (after + 1).max(first);
-        let missed = start - (after + 1).min(start);
+        // The number is the client's, so it may be any.
+        let wanted = after.saturating_add(1);
+        let start = wanted.max(first);
+        let missed = start - wanted;
         let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
         let events: Vec<_> = ring.events.iter().skip(skip).take(limit).cloned().collect();
         let next_after = (start - 1) + events.len() as u64;
@@ -187,7 +189,10 @@ mod tests {
     #[test]
     fn a_reader_from_the_future_waits() {
         let history = history(3, 2);
-        let batch = history.read(7, 100);
-        assert_eq!((batch.events.len(), batch.missed), (0, 0));
+        for after in [7, u64::MAX - 1, u64::MAX] {
+            let batch = history.read(after, 100);
+            assert_eq!((batch.events.len(), batch.missed, history.missed()), (0, 0, 0), "{after}");
+            assert!(batch.next_after >= 7, "it goes on waiting: {batch:?}");
+        }
     }
 }
