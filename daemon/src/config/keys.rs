@@ -272,6 +272,9 @@ impl Key {
 
     fn duration(&self, value: &DeValue<'_>, min: Duration, max: Duration) -> Result<Duration, String> {
         if let DeValue::Integer(number) = value {
+            if integer(value).is_some_and(|number| number < 0) {
+                return Err(self.out_of_range(value));
+            }
             return Err(format!("{number} has no unit; write e.g. \"{number}s\""));
         }
         let text = value.as_str().ok_or_else(|| self.mismatch(value))?;

@@ -86,6 +86,10 @@ const BAD: &[(&str, &str)] = &[
         "2:16: metrics.min_interval: '5 parsecs' is not a duration; write e.g. \"5s\" or \"1m\"",
     ),
     ("metrics.timeout = 5", "1:19: metrics.timeout: 5 has no unit; write e.g. \"5s\""),
+    (
+        "metrics.timeout = -1",
+        "1:19: metrics.timeout: -1 is out of range; expected a duration from \"100ms\" to \"5m\"",
+    ),
     ("metrics.timeout = '5'", "1:19: metrics.timeout: '5' has no unit; write e.g. \"5s\" or \"5m\""),
     (
         "metrics.timeout = 1.5",
