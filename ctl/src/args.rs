@@ -103,7 +103,7 @@ pub(crate) enum ProbesAction {
     /// Switch probes on, now and from now on.
     Enable {
         /// Their names, or older names of them.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = probe_name)]
         names: Vec<String>,
         /// How long it lasts.
         #[command(flatten)]
@@ -115,7 +115,7 @@ pub(crate) enum ProbesAction {
     /// Switch probes off, now and from now on.
     Disable {
         /// Their names, or older names of them.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = probe_name)]
         names: Vec<String>,
         /// How long it lasts.
         #[command(flatten)]
@@ -168,6 +168,14 @@ pub(crate) struct MetricsArgs {
     /// Show values that are zero as well.
     #[arg(short, long)]
     pub(crate) all: bool,
+}
+
+/// Takes a name as it is; only the daemon knows them. An option without its `--set` would be taken for one.
+fn probe_name(text: &str) -> Result<String, String> {
+    if text.contains('=') {
+        return Err(format!("no probe is called that; to set an option, enable the probe with --set {text}"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Splits `key=value`.
@@ -224,6 +232,18 @@ mod tests {
             "netskoopctl status --timeout 0s",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_forgotten_set_is_pointed_out() {
+        for line in [
+            "netskoopctl probes enable packetloss stack=true",
+            "netskoopctl probes disable packetloss stack=true",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains("--set stack=true"), "{line}: {error}");
         }
     }
 

@@ -1,7 +1,7 @@
 use crate::support::{Daemon, Setup, error_of, exchange, series, until};
 use netskoop_api::{OptionValue, Reloaded, StateName};
 use serde_json::Value;
-use std::io::Write;
+use std::io::{Read, Write};
 
 fn daemon() -> Daemon {
     Setup::fixture("healthy").pull_only().start()
@@ -180,6 +180,18 @@ fn leases_run_out_and_survive_a_restart() {
 }
 
 #[test]
+fn switching_ends_a_lease_that_only_set_options() {
+    let daemon = daemon();
+    for runtime in ["", r#","runtime":true"#] {
+        daemon.change("netdev", r#"{"options":{"per_interface":"true"},"for":"10m"}"#);
+        assert!(daemon.probe("netdev").state.lease_seconds.is_some());
+        let changed = daemon.change("netdev", &format!(r#"{{"enabled":false{runtime}}}"#));
+        assert_eq!((changed.probe.state.state, changed.probe.state.lease_seconds), (StateName::Off, None));
+        assert_eq!(options(&daemon, "netdev", "per_interface"), OptionValue::Bool(false));
+    }
+}
+
+#[test]
 fn a_lease_that_ran_out_while_nobody_was_there_is_over() {
     let mut daemon = daemon();
     daemon.change("tcp", r#"{"enabled":false,"for":"1s"}"#);
@@ -235,6 +247,40 @@ fn values_of_one_entity_are_those_of_the_scrape() {
         let labels = if value.labels.is_empty() { String::new() } else { format!(",{}", value.labels) };
         let name = format!("{}{ours}{labels}}}", value.metric);
         assert_eq!(series(&text, &name), Some(value.value), "{name}");
+    }
+}
+
+#[test]
+fn clients_that_follow_at_once_do_not_exceed_the_limit() {
+    use rustix::process::Signal;
+    let daemon = daemon();
+    let mut clients: Vec<_> = (0..70).map(|_| daemon.unix()).collect();
+    assert_eq!(daemon.status().events.followers, 0, "they were accepted before this one");
+    // It finds all the requests in one go when it goes on.
+    daemon.signal(Signal::STOP);
+    for client in &mut clients {
+        client.write_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    }
+    daemon.signal(Signal::CONT);
+    let mut statuses = std::collections::BTreeMap::new();
+    for client in &mut clients {
+        let mut head = [0; 12];
+        client.read_exact(&mut head).unwrap();
+        *statuses.entry(String::from_utf8(head.to_vec()).unwrap()).or_insert(0) += 1;
+    }
+    let wanted = [("HTTP/1.1 200".to_owned(), 64), ("HTTP/1.1 503".to_owned(), 6)];
+    assert_eq!(statuses, wanted.into());
+    assert_eq!(daemon.status().events.followers, 64);
+    drop(clients);
+    until("the places are free again", || (daemon.status().events.followers == 0).then_some(()));
+}
+
+#[test]
+fn events_after_the_largest_number_are_none() {
+    let daemon = daemon();
+    for limit in ["", "&limit=3"] {
+        let answer = daemon.ask(&format!("/v1/events?after={}{limit}", u64::MAX));
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{limit}");
     }
 }
 

@@ -25,6 +25,12 @@ impl EventLayout {
         Self { clock, stack, widths: [16, 20, 34] }
     }
 
+    /// Makes room for these types from the start, so that the first longer one does not shift what follows it.
+    pub(crate) fn expect<'t>(&mut self, types: impl IntoIterator<Item = &'t str>) {
+        let longest = types.into_iter().map(|kind| Line::from(kind).width()).max().unwrap_or(0);
+        self.widths[0] = self.widths[0].max(longest.min(WIDEST[0]));
+    }
+
     /// The event's line, and below it its stack. It is not cut to the terminal's width: what comes last, the reason, is
     /// what the reader wants most.
     pub(crate) fn lines(&mut self, event: &Event) -> Vec<Line> {
@@ -182,6 +188,19 @@ pub(crate) mod tests {
             "12:01:05.020  SOCKET_READ_SLOW   shop/redis-0             10.1.17.9:44226 > 10.1.17.8:6379     \
              182 ms, redis-server[812]"
         );
+    }
+
+    #[test]
+    fn expected_types_do_not_shift_the_columns() {
+        let mut layout = layout(false);
+        layout.expect(["X", "CONNECTION_CLOSED_EARLY", "PACKET_DROP"]);
+        let tuple = ("tcp", "a", 1, "b", 2);
+        let columns = ["PACKET_DROP", "CONNECTION_CLOSED_EARLY", "X"].map(|kind| {
+            shown(&mut layout, &event("2026-11-20T12:01:03Z", kind, "blue", tuple)).find("blue").unwrap()
+        });
+        assert_eq!(columns, [40; 3]);
+        layout.expect(["Y".repeat(300).as_str()]);
+        assert_eq!(layout.widths[0], WIDEST[0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::lines::Lines;
 use crate::text::{Line, Style, counted, thousands};
 use bytes::Bytes;
-use netskoop_api::{ErrorBody, ErrorInfo, Event, EventLine};
+use netskoop_api::{ErrorBody, ErrorInfo, Event, EventLine, ProbeInfo};
 use serde::de::IgnoredAny;
 use std::time::Duration;
 
@@ -90,8 +90,11 @@ fn path(args: &EventsArgs) -> String {
 
 /// Shows line after line. A live stream never ends by itself.
 async fn pump(context: &mut Context<'_, '_>, args: &EventsArgs, tally: &mut Tally) -> Result<(), Error> {
-    let mut lines = context.client.stream(&path(args), args.follow).await?;
+    let path = path(args);
+    let stream = context.client.stream(&path, args.follow);
+    let (mut lines, types) = tokio::try_join!(stream, async { Ok(types(context).await) })?;
     let mut layout = EventLayout::new(context.clock.clone(), args.stack);
+    layout.expect(types.iter().map(String::as_str));
     while let Some(line) = next(context, &mut lines, args.follow).await? {
         show(context, &mut layout, tally, lines.call(), &line)?;
         if !lines.has_more() {
@@ -99,6 +102,16 @@ async fn pump(context: &mut Context<'_, '_>, args: &EventsArgs, tally: &mut Tall
         }
     }
     if args.follow { Err(Error::StreamEnded) } else { Ok(()) }
+}
+
+/// The types that the daemon knows, for the width of their column; without an answer there are none.
+async fn types(context: &Context<'_, '_>) -> Vec<String> {
+    if context.format != Format::Table {
+        return Vec::new();
+    }
+    let document = context.client.get("/v1/probes").await;
+    let probes: Vec<ProbeInfo> = document.and_then(|document| document.parse()).unwrap_or_default();
+    probes.into_iter().flat_map(|probe| probe.events).map(|event| event.name).collect()
 }
 
 /// The next line; while a live stream is silent, an eye is kept on the reader of the output.
@@ -182,6 +195,7 @@ mod tests {
     use super::super::testing::ctl;
     use super::*;
     use crate::fake::{Daemon, chunked, json};
+    use netskoop_api::{EventInfo, StateName};
 
     fn line(suppressed: u64) -> String {
         let tuple = ("tcp", "10.0.0.1", 1, "10.0.0.2", 2);
@@ -220,6 +234,29 @@ mod tests {
             "-- 12 events missed: read too slowly, or no longer kept\n3 events, 212 suppressed, 12 lost\n"
         );
         assert!(daemon.request().starts_with("GET /v1/events?since=5m "));
+    }
+
+    #[test]
+    fn the_column_of_types_fits_all_that_the_daemon_knows() {
+        let probe = |kind: &str| {
+            let mut probe = super::super::probes::tests::probe("p", StateName::Off);
+            let name = kind.to_owned();
+            probe.events =
+                vec![EventInfo { name, aliases: Vec::new(), fields: Vec::new(), help: "Happens".into() }];
+            probe
+        };
+        let known = [probe("PACKET_DROP"), probe("CONNECTION_CLOSED_EARLY")];
+        let known = serde_json::to_string(&known).unwrap();
+        for (line_of_ctl, follow) in [("events", ""), ("events -f", "?follow=1&since=0s")] {
+            let daemon = Daemon::scripted(vec![chunked(&[&line(0)]), json(200, &known)]);
+            let outcome = ctl(&daemon, line_of_ctl);
+            assert!(outcome.out.contains("  PACKET_DROP               blue  "), "{}", outcome.out);
+            assert!(daemon.request().starts_with(&format!("GET /v1/events{follow} ")));
+            assert!(daemon.request().starts_with("GET /v1/probes "));
+        }
+        let daemon = Daemon::scripted(vec![chunked(&[&line(0)]), json(500, "{}")]);
+        let outcome = ctl(&daemon, "events");
+        assert!(outcome.code == 0 && outcome.out.contains("  PACKET_DROP        blue  "), "{}", outcome.out);
     }
 
     #[test]

@@ -269,13 +269,14 @@ fn or_dash(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::testing::{PLAIN, ctl, rendered};
     use super::*;
     use crate::fake::{Daemon, json};
     use netskoop_api::{EventInfo, MetricInfo, OptionInfo, OptionValue, StreamCounts};
 
-    fn probe(name: &str, state: StateName) -> ProbeInfo {
+    /// A probe without particulars.
+    pub(crate) fn probe(name: &str, state: StateName) -> ProbeInfo {
         ProbeInfo {
             name: name.into(),
             aliases: Vec::new(),

@@ -90,7 +90,7 @@ pub static KEYS: &[Key] = &[
             get: |config| config.max_connections as u64,
             set: |config, number| config.max_connections = narrow(number),
         },
-        default: "128",
+        default: "512",
         help: "TCP connections served at once; further ones wait in the kernel's queue.",
     },
     Key {
@@ -139,7 +139,7 @@ pub static KEYS: &[Key] = &[
     Key {
         path: "events.history",
         kind: KeyKind::Integer {
-            min: 0,
+            min: 1,
             max: 1_000_000,
             get: |config| config.history as u64,
             set: |config, number| config.history = narrow(number),
@@ -272,6 +272,9 @@ impl Key {
 
     fn duration(&self, value: &DeValue<'_>, min: Duration, max: Duration) -> Result<Duration, String> {
         if let DeValue::Integer(number) = value {
+            if integer(value).is_some_and(|number| number < 0) {
+                return Err(self.out_of_range(value));
+            }
             return Err(format!("{number} has no unit; write e.g. \"{number}s\""));
         }
         let text = value.as_str().ok_or_else(|| self.mismatch(value))?;

@@ -102,7 +102,7 @@ impl Default for Config {
         Config {
             node_name: String::new(),
             listen: vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9102))],
-            max_connections: 128,
+            max_connections: 512,
             names: vec![Names::Netskoop],
             full_set: false,
             min_interval: Duration::from_secs(1),

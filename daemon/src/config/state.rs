@@ -96,7 +96,8 @@ impl State {
         atomic::replace(&State::file(run), &text, 0o640)
     }
 
-    /// Sets something until it is changed again. A lease on the same settings ends: the last word counts.
+    /// Sets something until it is changed again. A lease on the same settings ends: the last word counts. Switching on
+    /// or off ends it whatever it sets.
     pub fn set_runtime(&mut self, probe: &str, change: &Override) {
         let overrides = self.probes.entry(probe.to_owned()).or_default();
         overrides.runtime.merge(change);
@@ -136,12 +137,13 @@ impl State {
         self.probes.values().filter_map(|overrides| overrides.lease.as_ref()).map(|lease| lease.until).min()
     }
 
+    /// A word on on or off ends a lease entirely: whoever says that does not mean "and with these options for 10 m".
     fn end_leases_on(&mut self, probe: &str, change: &Override) {
         if let Some(overrides) = self.probes.get_mut(probe) {
             if let Some(lease) = &mut overrides.lease {
                 lease.change.forget(change);
             }
-            overrides.lease.take_if(|lease| lease.change.is_empty());
+            overrides.lease.take_if(|lease| change.enabled.is_some() || lease.change.is_empty());
         }
         self.tidy();
     }
@@ -268,5 +270,22 @@ mod tests {
         assert_eq!(state.probes["tcp"].runtime, limit(7));
         state.settle("tcp", &limit(1));
         assert_eq!(state, State::default());
+    }
+
+    #[test]
+    fn switching_ends_a_lease_whatever_it_sets() {
+        let switches: [fn(&mut State); 2] =
+            [|state| state.settle("tcp", &on()), |state| state.set_runtime("tcp", &on())];
+        for switch in switches {
+            for (leased, also) in [(limit(5), limit(6)), (limit(5), on())] {
+                let mut state = State::default();
+                state.set_lease("tcp", &leased, 100);
+                state.set_lease("tcp", &also, 100);
+                state.set_lease("udp", &leased, 100);
+                switch(&mut state);
+                assert!(state.probes.get("tcp").is_none_or(|tcp| tcp.lease.is_none()), "{state:?}");
+                assert!(state.probes["udp"].lease.is_some(), "that of another probe goes on");
+            }
+        }
     }
 }

@@ -45,7 +45,7 @@ fn every_key_is_read() {
         limit = 0x10
         stack = true
         [events]
-        history = 0
+        history = 1
         rate = 10
         burst = 20
         [paths]
@@ -62,7 +62,7 @@ fn every_key_is_read() {
     assert!(config.full_set);
     assert_eq!((config.min_interval, config.timeout), (Duration::from_millis(500), Duration::from_secs(90)));
     assert_eq!(config.max_series, 50_000);
-    assert_eq!((config.history, config.event_rate, config.event_burst), (0, 10, 20));
+    assert_eq!((config.history, config.event_rate, config.event_burst), (1, 10, 20));
     assert_eq!(config.proc, Path::new("/host/proc"));
     assert_eq!(config.sys, Path::new("/host/sys"));
     assert_eq!(config.run, Path::new("/tmp/run"));
@@ -86,6 +86,10 @@ const BAD: &[(&str, &str)] = &[
         "2:16: metrics.min_interval: '5 parsecs' is not a duration; write e.g. \"5s\" or \"1m\"",
     ),
     ("metrics.timeout = 5", "1:19: metrics.timeout: 5 has no unit; write e.g. \"5s\""),
+    (
+        "metrics.timeout = -1",
+        "1:19: metrics.timeout: -1 is out of range; expected a duration from \"100ms\" to \"5m\"",
+    ),
     ("metrics.timeout = '5'", "1:19: metrics.timeout: '5' has no unit; write e.g. \"5s\" or \"5m\""),
     (
         "metrics.timeout = 1.5",
@@ -131,6 +135,11 @@ const BAD: &[(&str, &str)] = &[
     (
         "http.listen = ['localhost:9102']",
         "1:16: http.listen: 'localhost:9102' is not an address with port; write e.g. \"[::]:9102\" for every address or \"127.0.0.1:9102\"",
+    ),
+    // What is read live passes through the history as well.
+    (
+        "events.history = 0",
+        "1:18: events.history: 0 is out of range; expected a whole number from 1 to 1000000",
     ),
     ("events.rate = -1", "1:15: events.rate: -1 is out of range; expected a whole number from 1 to 1000000"),
     (

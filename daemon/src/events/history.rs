@@ -79,8 +79,10 @@ impl History {
     pub fn read(&self, after: u64, limit: usize) -> Batch {
         let ring = self.ring();
         let first = ring.last_seq + 1 - ring.events.len() as u64;
-        let start = (after + 1).max(first);
-        let missed = start - (after + 1).min(start);
+        // The number is the client's, so it may be any.
+        let wanted = after.saturating_add(1);
+        let start = wanted.max(first);
+        let missed = start - wanted;
         let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
         let events: Vec<_> = ring.events.iter().skip(skip).take(limit).cloned().collect();
         let next_after = (start - 1) + events.len() as u64;
@@ -110,9 +112,11 @@ impl History {
         self.len() == 0
     }
 
-    /// Tells the number of the newest event.
-    pub fn newest(&self) -> watch::Receiver<u64> {
-        self.newest.subscribe()
+    /// Follows the stream: tells the number of the newest event. `None` if `most` do so already.
+    pub fn follow(&self, most: usize) -> Option<watch::Receiver<u64>> {
+        // Looking and taking the place are one step, whoever else asks at the same time.
+        let _ring = self.ring();
+        (self.newest.receiver_count() < most).then(|| self.newest.subscribe())
     }
 
     /// How many follow the stream now.
@@ -172,9 +176,23 @@ mod tests {
     }
 
     #[test]
+    fn who_follows_has_a_place_from_the_first_moment() {
+        let history = history(3, 2);
+        let first = history.follow(2).unwrap();
+        let second = history.follow(2).unwrap();
+        assert_eq!((history.followers(), *second.borrow()), (2, 2));
+        assert!(history.follow(2).is_none());
+        drop(first);
+        assert!(history.follow(2).is_some(), "the place is free again");
+    }
+
+    #[test]
     fn a_reader_from_the_future_waits() {
         let history = history(3, 2);
-        let batch = history.read(7, 100);
-        assert_eq!((batch.events.len(), batch.missed), (0, 0));
+        for after in [7, u64::MAX - 1, u64::MAX] {
+            let batch = history.read(after, 100);
+            assert_eq!((batch.events.len(), batch.missed, history.missed()), (0, 0, 0), "{after}");
+            assert!(batch.next_after >= 7, "it goes on waiting: {batch:?}");
+        }
     }
 }

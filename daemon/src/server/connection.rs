@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
 /// A client must have sent its whole header by then; also the time an idle connection is kept.
-const HEADER_TIME: Duration = Duration::from_secs(30);
+const HEADER_TIME: Duration = Duration::from_secs(10);
 /// A client must take something of its answer within this time.
 const STALL_TIME: Duration = Duration::from_secs(30);
 /// Open answers have this long to end when the daemon stops.
@@ -108,4 +108,53 @@ where
 async fn told(stop: &mut watch::Receiver<bool>) {
     // The sender only goes away when the daemon is gone already.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::answer;
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::{Mutex, mpsc};
+    use tokio::time::Instant;
+
+    /// Connections that were made before.
+    struct Made(Mutex<mpsc::Receiver<DuplexStream>>);
+
+    impl Accept for Made {
+        type Stream = DuplexStream;
+        type Peer = ();
+        async fn accept(&self) -> io::Result<(DuplexStream, ())> {
+            self.0
+                .lock()
+                .await
+                .recv()
+                .await
+                .map(|stream| (stream, ()))
+                .ok_or_else(|| io::ErrorKind::Other.into())
+        }
+    }
+
+    // The clock stands still but for what is waited for, so the time is exact.
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_loses_the_place_in_the_end() {
+        let (made, listener) = mpsc::channel(2);
+        let (idle, served) = tokio::io::duplex(1024);
+        made.send(served).await.unwrap();
+        let (mut client, served) = tokio::io::duplex(1024);
+        made.send(served).await.unwrap();
+        let (_stop, stopped) = watch::channel(false);
+        let handle = |_, ()| async { answer::text("text/plain", "here") };
+        tokio::spawn(serve(Made(Mutex::new(listener)), 1, stopped, handle));
+
+        let start = Instant::now();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        assert!(text.ends_with("here"), "{text}");
+        let waited = start.elapsed();
+        // A scraper's usual patience.
+        assert!(waited <= Duration::from_millis(10_100), "{waited:?}");
+        drop(idle);
+    }
 }

@@ -15,6 +15,7 @@ use netskoop_api::{EventLine, ProbePatch, Reloaded};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Largest request body.
 const MAX_BODY: usize = 64 * 1024;
@@ -146,10 +147,8 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
     let follow = query.one("follow").is_some_and(|value| value != "0" && value != "false");
     let (after, limit) = (number(query, "after")?, number(query, "limit")?);
     let history = Arc::clone(engine.history());
-    if follow && history.followers() >= MAX_FOLLOWERS {
-        let message = format!("{MAX_FOLLOWERS} clients follow the events already");
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", message));
-    }
+    // The place is taken here and not when the reader runs, or those who come at once would all get one.
+    let newest = if follow { Some(history.follow(MAX_FOLLOWERS).ok_or_else(too_many)?) } else { None };
     let mut reader =
         Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, left: None };
     match (after, limit) {
@@ -163,11 +162,16 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
     let (mut gone, alive) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         tokio::select! {
-            () = reader.run(&mut sender, follow) => {}
+            () = reader.run(&mut sender, newest) => {}
             () = gone.closed() => {}
         }
     });
     Ok(answer::body("application/x-ndjson", answer::Watched::new(channel, alive).boxed()))
+}
+
+fn too_many() -> Refusal {
+    let message = format!("{MAX_FOLLOWERS} clients follow the events already");
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many", message)
 }
 
 /// `5m` ago, or a date.
@@ -189,8 +193,12 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&mut self, sender: &mut http_body_util::channel::Sender<Bytes, Infallible>, follow: bool) {
-        let mut newest = follow.then(|| self.history.newest());
+    /// Sends what there is, then what comes if there is a `newest` to wait for.
+    async fn run(
+        &mut self,
+        sender: &mut http_body_util::channel::Sender<Bytes, Infallible>,
+        mut newest: Option<watch::Receiver<u64>>,
+    ) {
         loop {
             let batch = self.history.read(self.after, BATCH);
             self.after = batch.next_after;
