@@ -80,7 +80,9 @@ fn come_and_go(daemon: &Daemon) {
     let lonely = Lonely::new();
     let pid = i32::try_from(lonely.0.id()).unwrap();
     let now = daemon.entities_until("a process alone", |now| {
-        find(now, lonely.1).is_some_and(|entity| entity.comm.as_deref() == Some("sleep"))
+        // What `sh` ran before is gone by then.
+        let alone = |entity: &Entity| (entity.comm.as_deref(), entity.processes) == (Some("sleep"), 1);
+        find(now, lonely.1).is_some_and(alone)
     });
     let entity = find(&now, lonely.1).unwrap();
     assert_eq!((entity.leader, entity.processes), (Some(pid), 1));
@@ -462,6 +464,43 @@ fn events_until(follow: &mut Follow, inodes: &[u32], last: impl Fn(&Event) -> bo
 fn follow(daemon: &Daemon, filter: &str) -> Follow {
     let after = daemon.status().events.last_seq;
     Follow::new(daemon.unix(), &format!("/v1/events?follow=1&after={after}{filter}"))
+}
+
+/// The kernel gives the inode of a namespace that is gone to the next one at once.
+#[test]
+fn a_namespace_has_nothing_of_the_one_before_it() {
+    own_node!(Pids::Own);
+    let daemon = Setup::on_node().start();
+    let mut follow = follow(&daemon, "&type=TCP_RESET_NOSOCK");
+    let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let mut inodes = BTreeSet::new();
+    for round in 0..60 {
+        let netns = Netns::new(&format!("gen{round}"));
+        refused(&netns, local(20_000 + round), local(7100));
+        inodes.insert(netns.inode());
+    }
+    assert!(inodes.len() < 60, "without an inode that comes twice this tests nothing");
+    let last = Netns::new("last");
+    let inode = last.inode();
+    daemon.entities_until("last", |now| find(now, inode).is_some_and(|entity| entity.id.name == "last"));
+    let resets =
+        "netskoop_tcpreset_resets_total{kind=\"netns\",name=\"last\",direction=\"send\",cause=\"no_socket\"}";
+    assert_eq!(series(&daemon.scrape("/metrics"), resets), None, "counts of another namespace");
+    refused(&last, local(29_999), local(7100));
+    loop {
+        let line = follow.next_line().expect("the stream goes on");
+        let event: Event = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let port = event.net.as_ref().map_or(0, |net| net.dport);
+        let Some(entity) = &event.entity else { continue };
+        match port {
+            29_999 => break assert_eq!(entity.name, "last"),
+            20_000..20_060 if entity.kind == Kind::Netns => {
+                assert_eq!(entity.name, format!("gen{}", port - 20_000), "{event:#?}");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(series(&daemon.scrape("/metrics"), resets), Some(1.0));
 }
 
 #[test]

@@ -52,7 +52,7 @@ const FORBIDDEN: [(&str, &[&str], &str); 10] = [
 ];
 
 /// Files with `unsafe`, and why each needs it.
-const UNSAFE: [(&str, &str); 4] = [
+const UNSAFE: [(&str, &str); 5] = [
     ("bpf/src/plain.rs", "C structures are read from bytes"),
     ("daemon/src/kernel/netns_cookie.rs", "rustix does not know the socket option"),
     ("daemon/src/kernel/bpf.rs", "libbpf has no safe call for it"),

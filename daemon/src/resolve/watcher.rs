@@ -319,7 +319,7 @@ impl Worker {
         if scan::cgroup(&self.roots.proc, pid).as_deref().is_some_and(unit) {
             self.scan_soon();
         } else if !self.namespaces.contains_key(&inode) {
-            let facts = self.facts(inode, Some(pid), &self.mounts_of(inode));
+            let Some(facts) = self.facts(inode, Some(pid), &self.mounts_of(inode)) else { return };
             self.changed |= self.put(facts, 1);
             // It was seen as it began, and may have become another program by then.
             let tries = LOOK_AGAIN.len() - 1;
@@ -441,15 +441,14 @@ impl Worker {
         mounts.into_iter().filter(|(found, _)| *found == inode).map(|(_, path)| path).collect()
     }
 
-    /// What is known of a namespace with this leader and these names. A leader that stays is in the namespace that it was
+    /// What is known of a namespace with this leader and these names; `None` if it is gone. A leader that stays is in the namespace that it was
     /// in, so only then the cookie is the one that is known.
-    fn facts(&self, inode: u32, leader: Option<i32>, mounts: &[PathBuf]) -> Facts {
+    fn facts(&self, inode: u32, leader: Option<i32>, mounts: &[PathBuf]) -> Option<Facts> {
         let old = self.namespaces.get(&inode).filter(|ns| leader.is_some() && ns.facts.leader == leader);
-        let file = leader.map(|pid| self.roots.proc.join(pid.to_string()).join("ns/net"));
-        let file = file.or_else(|| mounts.first().cloned());
-        Facts {
+        let cookie = old.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, mounts))?;
+        Some(Facts {
             inode,
-            cookie: old.map_or_else(|| file.map_or(0, |file| cookie(&file)), |ns| ns.facts.cookie),
+            cookie,
             host: scan::host_namespace(&self.roots.proc) == Some(inode),
             leader,
             comm: leader.and_then(|pid| scan::comm(&self.roots.proc, pid)),
@@ -457,6 +456,16 @@ impl Worker {
             cgroup_is_shared: false,
             mount: mounts.first().cloned(),
             mounts: mounts.iter().map(|path| file_name(path)).collect(),
-        }
+        })
+    }
+
+    /// Asks for the cookie by whatever leads there; `None` if nothing does any more.
+    fn cookie(&self, inode: u32, leader: Option<i32>, mounts: &[PathBuf]) -> Option<u64> {
+        let ask = |pid: i32| cookie(&self.roots.proc.join(pid.to_string()).join("ns/net"), inode);
+        // In a copy of procfs the link leads nowhere, and still says where the process is.
+        let told = |pid: &i32| scan::namespace_of(&self.roots.proc, *pid) == Some(inode);
+        let by_process = leader.and_then(ask);
+        let by_mount = || mounts.iter().find_map(|path| cookie(path, inode));
+        by_process.or_else(by_mount).or_else(|| leader.filter(told).map(|_| 0))
     }
 }

@@ -50,8 +50,9 @@ impl Worker {
         inodes.dedup();
         for inode in inodes {
             let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
-            let facts =
-                self.gather(inode, pids, &mounts.remove(&inode).unwrap_or_default(), &members, &mut units);
+            let mounts = mounts.remove(&inode).unwrap_or_default();
+            // One that went a moment ago is told by its own going, which starts the next scan.
+            let Some(facts) = self.gather(inode, pids, &mounts, &members, &mut units) else { continue };
             changed |= self.put(facts, u32::try_from(pids.len()).unwrap_or(u32::MAX));
         }
         if changed {
@@ -79,7 +80,7 @@ impl Worker {
         mounts: &[PathBuf],
         members: &FxHashMap<u32, scan::Members>,
         units: &mut Option<Vec<String>>,
-    ) -> Facts {
+    ) -> Option<Facts> {
         let old_namespace = self.namespaces.get(&inode);
         let leader = old_namespace
             .map(|ns| &ns.facts)
@@ -98,14 +99,14 @@ impl Worker {
                 mounts: mounts.iter().map(|path| file_name(path)).collect(),
                 ..old.facts.clone()
             },
-            None => self.facts(inode, leader, mounts),
+            None => self.facts(inode, leader, mounts)?,
         };
         let owner = facts.cgroup.as_deref().filter(|_| !facts.host).and_then(cgroup::owner);
         if let Some(cgroup::CgroupOwner::Unit(unit)) = owner {
             let units = units.get_or_insert_with(|| self.host_units(members));
             facts.cgroup_is_shared = units.contains(&unit);
         }
-        facts
+        Some(facts)
     }
 
     /// Units that have a process in the node's own namespace: they do not own another one.
