@@ -62,7 +62,7 @@ class Bench:
         row = {"n": n, **self.floor(n)}
         note(f"{n} namespaces: a collection for every scrape")
         with self.running('min_interval = "1ms"') as process:
-            row["fresh"] = measure(process, scrapes=100 if n <= 100 else 30, gap=0.005)
+            row["fresh"] = measure(process, scrapes=100 if n <= 100 else 30, gap=0.0015)
             row["cold"] = measure(process, scrapes=20 if n <= 100 else 10, gap=0.5)
             row["memory"] = process.memory()
         note(f"{n} namespaces: scrapes of one collection, then {IDLE_SECONDS:.0f} s without any")
