@@ -1,7 +1,7 @@
 //! Rows of numbers: what a source hands over and what the writer shows. Reused between passes, so that a pass in the
 //! steady state allocates nothing.
 
-use crate::declare::{Column, TableDecl};
+use crate::declare::TableDecl;
 
 /// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation. Sources speak of
 /// subjects and never see names.
@@ -132,14 +132,6 @@ impl Table {
         let value = self.cells[row * self.decl.columns.len() + usize::from(column)];
         (value != ABSENT).then_some(value)
     }
-
-    /// Bytes of memory held.
-    pub fn memory(&self) -> usize {
-        self.cells.capacity() * size_of::<u64>()
-            + self.subjects.capacity() * size_of::<Subject>()
-            + self.key_ends.capacity() * size_of::<u32>()
-            + self.text.capacity()
-    }
 }
 
 /// Writes a label value with the escapes of the text format. Bytes that are not UTF-8 become `\u{fffd}`, since a scrape
@@ -160,17 +152,10 @@ pub fn escape(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// Fills cells by column, skipping what nobody shows.
-pub fn set(cells: &mut [u64], columns: &[Column], key: &str, value: u64) {
-    if let Some(at) = columns.iter().position(|column| column.key == key) {
-        cells[at] = value;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::declare::Kind;
+    use crate::declare::{Column, Kind};
 
     static DECL: TableDecl = TableDecl {
         name: "t",

@@ -77,6 +77,8 @@ pub struct SourceReport {
     pub failed: u32,
     /// Namespaces left out for lack of time.
     pub late: u32,
+    /// Rows and remembered objects that found no room.
+    pub over_budget: u64,
     /// The last error.
     pub error: Option<String>,
 }
@@ -333,8 +335,11 @@ fn take_result(
     let Some(at) = sources.all.iter().position(|source| Arc::ptr_eq(source, &done.job.source)) else {
         return;
     };
+    let mut over_budget = u64::from(done.report.over_budget);
     for (table, chunk) in tables[sources.range(at)].iter_mut().zip(&mut done.job.tables) {
+        let before = table.over_budget();
         table.append(chunk);
+        over_budget += table.over_budget() - before;
         chunk.clear();
     }
     let report = &mut reports[at];
@@ -343,6 +348,7 @@ fn take_result(
     report.done += done.report.done;
     report.failed += done.report.failed;
     report.late += done.report.late;
+    report.over_budget += over_budget;
     if done.panicked {
         report.error = Some("a bug: the source panicked; the rest goes on".into());
     } else if let Some(error) = done.report.error {

@@ -39,6 +39,11 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         false,
     ),
     ("netskoop_series_over_budget", "Series left out of the last answer by metrics.max_series.", false),
+    (
+        "netskoop_collection_over_budget",
+        "Rows and remembered interfaces of the last collection that found no room.",
+        false,
+    ),
     ("netskoop_wedged_reads", "Kernel reads that have not returned by their deadline.", false),
     (
         "netskoop_config_last_reload_successful",
@@ -57,6 +62,8 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
 pub struct Extra {
     /// Whether the last reload succeeded.
     pub reload_ok: bool,
+    /// Rows and remembered objects of the last collection that found no room.
+    pub over_budget: u64,
     /// Seconds since 1970.
     pub start_time: f64,
     /// Open file descriptors.
@@ -92,6 +99,7 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
     writer.one("netskoop_collection_duration_seconds", &[], seconds(collection.wall_ns));
     writer.one("netskoop_collection_late_namespaces", &[], f64::from(collection.late));
     writer.one("netskoop_series_over_budget", &[], collection.over_budget as f64);
+    writer.one("netskoop_collection_over_budget", &[], extra.over_budget as f64);
     writer.one("netskoop_wedged_reads", &[], status.wedged.len() as f64);
     writer.one("netskoop_config_last_reload_successful", &[], f64::from(u8::from(extra.reload_ok)));
     writer.one("process_cpu_seconds_total", &[], status.cost.cpu_seconds);

@@ -107,6 +107,7 @@ impl Engine {
         let stat = own.as_ref().ok().and_then(|own| own.stat().ok());
         let extra = Extra {
             reload_ok: self.reload_ok.load(Ordering::Relaxed),
+            over_budget: snapshot.reports.iter().map(|report| report.over_budget).sum(),
             start_time: self.facts.start_time,
             open_fds: own.as_ref().ok().and_then(|own| own.fd_count().ok()).unwrap_or(0) as u64,
             threads: stat.map_or(0, |stat| u64::try_from(stat.num_threads).unwrap_or(0)),
