@@ -11,6 +11,7 @@ use crate::kernel::bpf::{Loader, Refused};
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};
 use crate::probes::PROBES;
+use crate::resolve::runtimes::{Runtimes, Settings};
 use crate::resolve::watcher::{Roots, Watcher};
 use crate::server::listen::ControlSocket;
 use crate::server::{self, control, metrics};
@@ -190,6 +191,9 @@ async fn assemble(
     let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
     let watcher = Watcher::start(roots, facts.node.clone()).map_err(start_error("watch namespaces"))?;
     let watcher = Arc::new(watcher);
+    let settings = Settings { proc: config.proc.clone(), run: config.run.clone(), choices: vec![] };
+    let runtimes =
+        Runtimes::start(&settings, watcher.book()).map_err(start_error("start the sources of names"))?;
     let (loader, known) = loader(&config.proc, &watcher);
     let history = Arc::new(History::new(config.history));
     let counts = Arc::new(Counts::default());
@@ -223,6 +227,7 @@ async fn assemble(
         history,
         counts,
         hooks,
+        runtimes,
         facts,
     }));
     engine.reconcile().await;

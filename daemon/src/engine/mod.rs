@@ -18,6 +18,7 @@ use crate::declare::Probe;
 use crate::events::bus::Counts;
 use crate::events::history::History;
 use crate::probes::PROBES;
+use crate::resolve::runtimes::Runtimes;
 use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
 use pass::{Collector, PassError, Snapshot, Sources};
@@ -41,6 +42,7 @@ pub struct Engine {
     history: Arc<History>,
     counts: Arc<Counts>,
     hooks: HookRunner,
+    runtimes: Mutex<Option<Runtimes>>,
     facts: Facts,
     reload_ok: AtomicBool,
     last: Arc<Mutex<LastAnswer>>,
@@ -143,6 +145,8 @@ pub struct Parts {
     pub counts: Arc<Counts>,
     /// Runs the probes that have hooks.
     pub hooks: HookRunner,
+    /// The sources of names that ask other programs.
+    pub runtimes: Runtimes,
     /// What does not change.
     pub facts: Facts,
 }
@@ -171,6 +175,7 @@ impl Engine {
             history: parts.history,
             counts: parts.counts,
             hooks: parts.hooks,
+            runtimes: Mutex::new(Some(parts.runtimes)),
             facts: parts.facts,
             reload_ok: AtomicBool::new(true),
             last: Arc::default(),
@@ -208,6 +213,7 @@ impl Engine {
 
     /// Unloads what is left of BPF; for the end of the daemon.
     pub async fn shut_down(&self) {
+        drop(lock(&self.runtimes).take());
         self.watcher.set_hooks(None);
         self.hooks.shut_down().await;
     }

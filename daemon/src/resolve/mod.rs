@@ -1,7 +1,10 @@
 //! Who is it: finds every network namespace of the node, names it, and keeps the names current.
 
+pub mod book;
 pub mod cgroup;
 pub mod directory;
 pub mod identity;
+pub mod runtimes;
 pub mod scan;
 pub mod watcher;
+pub mod workload;

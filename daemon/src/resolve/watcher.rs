@@ -8,6 +8,7 @@ mod survey;
 pub use hooks::{KernelEvent, KernelWatch};
 use survey::file_name;
 
+use super::book::Book;
 use super::directory::{Directory, Namespace};
 use super::identity::{self, Facts, Resolver};
 use super::{cgroup, scan};
@@ -64,6 +65,7 @@ pub struct Watcher {
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     health: Arc<Mutex<Health>>,
+    book: Arc<Book>,
 }
 
 #[derive(Clone, Default)]
@@ -85,6 +87,8 @@ impl Watcher {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let stop = Arc::new(AtomicBool::new(false));
+        let waker = Arc::clone(&wake);
+        let book = Arc::new(Book::new(move || self::wake(&waker)));
         let health = Arc::new(Mutex::new(Health::default()));
         let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
@@ -114,7 +118,8 @@ impl Watcher {
         worker.watch_mounts();
         worker.full_scan();
         let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(move || worker.run())?;
-        Ok(Watcher { directory, changes, commands, wake, stop, thread: Mutex::new(Some(thread)), health })
+        let thread = Mutex::new(Some(thread));
+        Ok(Watcher { directory, changes, commands, wake, stop, thread, health, book })
     }
 
     /// The picture now.
@@ -125,6 +130,11 @@ impl Watcher {
     /// The cell that always holds the newest picture, for threads that look often.
     pub fn cell(&self) -> Arc<ArcSwap<Directory>> {
         Arc::clone(&self.directory)
+    }
+
+    /// Where the sources of identity write what they know.
+    pub fn book(&self) -> &Arc<Book> {
+        &self.book
     }
 
     /// Tells the generation of every new picture.

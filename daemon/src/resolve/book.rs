@@ -1,0 +1,384 @@
+//! What all sources of identity have said, kept for the watcher: each source writes its own page, the watcher is told which
+//! workloads changed. A source that loses its connection keeps its page: what it said was true, and containers go on
+//! running without their runtime. The next full list replaces it.
+
+use super::workload::Workload;
+use jiff::Timestamp;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// Workloads of one source at most; more are refused and counted.
+pub const MAX_WORKLOADS: usize = 20_000;
+/// Questions that wait for one source at most.
+const MAX_QUESTIONS: usize = 256;
+
+/// Number of a source, in the order in which they were opened.
+pub type SourceId = usize;
+
+/// Something that the watcher met and nobody has told of. The source that knows it answers with a `put`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A container, by its id.
+    Container(String),
+    /// A unit, by its name.
+    Unit(String),
+    /// A machine, by its name.
+    Machine(String),
+}
+
+/// How a source is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is not here, with the reason; nothing is wrong.
+    Absent(String),
+    /// Nobody needs it yet.
+    Idle(String),
+    /// Being connected to.
+    Connecting,
+    /// It talks to us; with what it is, e.g. `containerd 1.7.24`.
+    Connected(String),
+    /// It does not work, with the reason; it is tried again.
+    Failed(String),
+}
+
+/// What is known of a source beside its workloads.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// How it is doing.
+    pub state: State,
+    /// Since when it is connected.
+    pub connected: Option<Instant>,
+    /// When it last said something.
+    pub last_event: Option<Instant>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Things it said since it was opened.
+    pub events: u64,
+    /// Full lists since it was opened.
+    pub lists: u64,
+    /// Times it failed since it was opened.
+    pub failures: u64,
+    /// Questions it was asked.
+    pub questions: u64,
+    /// Workloads that found no room.
+    pub refused: u64,
+}
+
+/// A workload and when its source told of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What was said.
+    pub workload: Arc<Workload>,
+    /// First and last time that it was said; the last only moves when something changed.
+    pub first: Timestamp,
+    /// See `first`.
+    pub last: Timestamp,
+}
+
+struct Page {
+    name: String,
+    health: Health,
+    told: FxHashMap<String, Told>,
+    questions: mpsc::Sender<Wanted>,
+}
+
+/// One name of a workload: its source and its id there.
+pub type Key = (SourceId, String);
+
+#[derive(Default)]
+struct Pages {
+    pages: Vec<Page>,
+    /// Sources by the id of the workload, so that a container is found whoever told of it.
+    by_id: FxHashMap<String, Vec<SourceId>>,
+    changed: FxHashSet<Key>,
+}
+
+/// All pages.
+pub struct Book {
+    pages: Mutex<Pages>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// State of a source with its name, for the status.
+#[derive(Clone, Debug)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: String,
+    /// How it is doing.
+    pub health: Health,
+    /// Workloads on its page.
+    pub workloads: usize,
+}
+
+impl Book {
+    /// An empty book; `wake` is called when something was written.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Book {
+        Book { pages: Mutex::default(), wake: Box::new(wake) }
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a page for a source. The receiver gets what the watcher wants to know.
+    pub fn open(self: &Arc<Self>, name: &str) -> (Reporter, mpsc::Receiver<Wanted>) {
+        let (questions, inbox) = mpsc::channel(MAX_QUESTIONS);
+        let health = Health {
+            state: State::Connecting,
+            connected: None,
+            last_event: None,
+            last_error: None,
+            events: 0,
+            lists: 0,
+            failures: 0,
+            questions: 0,
+            refused: 0,
+        };
+        let mut pages = self.pages();
+        pages.pages.push(Page { name: name.to_owned(), health, told: FxHashMap::default(), questions });
+        let source = pages.pages.len() - 1;
+        drop(pages);
+        (Reporter { book: Arc::clone(self), source }, inbox)
+    }
+
+    /// Takes the keys of all workloads that changed since the last call.
+    pub fn take_changed(&self) -> Vec<Key> {
+        self.pages().changed.drain().collect()
+    }
+
+    /// What a source says of a workload now.
+    pub fn told(&self, (source, id): &Key) -> Option<Told> {
+        self.pages().pages.get(*source)?.told.get(id).cloned()
+    }
+
+    /// All that any source says of an id, with the sources' numbers.
+    pub fn by_id(&self, id: &str) -> Vec<(SourceId, Told)> {
+        let pages = self.pages();
+        let sources = pages.by_id.get(id).map(Vec::as_slice).unwrap_or_default();
+        sources.iter().filter_map(|s| Some((*s, pages.pages[*s].told.get(id)?.clone()))).collect()
+    }
+
+    /// Name of a source.
+    pub fn name(&self, source: SourceId) -> String {
+        self.pages().pages.get(source).map(|page| page.name.clone()).unwrap_or_default()
+    }
+
+    /// Asks all sources that have not said whether they know it. Never waits: a source that does not keep up with
+    /// questions will be asked again when the namespace is looked at the next time.
+    pub fn ask(&self, wanted: &Wanted) {
+        for page in &mut self.pages().pages {
+            let asked = page.questions.try_send(wanted.clone()).is_ok();
+            page.health.questions += u64::from(asked);
+        }
+    }
+
+    /// Whether a source is connected or about to be, so that it is worth waiting for a name.
+    pub fn is_attended(&self) -> bool {
+        let attended = |page: &Page| matches!(page.health.state, State::Connected(_) | State::Connecting);
+        self.pages().pages.iter().any(attended)
+    }
+
+    /// How the sources are doing.
+    pub fn reports(&self) -> Vec<SourceReport> {
+        let report = |page: &Page| SourceReport {
+            name: page.name.clone(),
+            health: page.health.clone(),
+            workloads: page.told.len(),
+        };
+        self.pages().pages.iter().map(report).collect()
+    }
+}
+
+impl Pages {
+    fn put(&mut self, source: SourceId, workload: Workload) {
+        let workload = workload.bounded();
+        let now = Timestamp::now();
+        let page = &mut self.pages[source];
+        let old = page.told.get(&workload.id);
+        if old.is_some_and(|old| *old.workload == workload) {
+            return;
+        }
+        let (first, is_new) = (old.map_or(now, |old| old.first), old.is_none());
+        if is_new && page.told.len() >= MAX_WORKLOADS {
+            page.health.refused += 1;
+            return;
+        }
+        let id = workload.id.clone();
+        page.told.insert(id.clone(), Told { workload: Arc::new(workload), first, last: now });
+        if is_new {
+            self.by_id.entry(id.clone()).or_default().push(source);
+        }
+        self.changed.insert((source, id));
+    }
+
+    fn remove(&mut self, source: SourceId, id: &str) {
+        if self.pages[source].told.remove(id).is_none() {
+            return;
+        }
+        if let Some(sources) = self.by_id.get_mut(id) {
+            sources.retain(|known| *known != source);
+            if sources.is_empty() {
+                self.by_id.remove(id);
+            }
+        }
+        self.changed.insert((source, id.to_owned()));
+    }
+}
+
+/// What a source writes its page with.
+#[derive(Clone)]
+pub struct Reporter {
+    book: Arc<Book>,
+    source: SourceId,
+}
+
+impl Reporter {
+    fn write(&self, action: impl FnOnce(&mut Pages, SourceId)) {
+        let mut pages = self.book.pages();
+        action(&mut pages, self.source);
+        let changed = !pages.changed.is_empty();
+        drop(pages);
+        if changed {
+            (self.book.wake)();
+        }
+    }
+
+    fn health(&self, action: impl FnOnce(&mut Health)) {
+        self.write(|pages, source| action(&mut pages.pages[source].health));
+    }
+
+    /// The source answers; `what` says what it is: `containerd 1.7.24`.
+    pub fn connected(&self, what: &str) {
+        self.health(|health| {
+            health.state = State::Connected(what.to_owned());
+            health.connected = Some(Instant::now());
+        });
+    }
+
+    /// How the source is doing, unless it is connected or failed, for which there are calls of their own.
+    pub fn state(&self, state: State) {
+        self.health(|health| {
+            health.connected = None;
+            health.state = state;
+        });
+    }
+
+    /// The source does not work. Its page stays as it is.
+    pub fn failed(&self, error: &str) {
+        self.health(|health| {
+            health.state = State::Failed(error.to_owned());
+            health.connected = None;
+            health.last_error = Some(error.to_owned());
+            health.failures += 1;
+        });
+    }
+
+    /// Something went wrong that does not end the connection.
+    pub fn stumbled(&self, error: &str) {
+        self.health(|health| health.last_error = Some(error.to_owned()));
+    }
+
+    /// The source said something by itself.
+    pub fn event(&self) {
+        self.health(|health| {
+            health.events += 1;
+            health.last_event = Some(Instant::now());
+        });
+    }
+
+    /// The source knows this workload, new or changed.
+    pub fn put(&self, workload: Workload) {
+        self.write(|pages, source| pages.put(source, workload));
+    }
+
+    /// The source does not know it any more.
+    pub fn remove(&self, id: &str) {
+        self.write(|pages, source| pages.remove(source, id));
+    }
+
+    /// These are all that the source knows. Workloads that changed while the list was made must be put again afterwards.
+    pub fn replace(&self, all: Vec<Workload>) {
+        self.write(|pages, source| {
+            let listed: FxHashSet<&str> = all.iter().map(|workload| workload.id.as_str()).collect();
+            let known = pages.pages[source].told.keys();
+            let gone: Vec<String> = known.filter(|id| !listed.contains(id.as_str())).cloned().collect();
+            gone.iter().for_each(|id| pages.remove(source, id));
+            all.into_iter().for_each(|workload| pages.put(source, workload));
+            pages.pages[source].health.lists += 1;
+        });
+    }
+
+    /// What the source itself has said of an id.
+    pub fn known(&self, id: &str) -> Option<Arc<Workload>> {
+        self.book.told(&(self.source, id.to_owned())).map(|told| told.workload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn workload(id: &str, name: &str) -> Workload {
+        Workload { id: id.into(), name: name.into(), ..Workload::default() }
+    }
+
+    fn changed(book: &Book) -> Vec<Key> {
+        let mut changed = book.take_changed();
+        changed.sort();
+        changed
+    }
+
+    #[test]
+    fn a_page_is_written_and_only_changes_are_told() {
+        let wakes = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&wakes);
+        let book = Arc::new(Book::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }));
+        let (reporter, _inbox) = book.open("a");
+        reporter.replace(vec![workload("1", "x"), workload("2", "y")]);
+        assert_eq!(changed(&book), [(0, "1".into()), (0, "2".into())]);
+        let woken = wakes.load(Ordering::Relaxed);
+        reporter.put(workload("1", "x"));
+        reporter.event();
+        assert_eq!((changed(&book), wakes.load(Ordering::Relaxed)), (vec![], woken), "nothing new");
+        reporter.replace(vec![workload("2", "z")]);
+        assert_eq!(changed(&book), [(0, "1".into()), (0, "2".into())]);
+        assert!(book.told(&(0, "1".into())).is_none() && book.by_id("1").is_empty());
+        assert_eq!(book.by_id("2")[0].1.workload.name, "z");
+    }
+
+    #[test]
+    fn a_lost_connection_forgets_nothing() {
+        let book = Arc::new(Book::new(|| {}));
+        let (reporter, _inbox) = book.open("a");
+        reporter.connected("a 1.0");
+        reporter.put(workload("1", "x"));
+        reporter.failed("gone");
+        let report = &book.reports()[0];
+        assert_eq!((report.workloads, report.health.failures), (1, 1));
+        assert_eq!(report.health.state, State::Failed("gone".into()));
+        assert_eq!(report.health.connected, None);
+    }
+
+    #[test]
+    fn a_source_has_room_for_so_many() {
+        let book = Arc::new(Book::new(|| {}));
+        let (reporter, _inbox) = book.open("a");
+        reporter.replace((0..MAX_WORKLOADS + 5).map(|i| workload(&i.to_string(), "x")).collect());
+        let report = &book.reports()[0];
+        assert_eq!((report.workloads, report.health.refused), (MAX_WORKLOADS, 5));
+    }
+
+    #[test]
+    fn questions_never_wait() {
+        let book = Arc::new(Book::new(|| {}));
+        let (_reporter, mut inbox) = book.open("a");
+        (0..2 * MAX_QUESTIONS).for_each(|_| book.ask(&Wanted::Unit("x".into())));
+        assert_eq!(inbox.try_recv().unwrap(), Wanted::Unit("x".into()));
+        assert_eq!(book.reports()[0].health.questions, MAX_QUESTIONS as u64);
+    }
+}
