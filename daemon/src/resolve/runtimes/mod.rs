@@ -5,6 +5,9 @@
 mod containerd;
 mod cri;
 mod docker;
+mod grpc;
+mod labels;
+mod oci;
 mod podman;
 mod systemd;
 
