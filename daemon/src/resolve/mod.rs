@@ -4,6 +4,7 @@ pub mod book;
 pub mod cgroup;
 pub mod describe;
 pub mod directory;
+pub mod extra;
 pub mod identity;
 pub mod labels;
 pub mod runtimes;
