@@ -73,10 +73,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: Option<ProbesAction>,
     },
-    /// Namespaces and whom they belong to; with a name or netns inode, everything known of one.
+    /// Namespaces and whom they belong to; with a name, everything known of one.
     Entities {
-        /// Name as `entities` shows it, or inode number of the network namespace.
-        name: Option<String>,
+        /// Name as `entities` shows it, pod's name, inode number of the network namespace, or container's id or its
+        /// beginning. `show` may stand before it.
+        #[arg(value_name = "[show] NAME", num_args = 0..=2)]
+        name: Vec<String>,
     },
     /// Anomalies, from the daemon's memory and live.
     Events(EventsArgs),
@@ -210,6 +212,7 @@ mod tests {
             "netskoopctl probes enable a b -s stack=true --set x=1,2",
             "netskoopctl probes disable tcpreset --runtime",
             "netskoopctl entities kube-system/coredns-abc",
+            "netskoopctl entities show kube-system/coredns-abc",
             "netskoopctl events -f --since 5m --type A --type B --entity blue -n 3 -o json",
             "netskoopctl metrics blue -w -a --color never --timeout 1s --socket /x",
             "netskoopctl --no-headers version",

@@ -8,18 +8,27 @@ use std::time::Duration;
 pub(crate) struct Clock {
     zone: TimeZone,
     today: Option<Date>,
+    now: Option<Timestamp>,
 }
 
 impl Clock {
     /// The zone of the user: `TZ`, else `/etc/localtime`, else UTC.
     pub(crate) fn local() -> Self {
-        Self { zone: TimeZone::system(), today: None }
+        Self { zone: TimeZone::system(), today: None, now: None }
     }
 
-    /// A given zone on a given day.
+    /// A given zone at noon of a given day.
     #[cfg(test)]
     pub(crate) fn fixed(zone: TimeZone, today: Date) -> Self {
-        Self { zone, today: Some(today) }
+        let now = today.at(12, 0, 0, 0).to_zoned(zone.clone()).unwrap().timestamp();
+        Self { zone, today: Some(today), now: Some(now) }
+    }
+
+    /// Seconds since an RFC 3339 time; `None` if it is none.
+    pub(crate) fn since(&self, rfc3339: &str) -> Option<u64> {
+        let time = rfc3339.parse::<Timestamp>().ok()?;
+        let now = self.now.unwrap_or_else(Timestamp::now);
+        Some(u64::try_from(now.as_second().saturating_sub(time.as_second())).unwrap_or(0))
     }
 
     /// An RFC 3339 time as `12:01:03.402`, with the date before it if that is not today's. What is no time is shown as

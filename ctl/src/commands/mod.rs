@@ -82,7 +82,7 @@ pub(crate) async fn run<'s>(cli: Cli, stdout: &mut Screen<'s>, stderr: &mut Scre
     match cli.command {
         Command::Status => status::run(&mut context).await,
         Command::Probes { action } => probes::run(&mut context, action).await,
-        Command::Entities { name } => entities::run(&mut context, name.as_deref()).await,
+        Command::Entities { name } => entities::run(&mut context, &name).await,
         Command::Events(args) => events::run(&mut context, &args).await,
         Command::Metrics(args) => metrics::run(&mut context, &args).await,
         Command::Reload => reload::run(&mut context).await,

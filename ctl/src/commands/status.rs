@@ -82,24 +82,25 @@ fn kind_count(kind: &KindCount) -> String {
     }
 }
 
+/// One line per source, and one more where something went wrong that the state does not say.
 fn sources(sources: &[SourceStatus], screen: &Screen<'_>) -> Vec<Line> {
     let mut table = Table::new(&["", "", "", ""]);
     for source in sources {
-        let absent = source.state.starts_with("absent") || source.state.starts_with("off");
-        let bad = source.state.starts_with("failed") || source.state.starts_with("lost");
-        let style = if bad {
+        let is = |word: &str| source.state.starts_with(word);
+        let style = if is("failed") || is("lost") {
             Style::Bad
-        } else if absent {
+        } else if is("absent") || is("off") || is("idle") {
             Style::Dim
         } else {
             Style::Plain
         };
+        let name = if style == Style::Dim { Style::Dim } else { Style::Plain };
         let last =
             source.last_event_seconds.map(|seconds| format!("last event {} ago", roughly(seconds as f64)));
         let named = if source.entities == 0 { String::new() } else { entities_named(source.entities) };
         table.row([
-            source.name.as_str().into(),
-            Line::new().styled(style, &source.state),
+            Line::new().styled(name, &source.name),
+            Line::new().styled(style, &source_state(source)),
             last.unwrap_or_default().into(),
             named.into(),
         ]);
@@ -109,7 +110,23 @@ fn sources(sources: &[SourceStatus], screen: &Screen<'_>) -> Vec<Line> {
     if let Some(size) = &mut look.size {
         size.columns = size.columns.saturating_sub(LABEL);
     }
-    table.lines(look)
+    let mut lines = Vec::new();
+    for (line, source) in table.lines(look).into_iter().zip(sources) {
+        lines.push(line);
+        let error = source.last_error.as_ref().filter(|error| !source.state.contains(error.as_str()));
+        let error =
+            error.map(|error| Line::new().pad(2).styled(Style::Warn, &format!("last error: {error}")));
+        lines.extend(error.map(|line| look.size.map_or(line.clone(), |size| line.truncate(size.columns))));
+    }
+    lines
+}
+
+/// `connected 3d to containerd 1.7.24`.
+fn source_state(source: &SourceStatus) -> String {
+    match (source.state.strip_prefix("connected"), source.connected_seconds) {
+        (Some(what), Some(seconds)) => format!("connected {}{what}", span(seconds)),
+        _ => source.state.clone(),
+    }
 }
 
 fn entities_named(count: u32) -> String {
@@ -221,6 +238,15 @@ mod tests {
                     ..SourceStatus::default()
                 },
                 SourceStatus {
+                    name: "containerd".into(),
+                    state: "connected to containerd 1.7.24".into(),
+                    last_event_seconds: Some(3700),
+                    entities: 1,
+                    connected_seconds: Some(259_200),
+                    last_error: Some("the event stream\x1b[31m ended".into()),
+                    ..SourceStatus::default()
+                },
+                SourceStatus {
                     name: "docker".into(),
                     state: "absent: /run/docker.sock does not exist".into(),
                     ..SourceStatus::default()
@@ -251,8 +277,10 @@ mod tests {
         let expected = "\
 netskoopd 0.1.0   up 3d 4h   node worker-7   kernel 6.1.0-56-amd64, BTF built in
 Entities    195   host, 187 pods, 1 unit, 6 netns      0 unknown
-Sources     processes  watching                                 last event 2 s ago  189 entities
-            docker     absent: /run/docker.sock does not exist
+Sources     processes   watching                                 last event 2 s ago  189 entities
+            containerd  connected 3d to containerd 1.7.24        last event 1 h ago  1 entity
+              last error: the event stream\\u{1b}[31m ended
+            docker      absent: /run/docker.sock does not exist
 Probes      17 on, 9 off, 1 not available (virtcmdlatency)
 Collection  1.2 s ago, 18 ms CPU, 31,204 series, 3.1 MB
 Events      1,204 received, 31 suppressed, 0 lost    1,204 kept, 0 followers
@@ -260,6 +288,27 @@ Cost        0.21 % of a core, 14 MiB
 Metrics     http://[::]:9102/metrics
 ";
         assert_eq!(rendered(PLAIN, |screen| render(&sample(), screen)), expected);
+    }
+
+    #[test]
+    fn a_source_that_fails_says_so_once_and_an_absent_one_is_dim() {
+        let mut status = sample();
+        status.sources[1].state = "failed: connection refused".into();
+        status.sources[1].last_error = Some("connection refused".into());
+        status.sources[1].connected_seconds = None;
+        let look = crate::output::Look { colour: true, ..PLAIN };
+        let text = rendered(look, |screen| render(&status, screen));
+        assert!(text.contains("\x1b[31mfailed: connection refused\x1b[0m"), "{text}");
+        assert!(!text.contains("last error"), "{text}");
+        assert!(text.contains("\x1b[2mdocker\x1b[0m") && text.contains("\x1b[2mabsent: "), "{text}");
+    }
+
+    /// Sources of a daemon before it told more of them.
+    #[test]
+    fn an_older_daemon_is_understood() {
+        let old = r#"{"name":"processes","state":"watching","last_event_seconds":2,"entities":189}"#;
+        let old: SourceStatus = serde_json::from_str(old).unwrap();
+        assert_eq!(old, sample().sources[0]);
     }
 
     #[test]

@@ -287,6 +287,9 @@ impl Engine {
         let changes = differences(&before, &loaded);
         self.history.set_capacity(loaded.config.history);
         self.config.store(Arc::new(loaded));
+        if let Some(runtimes) = lock(&self.runtimes).as_mut() {
+            runtimes.choose(&self.config.load().config.sources);
+        }
         self.renew_labels(&before.config).await;
         // What could not run may be able to now.
         self.slots().iter_mut().for_each(|slot| slot.problem = None);

@@ -89,6 +89,8 @@ struct Page {
     names: bool,
     /// When it was last connected.
     attended: Option<Instant>,
+    /// Whether its source is not used any more. The numbers of the other pages stay, so it is not removed.
+    closed: bool,
 }
 
 /// One name of a workload: its source and its id there.
@@ -146,7 +148,7 @@ impl Book {
         };
         let mut pages = self.pages();
         let (name, told) = (name.into(), FxHashMap::default());
-        pages.pages.push(Page { name, health, told, questions, names, attended: None });
+        pages.pages.push(Page { name, health, told, questions, names, attended: None, closed: false });
         let source = pages.pages.len() - 1;
         drop(pages);
         (Reporter { book: Arc::clone(self), source }, inbox)
@@ -177,7 +179,7 @@ impl Book {
     /// Asks all sources that have not said whether they know it. Never waits: a source that does not keep up with
     /// questions will be asked again when the namespace is looked at the next time.
     pub fn ask(&self, wanted: &Wanted) {
-        for page in &mut self.pages().pages {
+        for page in self.pages().pages.iter_mut().filter(|page| !page.closed) {
             let asked = page.questions.try_send(wanted.clone()).is_ok();
             page.health.questions += u64::from(asked);
         }
@@ -187,7 +189,9 @@ impl Book {
     pub fn is_attended(&self) -> bool {
         let attended = |page: &Page| {
             let lately = page.attended.is_some_and(|at| at.elapsed() < RETURN);
-            page.names && (lately || matches!(page.health.state, State::Connected(_) | State::Connecting))
+            !page.closed
+                && page.names
+                && (lately || matches!(page.health.state, State::Connected(_) | State::Connecting))
         };
         self.pages().pages.iter().any(attended)
     }
@@ -199,7 +203,7 @@ impl Book {
             health: page.health.clone(),
             workloads: page.told.len(),
         };
-        self.pages().pages.iter().map(report).collect()
+        self.pages().pages.iter().filter(|page| !page.closed).map(report).collect()
     }
 }
 
@@ -208,6 +212,10 @@ impl Pages {
         let workload = workload.bounded();
         let now = Timestamp::now();
         let page = &mut self.pages[source];
+        // What a source that was stopped says on its way out.
+        if page.closed {
+            return;
+        }
         let old = page.told.get(&workload.id);
         if old.is_some_and(|old| *old.workload == workload) {
             return;
@@ -326,6 +334,16 @@ impl Reporter {
         });
     }
 
+    /// The source is not used any more: what it said is forgotten, and what it may still say is not heard.
+    pub fn close(&self) {
+        self.write(|pages, source| {
+            let known: Vec<String> = pages.pages[source].told.keys().cloned().collect();
+            known.iter().for_each(|id| pages.remove(source, id));
+            let page = &mut pages.pages[source];
+            (page.closed, page.told) = (true, FxHashMap::default());
+        });
+    }
+
     /// What the source itself has said of an id.
     pub fn known(&self, id: &str) -> Option<Arc<Workload>> {
         self.book.told(&(self.source, id.to_owned())).map(|told| told.workload)
@@ -378,6 +396,28 @@ mod tests {
         assert_eq!((report.workloads, report.health.failures), (1, 1));
         assert_eq!(report.health.state, State::Failed("gone".into()));
         assert_eq!(report.health.connected, None);
+    }
+
+    #[test]
+    fn a_closed_page_is_forgotten_and_stays_so() {
+        let book = Arc::new(Book::new(|| {}));
+        let (closed, mut inbox) = book.open("a", true);
+        let (other, _other_inbox) = book.open("b", false);
+        closed.connected("a 1.0");
+        closed.put(workload("1", "x"));
+        other.put(workload("1", "y"));
+        changed(&book);
+        closed.close();
+        assert_eq!(changed(&book), [(0, "1".into())]);
+        closed.put(workload("2", "late"));
+        closed.replace(vec![workload("3", "later")]);
+        closed.connected("a 1.0");
+        assert_eq!((changed(&book), book.is_attended()), (vec![], false));
+        book.ask(&Wanted::Unit("x".into()));
+        assert!(inbox.try_recv().is_err());
+        let names: Vec<_> = book.reports().iter().map(|report| report.name.to_string()).collect();
+        assert_eq!(names, ["b"]);
+        assert_eq!(book.by_id("1")[0].1.workload.name, "y");
     }
 
     #[test]

@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 /// How often the places of sockets are looked at while nothing is there.
 const LOOK: Duration = Duration::from_secs(5);
@@ -149,6 +151,17 @@ pub struct Settings {
 pub struct Runtimes {
     stop: watch::Sender<bool>,
     thread: Option<std::thread::JoinHandle<()>>,
+    spawner: Handle,
+    settings: Settings,
+    book: Arc<Book>,
+    started: Vec<Started>,
+}
+
+/// A source that runs.
+struct Started {
+    kind: &'static str,
+    task: AbortHandle,
+    page: Reporter,
 }
 
 impl Runtimes {
@@ -156,15 +169,7 @@ impl Runtimes {
     pub fn start(settings: &Settings, book: &Arc<Book>) -> io::Result<Runtimes> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(false);
-        for kind in &RUNTIMES {
-            let choice = settings.choices.get(kind.name).unwrap_or(&Choice::Auto);
-            for (name, places) in sources(kind, choice, &settings.run) {
-                let (reporter, questions) = book.open(&name, kind.names);
-                let first = places.first().cloned().unwrap_or_default();
-                let context = Context { path: first, proc: settings.proc.clone(), reporter, questions };
-                runtime.spawn(supervise(kind, places, context));
-            }
-        }
+        let spawner = runtime.handle().clone();
         let wait = move || {
             runtime.block_on(async {
                 // The sender is gone with its owner.
@@ -174,7 +179,35 @@ impl Runtimes {
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("netskoop-who".into()).spawn(wait)?;
-        Ok(Runtimes { stop, thread: Some(thread) })
+        let (settings, book) = (settings.clone(), Arc::clone(book));
+        let mut all = Runtimes { stop, thread: Some(thread), spawner, settings, book, started: Vec::new() };
+        RUNTIMES.iter().for_each(|kind| all.begin(kind));
+        Ok(all)
+    }
+
+    /// Other sockets are to be used: sources for which that is a change are stopped, with all that they said, and begin
+    /// anew. The others are not disturbed.
+    pub fn choose(&mut self, choices: &BTreeMap<&'static str, Choice>) {
+        let before = std::mem::replace(&mut self.settings.choices, choices.clone());
+        for kind in RUNTIMES.iter().filter(|kind| before.get(kind.name) != choices.get(kind.name)) {
+            for stopped in self.started.extract_if(.., |started| started.kind == kind.name) {
+                stopped.task.abort();
+                stopped.page.close();
+            }
+            self.begin(kind);
+        }
+    }
+
+    fn begin(&mut self, kind: &'static Runtime) {
+        let choice = self.settings.choices.get(kind.name).unwrap_or(&Choice::Auto);
+        for (name, places) in sources(kind, choice, &self.settings.run) {
+            let (reporter, questions) = self.book.open(&name, kind.names);
+            let page = reporter.clone();
+            let first = places.first().cloned().unwrap_or_default();
+            let context = Context { path: first, proc: self.settings.proc.clone(), reporter, questions };
+            let task = self.spawner.spawn(supervise(kind, places, context)).abort_handle();
+            self.started.push(Started { kind: kind.name, task, page });
+        }
     }
 }
 
@@ -255,5 +288,29 @@ mod tests {
         assert!(of(&RUNTIMES[0], &Choice::Off).is_empty());
         let own = of(&RUNTIMES[2], &Choice::Paths(vec!["/x".into()]));
         assert_eq!(own, [("docker".into(), vec!["/x".into()])]);
+    }
+
+    #[test]
+    fn other_sockets_are_chosen_while_it_runs() {
+        let book = Arc::new(Book::new(|| {}));
+        // Nothing is there, so that every source waits for its socket.
+        let run = PathBuf::from("/nonexistent/run");
+        let settings = Settings { proc: "/proc".into(), run, choices: [("systemd", Choice::Off)].into() };
+        let mut all = Runtimes::start(&settings, &book).unwrap();
+        let names = || {
+            let kind = |name: &str| name.split(' ').next().unwrap_or_default().to_owned();
+            let mut found: Vec<String> = book.reports().iter().map(|report| kind(&report.name)).collect();
+            found.sort();
+            found.dedup();
+            found
+        };
+        assert_eq!(names(), ["containerd", "cri", "docker", "podman"]);
+        all.choose(&[("docker", Choice::Off), ("cri", Choice::Paths(vec!["/x".into()]))].into());
+        assert_eq!(names(), ["containerd", "cri", "podman", "systemd"]);
+        let cri: Vec<_> =
+            book.reports().into_iter().filter(|report| report.name.starts_with("cri")).collect();
+        assert_eq!(cri.len(), 1, "only the one that was chosen");
+        all.choose(&BTreeMap::new());
+        assert_eq!(names().len(), 5);
     }
 }
