@@ -5,6 +5,7 @@
 mod containerd;
 mod cri;
 mod docker;
+mod http;
 mod podman;
 mod systemd;
 
