@@ -27,7 +27,7 @@ pub(crate) fn end_processes_of(dir: &Path) {
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let named = |pid: &i32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            *pid != std::process::id() as i32 && String::from_utf8_lossy(&line).contains(name)
+            Ok(*pid) != i32::try_from(std::process::id()) && String::from_utf8_lossy(&line).contains(name)
         };
         pids.filter(named).collect::<Vec<i32>>()
     };

@@ -237,7 +237,7 @@ fn with_kubernetes(mut workload: Workload) -> Workload {
 pub(super) enum Said {
     /// The container runs, or something about it changed.
     Changed(String),
-    /// Its addresses changed, if it runs.
+    /// Something about it changed, if it runs.
     Moved(String),
     /// It does not run any more.
     Gone(String),
@@ -282,8 +282,10 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
     let (action, id) = if is_new { (event.action, event.actor.id) } else { (event.status, event.id) };
     let said = match (event.kind.as_str(), action.as_str()) {
         ("container" | "", "start" | "restart" | "restore" | "rename" | "update") => Said::Changed(id),
-        // The latter three are podman's.
-        ("container" | "", "die" | "destroy" | "died" | "remove" | "cleanup") => Said::Gone(id),
+        // The latter two are podman's.
+        ("container" | "", "die" | "destroy" | "died" | "remove") => Said::Gone(id),
+        // Podman may clean up after the container has been started again.
+        ("container", "cleanup") => Said::Moved(id),
         // Docker's actor is the network, podman's the container.
         ("network", "connect" | "disconnect") if event.actor.attributes.container.is_empty() => {
             Said::Moved(id)
