@@ -8,6 +8,7 @@ mod docker;
 mod grpc;
 mod labels;
 mod oci;
+mod http;
 mod podman;
 mod systemd;
 
