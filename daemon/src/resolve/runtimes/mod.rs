@@ -6,9 +6,9 @@ mod containerd;
 mod cri;
 mod docker;
 mod grpc;
+mod http;
 mod labels;
 mod oci;
-mod http;
 mod podman;
 mod systemd;
 
