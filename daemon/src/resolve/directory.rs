@@ -3,10 +3,10 @@
 
 use super::book::Told;
 use super::describe;
-use super::identity::{Claimed, Facts, Identity};
+use super::identity::{Claimed, Facts, Identity, is_called};
 use super::labels::{self, Labels};
 use super::tenants::{self, Tenant};
-use super::workload::Workload;
+use super::workload::{Role, Workload};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
@@ -14,7 +14,7 @@ use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// One namespace.
@@ -107,10 +107,41 @@ pub struct Directory {
     unattributed: [Box<str>; 3],
     departed: Vec<Departed>,
     tenants: Vec<Tenant>,
-    containers: FxHashMap<String, (Spot, Arc<Workload>)>,
+    /// Made when the first event asks: most pictures are replaced before.
+    index: OnceLock<Index>,
+}
+
+/// Where containers and addresses are.
+#[derive(Debug, Default)]
+struct Index {
+    containers: FxHashMap<ById, Spot>,
     /// `None` for an address that several namespaces have.
     by_address: FxHashMap<IpAddr, Option<Subject>>,
 }
+
+/// A workload that is found by its id.
+#[derive(Debug)]
+struct ById(Arc<Workload>);
+
+impl std::borrow::Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
+}
+
+impl std::hash::Hash for ById {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &ById) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 impl Directory {
     /// Names everything and renders the labels. What has not changed is taken over from the picture before.
@@ -149,7 +180,6 @@ impl Directory {
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
         directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
-        directory.index();
         directory
     }
 
@@ -168,25 +198,22 @@ impl Directory {
     }
 
     /// Finds containers and addresses.
-    fn index(&mut self) {
-        let mut containers = FxHashMap::default();
-        let mut by_address: FxHashMap<IpAddr, Option<Subject>> = FxHashMap::default();
-        for entry in self.slots.iter().flatten() {
-            let ns = &entry.namespace;
-            for workload in ns.facts.claims.iter().map(|claimed| &claimed.told.workload) {
-                insert(&mut containers, workload, Spot::Namespace(ns.subject));
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut index = Index::default();
+            for entry in self.entries() {
+                let ns = &entry.namespace;
+                index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
+                for address in &ns.addresses {
+                    let shared = index.by_address.contains_key(address);
+                    index.by_address.insert(*address, (!shared).then_some(ns.subject));
+                }
             }
-            for address in &ns.addresses {
-                let shared = by_address.contains_key(address);
-                by_address.insert(*address, (!shared).then_some(ns.subject));
+            for (at, tenant) in self.tenants.iter().enumerate() {
+                index.add(&tenant.claims, Spot::Tenant(at));
             }
-        }
-        for (at, tenant) in self.tenants.iter().enumerate() {
-            for workload in tenant.claims.iter().map(|claimed| &claimed.told.workload) {
-                insert(&mut containers, workload, Spot::Tenant(at));
-            }
-        }
-        (self.containers, self.by_address) = (containers, by_address);
+            index
+        })
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
@@ -203,7 +230,7 @@ impl Directory {
 
     /// A container that a source knows, by its full id.
     pub fn container(&self, id: &str) -> Option<ContainerRef<'_>> {
-        let (spot, workload) = self.containers.get(id)?;
+        let (ById(workload), spot) = self.index().containers.get_key_value(id)?;
         let entity: &EntityRef = match spot {
             Spot::Namespace(subject) => &self.entry(*subject)?.id,
             Spot::Tenant(at) => &self.tenants.get(*at)?.id,
@@ -213,7 +240,7 @@ impl Directory {
 
     /// Whose address this is; `None` if nobody's on this node, or several have it.
     pub fn by_address(&self, address: IpAddr) -> Option<&EntityRef> {
-        let subject = (*self.by_address.get(&address)?)?;
+        let subject = (*self.index().by_address.get(&address)?)?;
         Some(&self.entry(subject)?.id)
     }
 
@@ -310,11 +337,16 @@ impl Directory {
     }
 }
 
-fn insert(containers: &mut FxHashMap<String, (Spot, Arc<Workload>)>, workload: &Arc<Workload>, spot: Spot) {
-    use super::workload::Role;
-    if matches!(workload.role, Role::Container | Role::Sandbox) {
-        // Of two sources that know it, the one with a name for it is the one that was told of first by the order of claims.
-        containers.entry(workload.id.clone()).or_insert_with(|| (spot, Arc::clone(workload)));
+impl Index {
+    /// Of two sources that know a container, the one that has a name for it counts.
+    fn add(&mut self, claims: &[Claimed], spot: Spot) {
+        for workload in claims.iter().map(|claimed| &claimed.told.workload) {
+            let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
+            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
+                self.containers.remove(workload.id.as_str());
+                self.containers.insert(ById(Arc::clone(workload)), spot);
+            }
+        }
     }
 }
 

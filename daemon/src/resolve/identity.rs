@@ -104,7 +104,7 @@ impl Identity {
 }
 
 /// Whether a container has a name: Docker's containers are known to containerd by their ids only.
-fn is_called(workload: &Workload) -> bool {
+pub(super) fn is_called(workload: &Workload) -> bool {
     !(workload.id.len() == 64 && workload.id.starts_with(&workload.name))
 }
 
