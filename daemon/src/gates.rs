@@ -20,6 +20,7 @@ use crate::kernel::netns_watch::NetnsWatch;
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
 use crate::resolve::directory::Directory;
+use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
 use crate::server::exposition::{Budget, write_family};
 use crate::sources::{self, Beacon, Scratch, Want};
@@ -52,8 +53,8 @@ const BYTES_PER_SERIES: usize = 105;
 /// to the limit of older kernels (a million).
 const INSTRUCTIONS: [(&str, u32, u32); 7] = [
     ("tcpreset/on_send_reset", 5450, 1280),
-    ("tcpreset/on_receive_reset", 870, 465),
-    ("packetloss/on_kfree_skb", 5900, 1290),
+    ("tcpreset/on_receive_reset", 1020, 495),
+    ("packetloss/on_kfree_skb", 6800, 1360),
     ("netns/on_newtask", 220, 205),
     ("netns/on_exec", 220, 205),
     ("netns/on_exit", 195, 190),
@@ -126,7 +127,11 @@ impl KernelWatch for Silent {
 }
 
 fn watcher(proc: &Path) -> Watcher {
-    Watcher::start(Roots { proc: proc.into(), netns: proc.join("none") }, "w".into()).unwrap()
+    Watcher::start(
+        Roots { proc: proc.into(), netns: proc.join("none") },
+        Labels { node: "w".into(), ..Labels::default() },
+    )
+    .unwrap()
 }
 
 /// Not a test: collects and renders again and again in a process of its own, which is counted from outside or inside.

@@ -122,7 +122,7 @@ impl Bus {
     fn deliver(&self, incoming: Incoming) {
         let Incoming { probe, event: raw } = incoming;
         let directory = self.directory.load();
-        let entity = directory.event_owner(raw.netns, raw.cookie).cloned();
+        let entity = directory.event_owner(raw.netns, raw.cookie).map(|owner| owner.entity.clone());
         let mut fields: BTreeMap<String, _> =
             raw.fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         if entity.is_none() && raw.netns != 0 {
