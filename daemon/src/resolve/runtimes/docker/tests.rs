@@ -156,7 +156,7 @@ impl Setting {
         let wake = Arc::new(Notify::new());
         let waker = Arc::clone(&wake);
         let book = Arc::new(Book::new(move || waker.notify_one()));
-        let (reporter, questions) = book.open("docker");
+        let (reporter, questions) = book.open("docker", true);
         let context = Context { path: fake.path.clone(), proc: "/proc".into(), reporter, questions };
         Setting { fake, book, context, events, wake }
     }
