@@ -25,6 +25,9 @@ requirements() {
 		test|command -v jq|jq|jq
 		test|command -v strace|strace|strace
 		test|command -v unshare|util-linux|util-linux
+		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
+		test|command -v systemd-nspawn|systemd-container|systemd-container
+		test|command -v mmdebstrap|mmdebstrap|mmdebstrap
 		test|command -v clang-format|clang-format|clang-tools-extra
 	END
 }

@@ -329,6 +329,12 @@ impl Reporter {
         });
     }
 
+    /// All that the source itself has said, before it lost its connection too.
+    pub fn page(&self) -> Vec<Arc<Workload>> {
+        let pages = self.book.pages();
+        pages.pages[self.source].told.values().map(|told| Arc::clone(&told.workload)).collect()
+    }
+
     /// What the source itself has said of an id.
     pub fn known(&self, id: &str) -> Option<Arc<Workload>> {
         self.book.told(&(self.source, id.to_owned())).map(|told| told.workload)
