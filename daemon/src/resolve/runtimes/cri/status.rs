@@ -168,7 +168,7 @@ mod tests {
     fn what_is_not_told_is_not_known() {
         assert_eq!((pid(&HashMap::new()), netns(&HashMap::new())), (None, None));
         for json in
-            ["", "null", "[1]", "{}", r#"{"pid":null}"#, r#"{"pid":-1}"#, r#"{"pid":4294967296}"#, "\"\u{7f}"]
+            ["", "null", "[]", "{}", r#"{"pid":null}"#, r#"{"pid":-1}"#, r#"{"pid":4294967296}"#, "\"\u{7f}"]
         {
             assert_eq!(read(json), (None, None), "{json}");
         }
