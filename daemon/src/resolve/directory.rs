@@ -8,6 +8,7 @@ use crate::sources::{Access, Target};
 use crate::table::{Subject, escape};
 use netskoop_api::{Entity, EntityRef, Kind};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// One namespace.
@@ -60,6 +61,24 @@ impl Entry {
     }
 }
 
+/// Whose an event is.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// The owner of the namespace.
+    pub entity: &'a EntityRef,
+    /// Whether that is its name for good; else a better one is on its way.
+    pub settled: bool,
+}
+
+/// A container that some source knows.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerRef<'a> {
+    /// What it belongs to: its pod, or itself.
+    pub entity: &'a EntityRef,
+    /// Its name, in its pod.
+    pub name: &'a str,
+}
+
 /// The picture.
 #[derive(Debug, Default)]
 pub struct Directory {
@@ -104,11 +123,22 @@ impl Directory {
 
     /// Whose an event in this namespace is: also of one that is gone already.
     /// One that has the same inode but not the same cookie is another one.
-    pub fn event_owner(&self, inode: u32, cookie: u64) -> Option<&EntityRef> {
+    pub fn event_owner(&self, inode: u32, cookie: u64) -> Option<Owner<'_>> {
         let living = self.by_inode(inode).filter(|entry| same_cookie(entry.namespace.facts.cookie, cookie));
         let same = |(known, entity): &&(u64, EntityRef)| entity.netns == inode && same_cookie(*known, cookie);
         let departed = || self.departed.iter().rev().find(same).map(|(_, entity)| entity);
-        living.map(|entry| &entry.id).or_else(departed)
+        let entity = living.map(|entry| &entry.id).or_else(departed)?;
+        Some(Owner { entity, settled: true })
+    }
+
+    /// A container that some source knows, by its full id.
+    pub fn container(&self, _id: &str) -> Option<ContainerRef<'_>> {
+        None
+    }
+
+    /// Whose an address is, if it is one of this node's.
+    pub fn by_address(&self, _address: IpAddr) -> Option<&EntityRef> {
+        None
     }
 
     /// Grows with every change.
