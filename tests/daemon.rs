@@ -27,6 +27,9 @@ mod runtimes;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;
+/// Whose a socket in the node's own namespace is, by its cgroup; for root.
+#[path = "cases/sockets.rs"]
+mod sockets;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

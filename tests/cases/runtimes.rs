@@ -21,7 +21,7 @@ impl Sources {
     }
 
     fn report(&self, source: &str) -> SourceReport {
-        self.book.reports().into_iter().find(|report| report.name == source).unwrap()
+        self.book.reports().into_iter().find(|report| &*report.name == source).unwrap()
     }
 
     fn state(&self, source: &str) -> State {
@@ -37,7 +37,7 @@ impl Sources {
     }
 
     fn says(&self, source: &str, id: &str) -> Option<Workload> {
-        let told = self.book.by_id(id).into_iter().find(|(number, _)| self.book.name(*number) == source);
+        let told = self.book.by_id(id).into_iter().find(|(number, _)| &*self.book.name(*number) == source);
         told.map(|(_, Told { workload, .. })| (*workload).clone())
     }
 

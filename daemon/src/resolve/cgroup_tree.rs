@@ -235,15 +235,15 @@ fn unescape(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
     /// A tree of plain directories, which have inode numbers as well, and a procfs that says it is the hierarchy.
-    struct Tree(PathBuf);
+    pub(crate) struct Tree(PathBuf);
 
     impl Tree {
-        fn new(name: &str) -> Tree {
+        pub(crate) fn new(name: &str) -> Tree {
             let dir = std::env::temp_dir().join(format!("netskoop-cgroups-{name}-{}", std::process::id()));
             let _ = std::fs::remove_dir_all(&dir);
             std::fs::create_dir_all(dir.join("proc/self")).unwrap();
@@ -252,13 +252,17 @@ mod tests {
             std::fs::write(dir.join("proc/self/mountinfo"), line).unwrap();
             Tree(dir)
         }
-        fn make(&self, path: &str) -> u64 {
+        /// Makes a directory; its id.
+        pub(crate) fn make(&self, path: &str) -> u64 {
             let dir = self.0.join("tree").join(path);
             std::fs::create_dir_all(&dir).unwrap();
             std::fs::metadata(dir).unwrap().ino()
         }
+        pub(crate) fn proc(&self) -> PathBuf {
+            self.0.join("proc")
+        }
         fn open(&self) -> CgroupTree {
-            CgroupTree::new(&self.0.join("proc"))
+            CgroupTree::new(&self.proc())
         }
     }
 
