@@ -160,6 +160,17 @@ impl Api {
     }
 }
 
+/// Whether an annotation is podman's own book-keeping, which every container has.
+pub(super) fn is_podman_s_own(annotation: &str) -> bool {
+    const OWN: [&str; 4] = [
+        "io.podman.annotations.",
+        "io.kubernetes.cri-o.",
+        "io.container.manager",
+        "org.opencontainers.image.stopSignal",
+    ];
+    OWN.iter().any(|own| annotation.starts_with(own))
+}
+
 /// A text as part of a path or query.
 fn escaped(text: &str) -> String {
     use std::fmt::Write;

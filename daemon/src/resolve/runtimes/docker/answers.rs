@@ -170,6 +170,8 @@ impl Inspected {
     /// The workload, if it runs: one that does not holds no namespace. `pod_name` is the name of podman's pod.
     pub(super) fn workload(self, pod_name: Option<String>) -> Option<Workload> {
         let pid = Some(self.state.pid).filter(|pid| *pid > 0)?;
+        let mut annotations = self.config.annotations;
+        annotations.retain(|key, _| !super::is_podman_s_own(key));
         let image = if self.image_name.is_empty() { self.config.image } else { self.image_name };
         let uid = self.pod;
         let workload = Workload {
@@ -182,7 +184,7 @@ impl Inspected {
             netns: self.network_settings.netns(),
             addresses: self.network_settings.addresses(),
             labels: self.config.labels,
-            annotations: self.config.annotations,
+            annotations,
             ..Workload::default()
         };
         Some(with_kubernetes(workload))

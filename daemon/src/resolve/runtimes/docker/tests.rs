@@ -157,7 +157,13 @@ impl Setting {
         let waker = Arc::clone(&wake);
         let book = Arc::new(Book::new(move || waker.notify_one()));
         let (reporter, questions) = book.open("docker");
-        let context = Context { path: fake.path.clone(), proc: "/proc".into(), reporter, questions };
+        let context = Context {
+            path: fake.path.clone(),
+            proc: "/proc".into(),
+            run: "/run".into(),
+            reporter,
+            questions,
+        };
         Setting { fake, book, context, events, wake }
     }
 
