@@ -78,6 +78,7 @@ fn podman_with_a_socket_is_asked() {
     let Some(mut podman) = Podman::start() else { return };
     podman.serve();
     let before = podman.run("before", &["-l", "a=b"]);
+    podman.podman(&["pause", "before"]);
     let reading = Reading::of("podman");
     let state = reading.until_state("connected", |state| matches!(state, State::Connected(_)));
     let State::Connected(what) = state else { unreachable!() };

@@ -130,7 +130,8 @@ impl Api {
     async fn ask(&mut self, job: &Job) -> Result<Answer, HttpError> {
         match job {
             Job::List => {
-                let path = format!("{}/containers/json", self.prefix);
+                // Podman leaves out those that are paused, unless it is asked for all.
+                let path = format!("{}/containers/json?all={}", self.prefix, !self.prefix.is_empty());
                 Ok(Answer::All(self.client.get(&path, LIST).await?))
             }
             Job::Inspect(id) => {
