@@ -18,6 +18,9 @@ mod golden;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
+/// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
+#[path = "cases/podman.rs"]
+mod podman;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

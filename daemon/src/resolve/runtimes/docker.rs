@@ -130,7 +130,8 @@ impl Api {
     async fn ask(&mut self, job: &Job) -> Result<Answer, HttpError> {
         match job {
             Job::List => {
-                let path = format!("{}/containers/json", self.prefix);
+                // Podman leaves out those that are paused, unless it is asked for all.
+                let path = format!("{}/containers/json?all={}", self.prefix, !self.prefix.is_empty());
                 Ok(Answer::All(self.client.get(&path, LIST).await?))
             }
             Job::Inspect(id) => {
@@ -158,6 +159,17 @@ impl Api {
         self.pods.insert(id.to_owned(), name.clone());
         Ok(name)
     }
+}
+
+/// Whether an annotation is podman's own book-keeping, which every container has.
+pub(super) fn is_podman_s_own(annotation: &str) -> bool {
+    const OWN: [&str; 4] = [
+        "io.podman.annotations.",
+        "io.kubernetes.cri-o.",
+        "io.container.manager",
+        "org.opencontainers.image.stopSignal",
+    ];
+    OWN.iter().any(|own| annotation.starts_with(own))
 }
 
 /// A text as part of a path or query.

@@ -48,8 +48,9 @@ pub(super) struct Context {
     /// The socket, or the place of the state files.
     pub(super) path: PathBuf,
     /// procfs.
-    #[allow(dead_code, reason = "for the sources that follow")]
     pub(super) proc: PathBuf,
+    /// Root of runtime state.
+    pub(super) run: PathBuf,
     /// Its page.
     pub(super) reporter: Reporter,
     /// What the watcher wants to know. A source that cannot answer must read it all the same.
@@ -116,10 +117,7 @@ static RUNTIMES: [Runtime; 5] = [
     },
     Runtime {
         name: "podman",
-        places: &[
-            Place::Run("podman/podman.sock"),
-            Place::Root("/var/lib/containers/storage/overlay-containers"),
-        ],
+        places: &[Place::Run("podman/podman.sock"), Place::Root(podman::STORAGE)],
         several: false,
         names: true,
         run: |context| Box::pin(podman::run(context)),
@@ -166,7 +164,8 @@ impl Runtimes {
             for (name, places) in sources(kind, choice, &settings.run) {
                 let (reporter, questions) = book.open(&name, kind.names);
                 let first = places.first().cloned().unwrap_or_default();
-                let context = Context { path: first, proc: settings.proc.clone(), reporter, questions };
+                let (proc, run) = (settings.proc.clone(), settings.run.clone());
+                let context = Context { path: first, proc, run, reporter, questions };
                 runtime.spawn(supervise(kind, places, context));
             }
         }

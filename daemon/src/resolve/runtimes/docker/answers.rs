@@ -34,6 +34,8 @@ struct Listed {
     #[serde(deserialize_with = "or_default")]
     names: Vec<String>,
     image: String,
+    /// Docker before 1.13 does not tell, and lists only those that run.
+    state: String,
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
@@ -124,7 +126,7 @@ impl<'de> Deserialize<'de> for Containers {
                 while all.len() <= MAX_WORKLOADS
                     && let Some(listed) = list.next_element::<Listed>()?
                 {
-                    all.extend(is_id(&listed.id).then(|| listed.workload().bounded()));
+                    all.extend(listed.is_running().then(|| listed.workload().bounded()));
                 }
                 while list.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(all)
@@ -140,6 +142,10 @@ pub(super) fn is_id(id: &str) -> bool {
 }
 
 impl Listed {
+    fn is_running(&self) -> bool {
+        is_id(&self.id) && ["", "running", "paused"].contains(&self.state.as_str())
+    }
+
     fn workload(self) -> Workload {
         // Others are names that linked containers have for it: `/other/alias`.
         let own = self.names.iter().map(|name| bare(name)).find(|name| !name.contains('/'));
@@ -170,6 +176,8 @@ impl Inspected {
     /// The workload, if it runs: one that does not holds no namespace. `pod_name` is the name of podman's pod.
     pub(super) fn workload(self, pod_name: Option<String>) -> Option<Workload> {
         let pid = Some(self.state.pid).filter(|pid| *pid > 0)?;
+        let mut annotations = self.config.annotations;
+        annotations.retain(|key, _| !super::is_podman_s_own(key));
         let image = if self.image_name.is_empty() { self.config.image } else { self.image_name };
         let uid = self.pod;
         let workload = Workload {
@@ -182,7 +190,7 @@ impl Inspected {
             netns: self.network_settings.netns(),
             addresses: self.network_settings.addresses(),
             labels: self.config.labels,
-            annotations: self.config.annotations,
+            annotations,
             ..Workload::default()
         };
         Some(with_kubernetes(workload))

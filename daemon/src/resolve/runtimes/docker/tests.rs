@@ -157,7 +157,13 @@ impl Setting {
         let waker = Arc::clone(&wake);
         let book = Arc::new(Book::new(move || waker.notify_one()));
         let (reporter, questions) = book.open("docker", true);
-        let context = Context { path: fake.path.clone(), proc: "/proc".into(), reporter, questions };
+        let context = Context {
+            path: fake.path.clone(),
+            proc: "/proc".into(),
+            run: "/run".into(),
+            reporter,
+            questions,
+        };
         Setting { fake, book, context, events, wake }
     }
 
@@ -313,6 +319,38 @@ async fn a_container_that_cannot_be_looked_at_stops_nobody() {
     assert_eq!(names, ["c1", "c2", "c3"], "the list told of them");
 }
 
+/// What can no longer be looked at keeps its name, but not its process, until it can be looked at again.
+#[tokio::test(start_paused = true)]
+async fn nothing_old_is_told_of_a_container_that_cannot_be_looked_at() {
+    let mut looks = 0;
+    let list = format!("[{}]", listed(1));
+    let mut setting = Setting::new(move |path| {
+        looks += u32::from(path.contains(&id(1)));
+        match path {
+            "/containers/json" => Some(json(&list)),
+            path if path.contains(&id(1)) && looks == 2 => Some(status("500 Internal Server Error", "")),
+            _ => None,
+        }
+    });
+    let (book, events) = (Arc::clone(&setting.book), setting.events.clone());
+    tokio::spawn(async move {
+        while pid(&book, 1).is_none() {
+            tokio::task::yield_now().await;
+        }
+        events.send(happened("rename", 1)).unwrap();
+    });
+    let failed = std::cell::Cell::new(false);
+    setting
+        .until(|book| {
+            failed.set(
+                failed.get() || (pid(book, 1).is_none() && book.reports()[0].health.last_error.is_some()),
+            );
+            failed.get() && pid(book, 1).is_some()
+        })
+        .await;
+    assert_eq!(setting.asked(&id(1)), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_hangs_is_left_out_and_a_server_that_hangs_is_given_up() {
     let list = format!("[{},{}]", listed(1), listed(2));
@@ -421,7 +459,11 @@ async fn podman_tells_of_its_pods() {
             "/version" => json(
                 r#"{"Version":"4.3.1","Components":[{"Name":"Podman Engine","Version":"4.3.1","Details":{"APIVersion":"4.3.1"}}]}"#,
             ),
-            "/v4.3.1/libpod/containers/json" => json(&format!("[{},{}]", listed(1), listed(2))),
+            "/v4.3.1/libpod/containers/json" => {
+                let ended = listed(3).replace("\"Image\"", "\"State\":\"exited\",\"Image\"");
+                let paused = listed(2).replace("\"Image\"", "\"State\":\"paused\",\"Image\"");
+                json(&format!("[{},{paused},{ended}]", listed(1)))
+            }
             "/v4.3.1/libpod/pods/p1/json" => json(r#"{"Name":"shop"}"#),
             path if path.starts_with("/v4.3.1/libpod/containers/") => json(&body(number_in(path) == 1)),
             _ => return None,
@@ -433,6 +475,7 @@ async fn podman_tells_of_its_pods() {
     let pod = of(2).pod.clone().unwrap();
     assert_eq!((&*pod.namespace, &*pod.name, &*pod.uid), ("", "shop", "p1"));
     assert_eq!(setting.asked("/pods/"), 1, "a pod is asked for once");
+    assert_eq!(setting.book.reports()[0].workloads, 2);
 }
 
 #[test]

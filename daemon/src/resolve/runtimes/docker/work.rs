@@ -15,6 +15,8 @@ use tokio::time::Instant;
 const LIST_AGAIN: Duration = Duration::from_secs(600);
 /// Time from one full list to the next at least, where something was missed.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
+/// Time until a container that could not be looked at is looked at again, by way of the list.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// A question to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,8 @@ pub(super) struct Work {
     queued: FxHashSet<String>,
     /// Containers that ended since the present question was asked: its answer may not know that yet.
     ended: FxHashSet<String>,
-    listing: bool,
+    /// The container that the present question is about.
+    asking: Option<String>,
     list_due: bool,
     list_at: Instant,
     listed_at: Instant,
@@ -47,7 +50,7 @@ impl Work {
             queue: VecDeque::new(),
             queued: FxHashSet::default(),
             ended: FxHashSet::default(),
-            listing: false,
+            asking: None,
             list_due: true,
             list_at: now + LIST_AGAIN,
             listed_at: now,
@@ -58,14 +61,15 @@ impl Work {
     /// What is asked next.
     pub(super) fn next(&mut self) -> Option<Job> {
         self.ended.clear();
-        self.listing = std::mem::take(&mut self.list_due);
-        if self.listing {
+        self.asking = None;
+        if std::mem::take(&mut self.list_due) {
             self.listed_at = Instant::now();
             self.list_at = self.listed_at + LIST_AGAIN;
             return Some(Job::List);
         }
         let id = self.queue.pop_front()?;
         self.queued.remove(&id);
+        self.asking = Some(id.clone());
         Some(Job::Inspect(id))
     }
 
@@ -93,7 +97,7 @@ impl Work {
             Ok(Said::Changed(id)) => self.inspect(id),
             Ok(Said::Moved(id)) => {
                 // Before it starts and after it ends, networks are connected, too.
-                if self.reporter.known(&id).is_some() {
+                if self.asking.as_ref() == Some(&id) || self.reporter.known(&id).is_some() {
                     self.inspect(id);
                 }
             }
@@ -146,7 +150,7 @@ impl Work {
             }
             // It went before it was looked at.
             (Err(HttpError::NotFound(_)), Job::Inspect(id)) => self.inspected(id, None),
-            (Err(error), Job::Inspect(_)) => self.reporter.stumbled(&error.to_string()),
+            (Err(error), Job::Inspect(id)) => self.unknown(id, &error.to_string()),
             // Nothing is known without a list, so that trying anew is all that is left.
             (Err(error), Job::List) if self.lists == 0 => return Err(error.into()),
             (Err(error), Job::List) => self.missed(&error.to_string()),
@@ -165,6 +169,15 @@ impl Work {
         }
     }
 
+    /// A container could not be looked at. Its process may be another by now; its name stays.
+    fn unknown(&mut self, id: &str, error: &str) {
+        self.reporter.stumbled(error);
+        self.list_at = self.list_at.min(Instant::now() + LOOK_AGAIN);
+        if let Some(known) = self.reporter.known(id) {
+            self.reporter.put(Workload { pid: None, netns: None, ..Workload::clone(&known) });
+        }
+    }
+
     fn listed(&mut self, Containers(mut all): Containers) {
         let is_first = self.lists == 0;
         self.lists += 1;
@@ -172,11 +185,12 @@ impl Work {
         let mut unsure = Vec::new();
         for workload in &mut all {
             let known = self.reporter.known(&workload.id);
-            if let Some(known) = &known {
+            let differs = known.as_ref().is_none_or(|k| k.name != workload.name || k.pid.is_none());
+            if let Some(known) = known {
                 // Lists lack what only a look at the container tells.
-                workload.pid = workload.pid.or(known.pid);
+                let name = std::mem::take(&mut workload.name);
+                *workload = Workload { name, ..Workload::clone(&known) };
             }
-            let differs = known.is_none_or(|known| known.name != workload.name || known.pid.is_none());
             if is_first || differs {
                 unsure.push(workload.id.clone());
             }
