@@ -96,6 +96,15 @@ static __always_inline bool is_packet(const struct sock *sk, u16 protocol)
 	return protocol || family == AF_INET || family == AF_INET6;
 }
 
+/*
+ * A packet carries its sender's socket also through the namespaces that it crosses. What happens to
+ * it there is not the sender's doing.
+ */
+static __always_inline u64 cgroup_here(const struct sock *sk, const struct netns *here)
+{
+	return netns_of_sock(sk).inum == here->inum ? cgroup_of_sock(sk) : 0;
+}
+
 SEC("tp_btf/kfree_skb")
 int on_kfree_skb(u64 *ctx)
 {
@@ -140,6 +149,9 @@ int on_kfree_skb(u64 *ctx)
 	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
 	if (!e)
 		return 0;
+	e->head.cgroup = cgroup_here(sk, &netns);
+	if (has_rx_sk && !e->head.cgroup)
+		e->head.cgroup = cgroup_here((void *)ctx[3], &netns);
 	tuple_of_skb(skb, protocol, &t);
 	if (!t.family && !protocol && sk)
 		tuple_of_sock(sk, &t, false);

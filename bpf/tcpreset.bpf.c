@@ -60,8 +60,9 @@ static __always_inline bool ignored(const struct tuple *t)
 	return false;
 }
 
-static __always_inline int reset(void *ctx, struct netns netns, u16 kind, u32 cause,
-				 const struct tuple *t, u8 state, u32 reason, bool in_task)
+static __always_inline int reset(void *ctx, const struct sock *sk, struct netns netns, u16 kind,
+				 u32 cause, const struct tuple *t, u8 state, u32 reason,
+				 bool in_task)
 {
 	struct tcpreset_key key = {.netns = netns.inum, .cause = cause, .cookie = netns.cookie};
 	struct stats *st = stats_here();
@@ -78,6 +79,7 @@ static __always_inline int reset(void *ctx, struct netns netns, u16 kind, u32 ca
 	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
 	if (!e)
 		return 0;
+	e->head.cgroup = cgroup_of_sock(sk);
 	if (in_task) {
 		e->head.pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(e->head.comm, sizeof(e->head.comm));
@@ -128,7 +130,7 @@ int on_send_reset(u64 *ctx)
 		 */
 		in_task = is_full(state) && sk->sk_lock.owned;
 	}
-	return reset(ctx, netns, kind, cause, &t, state, reason, in_task);
+	return reset(ctx, sk, netns, kind, cause, &t, state, reason, in_task);
 }
 
 SEC("tp_btf/tcp_receive_reset")
@@ -147,5 +149,5 @@ int on_receive_reset(u64 *ctx)
 	else if (state == TCP_ESTABLISHED)
 		cause = IN_ESTABLISHED;
 	tuple_of_sock(sk, &t, true);
-	return reset(ctx, netns_of_sock(sk), RECEIVE, cause, &t, state, 0, false);
+	return reset(ctx, sk, netns_of_sock(sk), RECEIVE, cause, &t, state, 0, false);
 }

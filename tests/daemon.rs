@@ -9,18 +9,30 @@ mod support;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
+/// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
+#[path = "cases/docker.rs"]
+mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
+/// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
+#[path = "cases/podman.rs"]
+mod podman;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;
+/// What container runtimes say, asked for real; for root.
+#[path = "cases/runtimes.rs"]
+mod runtimes;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;
+/// Whose a socket in the node's own namespace is, by its cgroup; for root.
+#[path = "cases/sockets.rs"]
+mod sockets;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

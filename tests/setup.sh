@@ -18,6 +18,7 @@ requirements() {
 		build|header libelf.h|libelf-dev|elfutils-libelf-devel
 		build|header zlib.h|zlib1g-dev|zlib-devel
 		build|some_clang|clang|clang
+		build|command -v protoc|protobuf-compiler|protobuf-compiler
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
 		test|command -v curl|curl|curl
@@ -25,6 +26,16 @@ requirements() {
 		test|command -v jq|jq|jq
 		test|command -v strace|strace|strace
 		test|command -v unshare|util-linux|util-linux
+		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
+		test|command -v systemd-nspawn|systemd-container|systemd-container
+		test|command -v mmdebstrap|mmdebstrap|mmdebstrap
+		test|command -v runc|runc|runc
+		test|cni_plugins|containernetworking-plugins|containernetworking-plugins
+		test|command -v dockerd|docker.io|moby-engine
+		test|command -v docker|docker-cli/docker.io|docker-cli/moby-engine
+		test|command -v podman|podman|podman
+		test|podman_networks|netavark|netavark
+		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
 	END
 }
@@ -37,6 +48,59 @@ header() {
 some_clang() {
 	[ -n "${NETSKOOP_CLANG:-}" ] || command -v clang || compgen -c clang- | grep -qx 'clang-[0-9]*'
 }
+
+# Where Debian and Fedora put them.
+cni_plugins() {
+	[ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ]
+}
+
+# Only recommended by podman, but nothing with a network of its own starts without it.
+podman_networks() {
+	[ -x /usr/lib/podman/netavark ] || [ -x /usr/libexec/podman/netavark ]
+}
+
+# Containers of the tests have nothing else in them, no libc either.
+static_busybox() {
+	command -v busybox && ! ldd "$(command -v busybox)"
+}
+
+# Of the names in each argument, the first that the package manager knows: docker's client is a package of its own in
+# newer releases.
+existing() {
+	local names name
+	for names in "$@"; do
+		while [[ $names == */* ]]; do
+			name=${names%%/*}
+			if [ "$column" = deb ]; then
+				apt-cache show "$name" >/dev/null 2>&1 && break
+			else
+				dnf -q info "$name" >/dev/null 2>&1 && break
+			fi
+			names=${names#*/}
+		done
+		echo "${names%%/*}"
+	done
+}
+
+# Units that start at the next boot.
+enabled_units() {
+	find /etc/systemd/system -type l -path '*.wants/*' -printf '%f\n' 2>/dev/null | sort -u
+
+# Runs a command that installs, and no package may start its service, now or at the next boot; Docker's would.
+without_services() {
+	local policy=/usr/sbin/policy-rc.d own='' status=0 before units
+	before=$(enabled_units)
+	if [ ! -e $policy ]; then
+		own=$policy
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+	fi
+	"$@" || status=$?
+	[ -z "$own" ] || rm -f "$own"
+	mapfile -t units < <(comm -13 <(echo "$before") <(enabled_units))
+	if [ ${#units[@]} -gt 0 ] && command -v systemctl >/dev/null; then
+		systemctl --quiet disable "${units[@]}" >/dev/null 2>&1 || true
+	return $status
 
 # The names of the missing packages, for the level $1 and the column $2.
 missing() {
@@ -62,13 +126,16 @@ install_packages() {
 	mapfile -t packages < <(missing "$1" $column)
 	[ ${#packages[@]} -gt 0 ] || return 0
 	if command -v apt-get >/dev/null; then
-		need_root "apt-get update && apt-get install --no-install-recommends ${packages[*]}"
+		need_root "apt-get update && apt-get install --no-install-recommends ${packages[*]%%/*}"
 		echo "installing ${packages[*]}"
 		quietly apt-get update
-		DEBIAN_FRONTEND=noninteractive quietly apt-get install -y --no-install-recommends "${packages[@]}"
+		mapfile -t packages < <(existing "${packages[@]}" | sort -u)
+		DEBIAN_FRONTEND=noninteractive without_services \
+			quietly apt-get install -y --no-install-recommends "${packages[@]}"
 	elif command -v dnf >/dev/null; then
-		need_root "dnf install ${packages[*]}"
+		need_root "dnf install ${packages[*]%%/*}"
 		echo "installing ${packages[*]}"
+		mapfile -t packages < <(existing "${packages[@]}" | sort -u)
 		quietly dnf install -y "${packages[@]}"
 	else
 		echo "Neither apt-get nor dnf is here. Install what Debian calls: ${packages[*]}" >&2
@@ -113,21 +180,22 @@ how_to_get_rust() {
 	fi
 }
 
-# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
-get_promtool() {
+# Gets the program $1 of the Debian package $2, whose service would start if it were installed: it is only unpacked, where
+# check.sh has its PATH.
+get_tool() {
 	local tools=target/tools download
-	command -v promtool >/dev/null && return
-	[ ! -x $tools/usr/bin/promtool ] || return 0
+	command -v "$1" >/dev/null && return
+	[ ! -x "$tools/usr/bin/$1" ] || return 0
 	if ! command -v apt-get >/dev/null; then
-		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
+		echo "note: no $1; put one into the PATH to have everything tested"
 		return
 	fi
-	echo "unpacking promtool into $tools"
+	echo "unpacking $1 into $tools"
 	mkdir -p $tools
 	download=$(mktemp -d)
 	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
-	(cd "$download" && quietly apt-get download prometheus)
-	quietly dpkg-deb -x "$download"/prometheus_*.deb $tools
+	(cd "$download" && quietly apt-get download "$2")
+	quietly dpkg-deb -x "$download/$2"_*.deb $tools
 	rm -r "$download"
 }
 
@@ -135,5 +203,6 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
 if [ "${1:-build}" = test ]; then
-	get_promtool
+	get_tool promtool prometheus
+	get_tool containerd containerd
 fi

@@ -17,6 +17,7 @@
 struct event_head {
 	u64 time;	/* CLOCK_MONOTONIC */
 	u64 cookie;	/* of the namespace; 0 if the kernel gives it none */
+	u64 cgroup;	/* id of the socket's, in the unified hierarchy; 0 if there is none */
 	u32 netns;	/* inode; 0 if the context does not tell */
 	u16 probe;	/* number that the loader gave this object */
 	u16 kind;	/* which of the object's events */
@@ -195,6 +196,7 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 			__e->time = __now;                                                         \
 			__e->netns = (netns_).inum;                                                \
 			__e->cookie = (netns_).cookie;                                             \
+			__e->cgroup = 0;                                                           \
 			__e->probe = probe;                                                        \
 			__e->kind = kind_;                                                         \
 			__e->suppressed = __suppressed;                                            \

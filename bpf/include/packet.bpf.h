@@ -66,6 +66,29 @@ static __always_inline bool is_full(u8 state)
 }
 
 /*
+ * Id of the cgroup that made the socket; an accepted one has its listener's. It tells in any
+ * context whose the socket is. 0 if there is none to be read.
+ */
+static __always_inline u64 cgroup_of_sock(const struct sock *sk)
+{
+	const struct sock_cgroup_data___shared *shared;
+	u64 val;
+
+	if (!sk || !is_full(sk->__sk_common.skc_state))
+		return 0;
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return sk->sk_cgrp_data.cgroup->kn->id;
+	shared = (const void *)&sk->sk_cgrp_data;
+	if (!bpf_core_field_exists(shared->val))
+		return 0;
+	val = BPF_CORE_READ(shared, val);
+	/* A class for packets, or a socket made before cgroups of sockets were asked for. */
+	if (val & 3)
+		return 0;
+	return BPF_CORE_READ((const struct cgroup *)val, kn, id);
+}
+
+/*
  * The socket's connection, with either end as the source. A socket that is being closed has given
  * its port back already, and then only its inet_sport remembers it.
  */

@@ -120,9 +120,27 @@ typedef struct {
 	int owned;
 } socket_lock_t;
 
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/* Before 5.15 the pointer shared its place with other data, told apart by its lowest bits. */
+struct sock_cgroup_data___shared {
+	u64 val;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct inet_sock {

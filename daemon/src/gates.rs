@@ -54,8 +54,8 @@ const BYTES_PER_SERIES: usize = 105;
 /// to the limit of older kernels (a million).
 const INSTRUCTIONS: [(&str, u32, u32); 7] = [
     ("tcpreset/on_send_reset", 5450, 1280),
-    ("tcpreset/on_receive_reset", 870, 465),
-    ("packetloss/on_kfree_skb", 5900, 1290),
+    ("tcpreset/on_receive_reset", 1020, 495),
+    ("packetloss/on_kfree_skb", 6800, 1360),
     ("netns/on_newtask", 220, 205),
     ("netns/on_exec", 220, 205),
     ("netns/on_exit", 195, 190),

@@ -100,6 +100,8 @@ pub struct RawEvent {
     pub netns: u32,
     /// Its cookie; 0 if the kernel has none.
     pub cookie: u64,
+    /// Id of the cgroup whose socket it was, in the unified hierarchy; 0 if the kernel context did not tell.
+    pub cgroup: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
     /// Five-tuple from the packet's point of view.

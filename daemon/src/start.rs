@@ -207,6 +207,7 @@ async fn assemble(
         known: Arc::clone(&known),
         node: facts.node.clone(),
         boot: facts.boot.clone(),
+        proc: config.proc.clone(),
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
     let objects = Arc::new(Objects::default());

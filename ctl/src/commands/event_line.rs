@@ -76,7 +76,7 @@ fn endpoint(address: &str, port: u16) -> String {
     }
 }
 
-/// Reason and place, state, everything else, process, peer.
+/// Reason and place, state, everything else, process, container, peer.
 fn details(event: &Event) -> Line {
     let field = |name: &str| event.fields.get(name).map(Value::to_string);
     let mut parts = Vec::new();
@@ -93,6 +93,7 @@ fn details(event: &Event) -> Line {
         event.fields.iter().filter(|(name, _)| !matches!(name.as_str(), "reason" | "location" | "state"));
     parts.extend(others.map(|(name, value)| other(name, value)));
     parts.extend(event.process.as_ref().map(|process| format!("{}[{}]", process.comm, process.pid).into()));
+    parts.extend(event.container.as_ref().map(|container| format!("container={container}").into()));
     parts.extend(event.peer.as_ref().map(|peer| format!("peer={}", peer.name).into()));
     let mut line = Line::new();
     for (at, part) in parts.into_iter().enumerate() {
@@ -135,6 +136,7 @@ pub(crate) mod tests {
             probe: "p".into(),
             node: "worker-7".into(),
             entity: Some(entity),
+            container: None,
             peer: None,
             net: Some(Net { proto: proto.into(), src: src.into(), sport, dst: dst.into(), dport }),
             process: None,
@@ -214,10 +216,14 @@ pub(crate) mod tests {
         ]
         .into();
         event.process = Some(Process { pid: 1, comm: "init".into() });
+        event.container = Some("app".into());
         event.peer = event.entity.clone();
         let text = shown(&mut layout(false), &event);
         assert!(text.contains("[::1]:80 > fe80::2 "), "{text}");
-        assert!(text.ends_with("   R, ESTABLISHED, aaa=3, wait=410 ns, init[1], peer=blue"), "{text}");
+        assert!(
+            text.ends_with("   R, ESTABLISHED, aaa=3, wait=410 ns, init[1], container=app, peer=blue"),
+            "{text}"
+        );
     }
 
     #[test]

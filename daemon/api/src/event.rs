@@ -25,9 +25,12 @@ pub struct Event {
     pub probe: String,
     /// Name of the node.
     pub node: String,
-    /// Whose namespace it happened in.
+    /// Whose namespace it happened in; in the node's own, whose socket it was if that is a container's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entity: Option<EntityRef>,
+    /// Name of the container whose socket it was, when that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// Whose address is at the other end, when it is one of this node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<EntityRef>,

@@ -163,8 +163,19 @@ impl Engine {
             events: self.event_status(standings),
             cost: self.cost(),
             wedged: self.wedged(&directory),
-            warnings: hooks.warnings.into_iter().chain(self.warnings(&directory)).collect(),
+            warnings: hooks
+                .warnings
+                .into_iter()
+                .chain(self.without_cgroups())
+                .chain(self.warnings(&directory))
+                .collect(),
         }
+    }
+
+    fn without_cgroups(&self) -> Option<String> {
+        let sentence = "the unified cgroup hierarchy (cgroup2) is not mounted here: what happens to host-network pods is told as \
+                        the host's";
+        self.counts.without_cgroups.load(Ordering::Relaxed).then(|| sentence.to_owned())
     }
 
     fn collection_status(&self, pass: Option<LastPass>) -> CollectionStatus {

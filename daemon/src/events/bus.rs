@@ -2,19 +2,24 @@
 //! copied, so that the ring is emptied however long naming takes.
 
 use super::history::History;
+use super::names::{Names, Place, Socket};
+use super::unsettled::Unsettled;
 use crate::hooks::{Known, RawEvent, Tuple};
+use crate::resolve::cgroup_tree::CgroupTree;
 use crate::resolve::directory::Directory;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use netskoop_api::{EVENT_SCHEMA, Event, Net, Process};
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use rustc_hash::FxHashSet;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Events that may wait between the pump and this thread.
 const QUEUE: usize = 4096;
-/// How long an event waits for its namespace to become known.
+/// How long an event waits until it is known for sure whose it is.
 const NAMING: Duration = Duration::from_millis(300);
 /// How often waiting events are looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -30,6 +35,10 @@ pub struct Counts {
     pub delivered: AtomicU64,
     /// Events given up because the queue to this thread was full.
     pub overrun: AtomicU64,
+    /// Events in the history that were named again.
+    pub relabelled: AtomicU64,
+    /// Whether cgroups cannot be looked up: then nobody can tell whose a socket in the node's own namespace is.
+    pub without_cgroups: AtomicBool,
 }
 
 /// What this thread needs.
@@ -46,6 +55,8 @@ pub struct Bus {
     pub node: String,
     /// Identifies this run.
     pub boot: String,
+    /// procfs, which tells where the cgroups are.
+    pub proc: PathBuf,
 }
 
 /// A decoded event and the probe it comes from.
@@ -77,58 +88,13 @@ impl Bus {
     pub fn start(self) -> std::io::Result<(Intake, std::thread::JoinHandle<()>)> {
         let (queue, inbox) = mpsc::sync_channel(QUEUE);
         let counts = Arc::clone(&self.counts);
-        let thread =
-            std::thread::Builder::new().name("netskoop-events".into()).spawn(move || self.run(&inbox))?;
+        let thread = std::thread::Builder::new().name("netskoop-events".into());
+        let thread = thread.spawn(move || Naming::new(self).run(&inbox))?;
         Ok((Intake { queue, counts }, thread))
     }
 
-    fn run(&self, inbox: &mpsc::Receiver<Incoming>) {
-        let mut waiting: VecDeque<(Instant, Incoming)> = VecDeque::new();
-        loop {
-            let next = if waiting.is_empty() {
-                inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
-            } else {
-                inbox.recv_timeout(LOOK)
-            };
-            match next {
-                Ok(incoming) => waiting.push_back((Instant::now() + NAMING, incoming)),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    waiting.drain(..).for_each(|(_, incoming)| self.deliver(incoming));
-                    return;
-                }
-            }
-            self.deliver_named(&mut waiting);
-        }
-    }
-
-    /// Delivers in order of arrival; the first one that still waits for its name holds up those behind it, for at most
-    /// [`NAMING`], so that the stream stays in the order of time.
-    fn deliver_named(&self, waiting: &mut VecDeque<(Instant, Incoming)>) {
-        let directory = self.directory.load();
-        let now = Instant::now();
-        while let Some((until, incoming)) = waiting.front() {
-            let netns = incoming.event.netns;
-            let named = netns == 0 || directory.event_owner(netns, incoming.event.cookie).is_some();
-            if !named && *until > now && waiting.len() < QUEUE {
-                return;
-            }
-            if let Some((_, incoming)) = waiting.pop_front() {
-                self.deliver(incoming);
-            }
-        }
-    }
-
-    fn deliver(&self, incoming: Incoming) {
-        let Incoming { probe, event: raw } = incoming;
-        let directory = self.directory.load();
-        let entity = directory.event_owner(raw.netns, raw.cookie).map(|owner| owner.entity.clone());
-        let mut fields: BTreeMap<String, _> =
-            raw.fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        if entity.is_none() && raw.netns != 0 {
-            fields.insert("netns".into(), netskoop_api::Value::Number(raw.netns.into()));
-        }
-        self.history.push(Event {
+    fn event(&self, probe: &'static str, raw: RawEvent) -> Event {
+        Event {
             schema: EVENT_SCHEMA,
             boot: self.boot.clone(),
             seq: 0,
@@ -136,15 +102,122 @@ impl Bus {
             kind: raw.decl.name.to_owned(),
             probe: probe.to_owned(),
             node: self.node.clone(),
-            entity,
+            entity: None,
+            container: None,
             peer: None,
             net: raw.tuple.map(net),
             process: raw.process.map(|(pid, comm)| Process { pid, comm }),
-            fields,
+            fields: raw.fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             stack: without_hooks(self.known.symbols.names(&raw.stack)),
             suppressed: raw.suppressed,
-        });
-        self.counts.delivered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An event that waits for its turn.
+struct Waiting {
+    until: Instant,
+    place: Place,
+    incoming: Incoming,
+}
+
+/// What the thread works with. The tree of cgroups is here, since reading it takes milliseconds.
+struct Naming {
+    bus: Bus,
+    tree: CgroupTree,
+    waiting: VecDeque<Waiting>,
+    unsettled: Unsettled,
+    /// Places whose events have waited in vain: those that follow do not, until something has changed.
+    in_vain: FxHashSet<Place>,
+    generation: u64,
+}
+
+impl Naming {
+    fn new(bus: Bus) -> Naming {
+        let tree = CgroupTree::new(&bus.proc);
+        bus.counts.without_cgroups.store(tree.mount_point().is_none(), Ordering::Relaxed);
+        Naming {
+            tree,
+            bus,
+            waiting: VecDeque::new(),
+            unsettled: Unsettled::default(),
+            in_vain: FxHashSet::default(),
+            generation: 0,
+        }
+    }
+
+    fn run(mut self, inbox: &mpsc::Receiver<Incoming>) {
+        loop {
+            match self.next(inbox) {
+                Ok(incoming) => self.accept(incoming),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    self.waiting.iter_mut().for_each(|waiting| waiting.until = Instant::now());
+                    self.deliver_named();
+                    return;
+                }
+            }
+            self.deliver_named();
+            let now = Instant::now();
+            if self.unsettled.next_look().is_some_and(|at| at <= now) {
+                let directory = self.bus.directory.load();
+                let named = self.unsettled.look(&directory, &mut self.tree, &self.bus.history, now);
+                self.bus.counts.relabelled.fetch_add(named, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The next event; at rest it sleeps until there is one.
+    fn next(&self, inbox: &mpsc::Receiver<Incoming>) -> Result<Incoming, mpsc::RecvTimeoutError> {
+        let look = self.unsettled.next_look().map(|at| at.saturating_duration_since(Instant::now()));
+        let waiting = (!self.waiting.is_empty()).then_some(LOOK);
+        match waiting.into_iter().chain(look).min() {
+            Some(limit) => inbox.recv_timeout(limit),
+            None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn accept(&mut self, incoming: Incoming) {
+        let RawEvent { netns, cookie, cgroup, .. } = incoming.event;
+        let place = Place { netns, cookie, socket: Socket::of(cgroup, &mut self.tree) };
+        self.waiting.push_back(Waiting { until: Instant::now() + NAMING, place, incoming });
+    }
+
+    /// Delivers in order of arrival; the first one that still waits for its name holds up those behind it, for at most
+    /// [`NAMING`], so that the stream stays in the order of time.
+    fn deliver_named(&mut self) {
+        let directory = self.bus.directory.load_full();
+        if self.generation != directory.generation() {
+            self.generation = directory.generation();
+            self.in_vain.clear();
+        }
+        let now = Instant::now();
+        while let Some(Waiting { until, mut place, incoming }) = self.waiting.pop_front() {
+            place.socket.resolve(&mut self.tree);
+            let names = Names::find(&directory, &place, incoming.event.tuple.as_ref());
+            let full = self.waiting.len() + 1 >= QUEUE;
+            if !names.settled && until > now && !full && !self.in_vain.contains(&place) {
+                self.waiting.push_front(Waiting { until, place, incoming });
+                return;
+            }
+            self.deliver(place, incoming, names, now);
+        }
+    }
+
+    fn deliver(&mut self, place: Place, incoming: Incoming, names: Names, now: Instant) {
+        let Incoming { probe, event: raw } = incoming;
+        let tuple = raw.tuple;
+        let mut event = self.bus.event(probe, raw);
+        names.put(&mut event, place.netns);
+        let seq = self.bus.history.push(event);
+        self.bus.counts.delivered.fetch_add(1, Ordering::Relaxed);
+        if !names.settled {
+            if self.in_vain.len() >= QUEUE {
+                self.in_vain.clear();
+            }
+            self.in_vain.insert(place.clone());
+            self.unsettled.remember(seq, place, tuple, names, now);
+        }
     }
 }
 
@@ -202,10 +275,11 @@ pub(crate) mod tests {
             probe: "test".into(),
             node: "n".into(),
             entity: None,
+            container: None,
             peer: None,
             net: None,
             process: None,
-            fields: BTreeMap::new(),
+            fields: std::collections::BTreeMap::new(),
             stack: vec![],
             suppressed: 0,
         }

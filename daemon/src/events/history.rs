@@ -61,8 +61,8 @@ impl History {
         ring.events.drain(..excess);
     }
 
-    /// Numbers an event and keeps it.
-    pub fn push(&self, mut event: Event) {
+    /// Numbers an event and keeps it; its number.
+    pub fn push(&self, mut event: Event) -> u64 {
         let seq = {
             let mut ring = self.ring();
             ring.last_seq += 1;
@@ -73,6 +73,17 @@ impl History {
         };
         // Only those who follow are woken.
         self.newest.send_replace(seq);
+        seq
+    }
+
+    /// Changes an event that is still kept. Those who follow the stream have had it as it was.
+    pub fn change(&self, seq: u64, change: impl FnOnce(&mut Event)) {
+        let mut ring = self.ring();
+        let first = ring.last_seq + 1 - ring.events.len() as u64;
+        let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+        if let Some(event) = at.and_then(|at| ring.events.get_mut(at)) {
+            change(Arc::make_mut(event));
+        }
     }
 
     /// At most `limit` events after sequence number `after`.
@@ -165,6 +176,22 @@ mod tests {
         let second = history.read(first.next_after, 3);
         assert_eq!((seqs(&second), second.next_after), (vec![4, 5], 5));
         assert!(history.read(5, 3).events.is_empty());
+    }
+
+    #[test]
+    fn an_event_that_is_kept_can_be_changed() {
+        let history = history(3, 5);
+        let before = history.read(0, 10);
+        for seq in [0, 2, 4, 9, u64::MAX] {
+            history.change(seq, |event| event.node = "changed".into());
+        }
+        let nodes = |batch: &Batch| batch.events.iter().map(|event| event.node.clone()).collect::<Vec<_>>();
+        let after = history.read(0, 10);
+        assert_eq!(
+            (nodes(&after), seqs(&after)),
+            (["n", "changed", "n"].map(str::to_owned).into(), vec![3, 4, 5])
+        );
+        assert_eq!(nodes(&before), ["n", "n", "n"], "who has read it keeps what was read");
     }
 
     #[test]

@@ -2,3 +2,8 @@
 
 pub mod bus;
 pub mod history;
+pub mod names;
+pub mod unsettled;
+
+#[cfg(test)]
+mod tests;

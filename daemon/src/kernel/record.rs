@@ -18,6 +18,8 @@ pub struct Head {
     pub netns: u32,
     /// Cookie of the namespace; 0 if the kernel gives it none.
     pub cookie: u64,
+    /// Id of the cgroup whose socket it was, in the unified hierarchy; 0 if the kernel context did not tell.
+    pub cgroup: u64,
     /// Number of the probe that wrote it.
     pub probe: u16,
     /// Which of the probe's events.
@@ -56,6 +58,7 @@ pub fn parse<T: Plain>(record: &[u8]) -> Option<(Head, T, Vec<u64>)> {
         time: head.time,
         netns: head.netns,
         cookie: head.cookie,
+        cgroup: head.cgroup,
         probe: head.probe,
         kind: head.kind,
         suppressed: head.suppressed,
@@ -95,6 +98,7 @@ mod tests {
         let mut out = Vec::new();
         out.extend(7u64.to_ne_bytes());
         out.extend(77u64.to_ne_bytes());
+        out.extend(777u64.to_ne_bytes());
         out.extend(netns.to_ne_bytes());
         out.extend(3u16.to_ne_bytes());
         out.extend(1u16.to_ne_bytes());
@@ -110,6 +114,7 @@ mod tests {
     #[test]
     fn a_record_is_taken_apart() {
         let (head, _, stack) = parse::<event_head>(&bytes(5, 16, &[1, 2, 3])).unwrap();
+        assert_eq!((head.cookie, head.cgroup), (77, 777));
         assert_eq!((head.time, head.netns, head.probe, head.kind, head.suppressed), (7, 5, 3, 1, 9));
         assert_eq!(head.process(), Some((42, "curl".to_owned())));
         assert_eq!(stack, [1, 2]);

@@ -177,7 +177,7 @@ fn wait(ring: &Ring, shared: &Shared) -> io::Result<()> {
 }
 
 /// Waits until `done` or the time is over.
-pub(super) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_micros(200);
     while !done() {

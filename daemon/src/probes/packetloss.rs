@@ -233,6 +233,7 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
         decl: &EVENTS[0],
         netns: head.netns,
         cookie: head.cookie,
+        cgroup: head.cgroup,
         time: head.time,
         tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
         process: head.process(),

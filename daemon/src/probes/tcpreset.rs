@@ -167,6 +167,7 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
         decl,
         netns: head.netns,
         cookie: head.cookie,
+        cgroup: head.cgroup,
         time: head.time,
         tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
         process: head.process(),
@@ -237,9 +238,9 @@ mod tests {
         for length in 0..whole.len() {
             assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
         }
-        // `kind` lies behind time, cookie, netns and probe.
+        // `kind` lies behind time, cookie, cgroup, netns and probe.
         let mut strange = whole;
-        strange[22..24].copy_from_slice(&9u16.to_ne_bytes());
+        strange[30..32].copy_from_slice(&9u16.to_ne_bytes());
         assert!(decode(&strange, &known()).is_none());
     }
 

@@ -286,17 +286,20 @@ impl Reporter {
         });
     }
 
-    /// The source does not work. Its page stays as it is.
-    pub fn failed(&self, error: &str) {
+    /// The source does not work. Its page stays as it is. Whether it was connected until now.
+    pub fn failed(&self, error: &str) -> bool {
+        let mut was_connected = false;
         self.write(|pages, source| {
             let Page { health, attended, .. } = &mut pages.pages[source];
-            if health.connected.take().is_some() {
+            was_connected = health.connected.take().is_some();
+            if was_connected {
                 *attended = Some(Instant::now());
             }
             health.state = State::Failed(error.to_owned());
             health.last_error = Some(error.to_owned());
             health.failures += 1;
         });
+        was_connected
     }
 
     /// Something went wrong that does not end the connection.
@@ -342,6 +345,12 @@ impl Reporter {
             let page = &mut pages.pages[source];
             (page.closed, page.told) = (true, FxHashMap::default());
         });
+    }
+
+    /// All that the source itself has said, before it lost its connection too.
+    pub fn page(&self) -> Vec<Arc<Workload>> {
+        let pages = self.book.pages();
+        pages.pages[self.source].told.values().map(|told| Arc::clone(&told.workload)).collect()
     }
 
     /// What the source itself has said of an id.

@@ -4,10 +4,10 @@
 use super::book::Told;
 use super::describe;
 use super::extra::{About, Guard, Shown};
-use super::identity::{Claimed, Facts, Identity};
+use super::identity::{Claimed, Facts, Identity, is_called};
 use super::labels::{self, Labels};
 use super::tenants::{self, Tenant};
-use super::workload::Workload;
+use super::workload::{Role, Workload};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
@@ -15,7 +15,7 @@ use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// One namespace.
@@ -57,8 +57,8 @@ pub struct Entry {
     /// Unique name and kind, as events carry it.
     pub id: Arc<EntityRef>,
     labels: [Box<str>; 3],
-    /// Labels of `netskoop_entity_info`.
-    info: Box<str>,
+    /// Labels of `netskoop_entity_info`, made when the first scrape asks.
+    info: OnceLock<Box<str>>,
     /// Values of the extra labels.
     extra: Box<[Shown]>,
     /// Whether no newer namespace has the same pod, or name: the labels depend on it.
@@ -75,18 +75,28 @@ impl Entry {
         before: &[Shown],
     ) -> Entry {
         let id = entity_ref(ns, is_first);
-        let entity = describe::facts(&id, ns);
-        // What is said of the tenants of the node's own namespace is theirs.
-        let claims: &[Claimed] = if ns.facts.host { &[] } else { &ns.facts.claims };
-        let extra = guard.admit(&About { entity: &entity, claims, node: &labels.node }, before);
+        let extra = match labels.extra.labels.is_empty() {
+            true => Box::default(),
+            false => {
+                let entity = describe::facts(&id, ns);
+                // What is said of the tenants of the node's own namespace is theirs.
+                let claims: &[Claimed] = if ns.facts.host { &[] } else { &ns.facts.claims };
+                guard.admit(&About { entity: &entity, claims, node: &labels.node }, before)
+            }
+        };
         Entry {
             labels: labels::render(&id, ns, is_only, labels, &extra),
-            info: labels::info(&entity),
+            info: OnceLock::new(),
             extra,
             namespace: Arc::clone(ns),
             id: Arc::new(id),
             is_only,
         }
+    }
+
+    /// Labels of `netskoop_entity_info`.
+    fn info(&self) -> &str {
+        self.info.get_or_init(|| labels::info(&self.describe()))
     }
 
     /// The full description.
@@ -133,12 +143,43 @@ pub struct Directory {
     unattributed: [Box<str>; 3],
     departed: Vec<Departed>,
     tenants: Vec<Tenant>,
-    containers: FxHashMap<String, (Spot, Arc<Workload>)>,
-    /// `None` for an address that several namespaces have.
-    by_address: FxHashMap<IpAddr, Option<Subject>>,
+    /// Made when the first event asks: most pictures are replaced before.
+    index: OnceLock<Index>,
     /// How many namespaces have too many others beside them for each extra label.
     limited: Vec<(String, usize)>,
 }
+
+/// Where containers and addresses are.
+#[derive(Debug, Default)]
+struct Index {
+    containers: FxHashMap<ById, Spot>,
+    /// `None` for an address that several namespaces have.
+    by_address: FxHashMap<IpAddr, Option<Subject>>,
+}
+
+/// A workload that is found by its id.
+#[derive(Debug)]
+struct ById(Arc<Workload>);
+
+impl std::borrow::Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
+}
+
+impl std::hash::Hash for ById {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &ById) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 impl Directory {
     /// Names everything and renders the labels. What has not changed is taken over from the picture before.
@@ -177,7 +218,6 @@ impl Directory {
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
         directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
-        directory.index();
         directory.limited = directory.count_limited(labels);
         directory
     }
@@ -218,25 +258,22 @@ impl Directory {
     }
 
     /// Finds containers and addresses.
-    fn index(&mut self) {
-        let mut containers = FxHashMap::default();
-        let mut by_address: FxHashMap<IpAddr, Option<Subject>> = FxHashMap::default();
-        for entry in self.slots.iter().flatten() {
-            let ns = &entry.namespace;
-            for workload in ns.facts.claims.iter().map(|claimed| &claimed.told.workload) {
-                insert(&mut containers, workload, Spot::Namespace(ns.subject));
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut index = Index::default();
+            for entry in self.entries() {
+                let ns = &entry.namespace;
+                index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
+                for address in &ns.addresses {
+                    let shared = index.by_address.contains_key(address);
+                    index.by_address.insert(*address, (!shared).then_some(ns.subject));
+                }
             }
-            for address in &ns.addresses {
-                let shared = by_address.contains_key(address);
-                by_address.insert(*address, (!shared).then_some(ns.subject));
+            for (at, tenant) in self.tenants.iter().enumerate() {
+                index.add(&tenant.claims, Spot::Tenant(at));
             }
-        }
-        for (at, tenant) in self.tenants.iter().enumerate() {
-            for workload in tenant.claims.iter().map(|claimed| &claimed.told.workload) {
-                insert(&mut containers, workload, Spot::Tenant(at));
-            }
-        }
-        (self.containers, self.by_address) = (containers, by_address);
+            index
+        })
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
@@ -253,7 +290,7 @@ impl Directory {
 
     /// A container that a source knows, by its full id.
     pub fn container(&self, id: &str) -> Option<ContainerRef<'_>> {
-        let (spot, workload) = self.containers.get(id)?;
+        let (ById(workload), spot) = self.index().containers.get_key_value(id)?;
         let entity: &EntityRef = match spot {
             Spot::Namespace(subject) => &self.entry(*subject)?.id,
             Spot::Tenant(at) => &self.tenants.get(*at)?.id,
@@ -263,7 +300,7 @@ impl Directory {
 
     /// Whose address this is; `None` if nobody's on this node, or several have it.
     pub fn by_address(&self, address: IpAddr) -> Option<&EntityRef> {
-        let subject = (*self.by_address.get(&address)?)?;
+        let subject = (*self.index().by_address.get(&address)?)?;
         Some(&self.entry(subject)?.id)
     }
 
@@ -343,8 +380,8 @@ impl Directory {
 
     /// Labels of `netskoop_entity_info`: of all namespaces with a settled name, and of what lives in the node's own.
     pub fn infos(&self) -> impl Iterator<Item = &str> {
-        let settled = self.entries().filter(|entry| entry.namespace.settled).map(|entry| &*entry.info);
-        settled.chain(self.tenants.iter().map(|tenant| &*tenant.info))
+        let settled = self.entries().filter(|entry| entry.namespace.settled).map(Entry::info);
+        settled.chain(self.tenants.iter().map(Tenant::info))
     }
 
     /// What sources need to read every namespace.
@@ -360,11 +397,16 @@ impl Directory {
     }
 }
 
-fn insert(containers: &mut FxHashMap<String, (Spot, Arc<Workload>)>, workload: &Arc<Workload>, spot: Spot) {
-    use super::workload::Role;
-    if matches!(workload.role, Role::Container | Role::Sandbox) {
-        // Of two sources that know it, the one with a name for it is the one that was told of first by the order of claims.
-        containers.entry(workload.id.clone()).or_insert_with(|| (spot, Arc::clone(workload)));
+impl Index {
+    /// Of two sources that know a container, the one that has a name for it counts.
+    fn add(&mut self, claims: &[Claimed], spot: Spot) {
+        for workload in claims.iter().map(|claimed| &claimed.told.workload) {
+            let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
+            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
+                self.containers.remove(workload.id.as_str());
+                self.containers.insert(ById(Arc::clone(workload)), spot);
+            }
+        }
     }
 }
 
@@ -407,12 +449,14 @@ pub fn count_kinds(directory: &Directory) -> Vec<netskoop_api::KindCount> {
         .collect()
 }
 
+/// Pictures for tests.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
     use crate::resolve::identity;
 
-    fn namespace(subject: u32, facts: Facts, birth: u64) -> Arc<Namespace> {
+    /// A namespace of which that much is known.
+    pub(crate) fn namespace(subject: u32, facts: Facts, birth: u64) -> Arc<Namespace> {
         let (identity, sources) = identity::identify(&facts);
         Arc::new(Namespace {
             subject: Subject(subject),
@@ -431,10 +475,17 @@ mod tests {
         })
     }
 
-    fn build(namespaces: &[Arc<Namespace>], node: &str) -> Directory {
+    /// A picture of them.
+    pub(crate) fn build(generation: u64, namespaces: &[Arc<Namespace>], node: &str) -> Directory {
         let labels = Labels { node: node.into(), ..Labels::default() };
-        Directory::build(&Directory::default(), 1, namespaces, vec![], &labels)
+        Directory::build(&Directory::default(), generation, namespaces, vec![], &labels)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{build, namespace};
+    use super::*;
 
     fn netns(subject: u32, inode: u32, name: &str, birth: u64) -> Arc<Namespace> {
         namespace(subject, Facts { inode, mounts: vec![name.into()], ..Facts::default() }, birth)
@@ -442,7 +493,7 @@ mod tests {
 
     #[test]
     fn the_newest_of_two_with_one_name_keeps_it() {
-        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.by_inode(11).unwrap().id.name, "a");
         assert_eq!(directory.by_inode(10).unwrap().id.name, "a~10");
         assert_eq!(directory.labels(Subject(1), Names::Netskoop), Some("kind=\"netns\",name=\"a~10\""));
@@ -451,7 +502,7 @@ mod tests {
     #[test]
     fn labels_of_the_three_generations() {
         let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
-        let directory = build(&[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
+        let directory = build(1, &[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
         let of = |subject, names| directory.labels(Subject(subject), names).unwrap();
         assert_eq!(of(1, Names::Netskoop), "kind=\"host\",name=\"host\"");
         assert_eq!(of(1, Names::Kubeskoop), "k8s_node=\"w7\",k8s_namespace=\"\",k8s_pod=\"\"");
@@ -469,7 +520,7 @@ mod tests {
 
     #[test]
     fn it_is_found_by_name_inode_and_mount() {
-        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.find("10").map(|e| e.id.netns), Some(10));
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());

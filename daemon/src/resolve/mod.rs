@@ -2,6 +2,7 @@
 
 pub mod book;
 pub mod cgroup;
+pub mod cgroup_tree;
 pub mod describe;
 pub mod directory;
 pub mod extra;

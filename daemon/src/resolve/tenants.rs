@@ -9,7 +9,7 @@ use super::workload::{Role, Workload};
 use netskoop_api::{EntityRef, Kind};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// One of them.
 #[derive(Clone, Debug)]
@@ -18,8 +18,15 @@ pub struct Tenant {
     pub id: Arc<EntityRef>,
     /// What the sources say of its containers, the sandbox first.
     pub claims: Vec<Claimed>,
+    /// Labels of `netskoop_entity_info`, made when the first scrape asks.
+    info: OnceLock<Box<str>>,
+}
+
+impl Tenant {
     /// Labels of `netskoop_entity_info`.
-    pub(super) info: Box<str>,
+    pub(super) fn info(&self) -> &str {
+        self.info.get_or_init(|| labels::info(&describe::tenant(self)))
+    }
 }
 
 /// What makes containers one: their pod, or each for itself.
@@ -59,9 +66,7 @@ pub(super) fn of<'a>(host: &'a Namespace, names: &mut FxHashSet<&'a str>) -> Vec
             id.name = format!("{}~{}", id.name, tag(first.workload()));
         }
         let claims = claims.into_iter().cloned().collect();
-        let mut tenant = Tenant { id: Arc::new(id), claims, info: Box::default() };
-        tenant.info = labels::info(&describe::tenant(&tenant));
-        tenants.push(tenant);
+        tenants.push(Tenant { id: Arc::new(id), claims, info: OnceLock::new() });
     }
     tenants
 }

@@ -120,6 +120,7 @@ impl Watcher {
             displaced: Vec::new(),
             crowds: FxHashMap::default(),
             mounts: FxHashMap::default(),
+            unfinished: false,
             inotify: None,
             scan_at: None,
             last_scan: Instant::now(),
@@ -247,6 +248,8 @@ struct Worker {
     crowds: FxHashMap<u32, Crowd>,
     /// Files that lead to namespaces, at the last look.
     mounts: FxHashMap<u32, Vec<PathBuf>>,
+    /// Whether one of `/run/netns` led nowhere yet.
+    unfinished: bool,
     inotify: Option<OwnedFd>,
     scan_at: Option<Instant>,
     last_scan: Instant,
@@ -345,6 +348,11 @@ impl Worker {
     fn kernel_event(&mut self, event: KernelEvent) {
         match event {
             KernelEvent::Seen { inode, pid, comm, cookie } => {
+                self.read_inotify();
+                // A file that was there before its mount has got it by now: nobody can be inside otherwise.
+                if self.unfinished {
+                    self.scan_mounts(LOOK_AGAIN.len() - 1);
+                }
                 self.replace(inode, cookie);
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
@@ -496,6 +504,7 @@ impl Worker {
     /// or went are looked at; only one that lost its last name may have a process nobody knows of.
     fn scan_mounts(&mut self, tries: usize) {
         let mut found = scan::mounts(&self.roots.netns);
+        self.unfinished = found.unfinished && tries < LOOK_AGAIN.len();
         if found.unfinished
             && let Some(delay) = LOOK_AGAIN.get(tries)
         {
@@ -521,10 +530,14 @@ impl Worker {
     /// What is known of a namespace with this leader; `None` if it is gone. A leader that stays is in the namespace that it
     /// was in, so only then the cookie is the one that is known.
     fn facts(&self, inode: u32, leader: Option<i32>) -> Option<Facts> {
-        let mounts = self.mounts.get(&inode).map(Vec::as_slice).unwrap_or_default();
+        let mut mounts = self.mounts.get(&inode).cloned().unwrap_or_default();
         let old = self.namespaces.get(&inode);
         let same_leader = old.filter(|ns| leader.is_some() && ns.facts.leader == leader);
-        let cookie = same_leader.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, mounts))?;
+        if same_leader.is_none() {
+            // The inode may have been another namespace's at the last look.
+            mounts.retain(|path| scan::nsfs_inode(path) == Some(inode));
+        }
+        let cookie = same_leader.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, &mounts))?;
         // The name and cgroup of a leader seldom change once it has led for a while. Before, it is on its way: a shell or a
         // container runtime that has still to become what it starts.
         let settled = same_leader.filter(|ns| ns.led.elapsed() > GRACE).map(|ns| &ns.facts);

@@ -6,6 +6,7 @@ mod containerd;
 mod cri;
 mod docker;
 mod grpc;
+mod http;
 mod labels;
 mod oci;
 mod podman;
@@ -22,9 +23,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
-/// How often the places of sockets are looked at while nothing is there.
+/// How often the places of sockets are looked at while nothing is there, and after a source was there a moment ago: a
+/// runtime that restarts takes its socket away.
 const LOOK: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const MOMENT: Duration = Duration::from_secs(60);
 /// Time before a source that failed is tried again: doubled from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(3);
@@ -46,8 +51,9 @@ pub(super) struct Context {
     /// The socket, or the place of the state files.
     pub(super) path: PathBuf,
     /// procfs.
-    #[allow(dead_code, reason = "for the sources that follow")]
     pub(super) proc: PathBuf,
+    /// Root of runtime state.
+    pub(super) run: PathBuf,
     /// Its page.
     pub(super) reporter: Reporter,
     /// What the watcher wants to know. A source that cannot answer must read it all the same.
@@ -114,10 +120,7 @@ static RUNTIMES: [Runtime; 5] = [
     },
     Runtime {
         name: "podman",
-        places: &[
-            Place::Run("podman/podman.sock"),
-            Place::Root("/var/lib/containers/storage/overlay-containers"),
-        ],
+        places: &[Place::Run("podman/podman.sock"), Place::Root(podman::STORAGE)],
         several: false,
         names: true,
         run: |context| Box::pin(podman::run(context)),
@@ -204,7 +207,8 @@ impl Runtimes {
             let (reporter, questions) = self.book.open(&name, kind.names);
             let page = reporter.clone();
             let first = places.first().cloned().unwrap_or_default();
-            let context = Context { path: first, proc: self.settings.proc.clone(), reporter, questions };
+            let (proc, run) = (self.settings.proc.clone(), self.settings.run.clone());
+            let context = Context { path: first, proc, run, reporter, questions };
             let task = self.spawner.spawn(supervise(kind, places, context)).abort_handle();
             self.started.push(Started { kind: kind.name, task, page });
         }
@@ -244,13 +248,16 @@ fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<Path
 /// Runs a source whenever one of its places is there, for ever.
 async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
     let mut retry = FIRST_RETRY;
+    let mut worked: Option<Instant> = None;
     loop {
-        context.path = first_there(&places, &context.reporter).await;
+        context.path = first_there(&places, &context.reporter, worked).await;
         context.reporter.state(State::Connecting);
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         let Err(SourceError(sentence)) = (kind.run)(&mut context).await;
         tracing::warn!(source = kind.name, path = %context.path.display(), "{sentence}; trying again");
-        context.reporter.failed(&sentence);
+        if context.reporter.failed(&sentence) {
+            worked = Some(Instant::now());
+        }
         // One that worked for a while is most likely back soon.
         retry = if begin.elapsed() > LAST_RETRY { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
         tokio::time::sleep(retry).await;
@@ -259,7 +266,7 @@ async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
 }
 
 /// Waits until one of the places exists.
-async fn first_there(places: &[PathBuf], reporter: &Reporter) -> PathBuf {
+async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Option<Instant>) -> PathBuf {
     let mut told = false;
     loop {
         if let Some(path) = places.iter().find(|path| path.exists()) {
@@ -269,7 +276,8 @@ async fn first_there(places: &[PathBuf], reporter: &Reporter) -> PathBuf {
             let first = places.first().map(|path| path.display().to_string()).unwrap_or_default();
             reporter.state(State::Absent(format!("{first} does not exist")));
         }
-        tokio::time::sleep(LOOK).await;
+        let lately = worked.is_some_and(|at| at.elapsed() < MOMENT);
+        tokio::time::sleep(if lately { LOOK_AGAIN } else { LOOK }).await;
     }
 }
 
