@@ -12,6 +12,7 @@
 use crate::declare::Names;
 use crate::engine::pass::{Collector, Sources};
 use crate::engine::select::{Active, Exposition, Selection, wants};
+use crate::engine::self_metrics::ENTITY_INFO;
 use crate::hooks::{Counters, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Settings};
 use crate::kernel::drop_reasons::ENUMS;
@@ -22,7 +23,7 @@ use crate::probes::PROBES;
 use crate::resolve::directory::Directory;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
-use crate::server::exposition::{Budget, write_family};
+use crate::server::exposition::{Budget, write_family, write_infos};
 use crate::sources::{self, Beacon, Scratch, Want};
 use crate::table::Table;
 use std::collections::BTreeMap;
@@ -154,7 +155,7 @@ fn child() {
         let deadline = Instant::now() + Duration::from_secs(60);
         let snapshot = collector.collect(wanted.clone(), Duration::ZERO, deadline).await.unwrap();
         assert!(snapshot.reports.iter().all(|report| report.success() || !report.ran));
-        Exposition::new(snapshot, chosen.clone(), u64::MAX, vec![], |_, _| ())
+        Exposition::new(snapshot, chosen.clone(), true, u64::MAX, vec![], |_, _| ())
             .map(|piece| piece.len())
             .sum::<usize>()
     };
@@ -300,6 +301,7 @@ fn answer(directory: &Directory) -> (String, u64) {
             write_family(&mut out, family, table, directory, &mut budget);
         }
     }
+    write_infos(&mut out, ENTITY_INFO, directory.infos(), 0, usize::MAX, &mut budget);
     (String::from_utf8(out).unwrap(), budget.written)
 }
 

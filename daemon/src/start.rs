@@ -190,10 +190,11 @@ async fn assemble(
     }
     let facts = facts(&config.node_name, listeners)?;
     let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
-    let labels = Labels { node: facts.node.clone(), ..Labels::default() };
+    let labels = Labels { node: facts.node.clone(), extra: config.extra(), ..Labels::default() };
     let watcher = Watcher::start(roots, labels).map_err(start_error("watch namespaces"))?;
     let watcher = Arc::new(watcher);
-    let settings = Settings { proc: config.proc.clone(), run: config.run.clone(), choices: vec![] };
+    let settings =
+        Settings { proc: config.proc.clone(), run: config.run.clone(), choices: config.sources.clone() };
     let runtimes =
         Runtimes::start(&settings, watcher.book()).map_err(start_error("start the sources of names"))?;
     let (loader, known) = loader(&config.proc, &watcher);

@@ -143,6 +143,8 @@ pub fn escape(out: &mut Vec<u8>, text: &[u8]) {
                 b'\\' => out.extend_from_slice(b"\\\\"),
                 b'"' => out.extend_from_slice(b"\\\""),
                 b'\n' => out.extend_from_slice(b"\\n"),
+                // Prometheus takes it for the end of the text.
+                0 => out.extend_from_slice("\u{fffd}".as_bytes()),
                 _ => out.push(byte),
             }
         }

@@ -5,7 +5,7 @@ use super::keys::{Faults, KEYS, describe, each, integer, shortened};
 use super::options::{check_option, expected};
 use super::source::Source;
 use super::suggest::closest;
-use super::{Config, Origin, ProbeConfig, Setting};
+use super::{Config, Origin, ProbeConfig, Setting, labels};
 use crate::declare::{OptionDecl, OptionType, Probe};
 use netskoop_api::OptionValue;
 use std::collections::BTreeMap;
@@ -34,6 +34,15 @@ pub(super) fn add(
     walk.root(tree);
     walk.errors.sort_by_key(|error| error.at);
     walk.errors
+}
+
+/// What is wrong with keys that are each right by themselves.
+pub(super) fn together(merged: &Merged) -> Option<ConfigError> {
+    const KEY: &str = "metrics.expose_labels";
+    let message = labels::clash(&merged.config.extra_labels, &merged.config.expose_labels)?;
+    let Setting { origin, column, .. } = merged.settings.get(KEY)?;
+    let at = Some((origin.line, *column));
+    Some(ConfigError { file: origin.file.clone(), at, key: KEY.to_owned(), message })
 }
 
 struct Walk<'a> {
@@ -147,8 +156,9 @@ impl Walk<'_> {
         match result {
             Ok(()) => {
                 let text = self.source.text.get(value.span()).unwrap_or_default().to_owned();
-                let origin = self.origin(&value.span());
-                self.merged.settings.insert(path.to_owned(), Setting { text, origin });
+                let (line, column) = self.source.position(&value.span());
+                let origin = Origin { file: self.source.file.clone(), line };
+                self.merged.settings.insert(path.to_owned(), Setting { text, origin, column });
             }
             Err(faults) => {
                 for (span, message) in faults {
@@ -175,7 +185,7 @@ impl Walk<'_> {
     }
 
     fn origin(&self, span: &Range<usize>) -> Origin {
-        Origin { file: self.source.file.clone(), line: self.source.line(span) }
+        Origin { file: self.source.file.clone(), line: self.source.position(span).0 }
     }
 
     fn error(&mut self, span: &Range<usize>, path: &str, message: impl Into<String>) {

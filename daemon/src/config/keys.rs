@@ -1,8 +1,8 @@
 //! The keys of the configuration file, as a table: it drives the checks, and the manual page is rendered from it.
 //! Options of probes are not here; they are declared with their probe.
 
-use super::Config;
 use super::duration::{format_duration, parse_duration};
+use super::{Config, labels, sockets};
 use crate::declare::Names;
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -58,6 +58,14 @@ pub enum KeyKind {
     Either(&'static str, &'static str, fn(&mut Config) -> &mut bool),
     /// An absolute directory.
     Directory(fn(&mut Config) -> &mut PathBuf),
+    /// True or false.
+    Bool(fn(&mut Config) -> &mut bool),
+    /// Which sockets of the source of this name are used.
+    Sockets(&'static str),
+    /// Labels for every series.
+    ExtraLabels,
+    /// The same as the first generation of exporters wrote it.
+    ExposedLabels,
 }
 
 /// Addresses to listen on at most.
@@ -137,6 +145,65 @@ pub static KEYS: &[Key] = &[
         help: "Series of one answer at most, all namespaces together; what is left out is counted.",
     },
     Key {
+        path: "metrics.extra_labels",
+        kind: KeyKind::ExtraLabels,
+        default: "{}",
+        help: "Labels for every series of namespaces, e.g. { app = \"${pod_label:app}\", ip = \"${pod_ip}\" }.",
+    },
+    Key {
+        path: "metrics.extra_label_values",
+        kind: KeyKind::Integer {
+            min: 1,
+            max: 100_000,
+            get: |config| config.extra_label_values as u64,
+            set: |config, number| config.extra_label_values = narrow(number),
+        },
+        default: "1000",
+        help: "Different values of one extra label; namespaces beyond show __other__ for as long as they live.",
+    },
+    Key {
+        path: "metrics.verbose",
+        kind: KeyKind::Bool(|config| &mut config.verbose),
+        default: "false",
+        help: "Whether metrics.expose_labels holds, as in the first generation of exporters.",
+    },
+    Key {
+        path: "metrics.expose_labels",
+        kind: KeyKind::ExposedLabels,
+        default: "[]",
+        help: "Extra labels as the first generation of exporters had them: source, type (label or meta), replace.",
+    },
+    Key {
+        path: "sources.containerd",
+        kind: KeyKind::Sockets("containerd"),
+        default: "\"auto\"",
+        help: "Sockets of containerd; auto looks in the usual places, also those of k3s, k0s, Docker and microk8s.",
+    },
+    Key {
+        path: "sources.cri",
+        kind: KeyKind::Sockets("cri"),
+        default: "\"auto\"",
+        help: "Sockets of runtimes that speak CRI v1; auto looks for CRI-O and cri-dockerd.",
+    },
+    Key {
+        path: "sources.docker",
+        kind: KeyKind::Sockets("docker"),
+        default: "\"auto\"",
+        help: "Sockets of Docker.",
+    },
+    Key {
+        path: "sources.podman",
+        kind: KeyKind::Sockets("podman"),
+        default: "\"auto\"",
+        help: "Sockets of podman, or its directory of state files where the socket is off.",
+    },
+    Key {
+        path: "sources.systemd",
+        kind: KeyKind::Sockets("systemd"),
+        default: "\"auto\"",
+        help: "Sockets of the D-Bus system bus, for units and machines.",
+    },
+    Key {
         path: "events.history",
         kind: KeyKind::Integer {
             min: 1,
@@ -209,6 +276,10 @@ impl Key {
             }
             KeyKind::Either(no, yes, _) => format!("\"{no}\" or \"{yes}\""),
             KeyKind::Directory(_) => "an absolute directory, e.g. \"/host/proc\"".to_owned(),
+            KeyKind::Bool(_) => "true or false".to_owned(),
+            KeyKind::Sockets(_) => sockets::EXPECTED.to_owned(),
+            KeyKind::ExtraLabels => "a table of labels".to_owned(),
+            KeyKind::ExposedLabels => "a list of labels".to_owned(),
         }
     }
 
@@ -224,6 +295,10 @@ impl Key {
             KeyKind::Generations(field) => list(field(config).iter().map(|names| names.as_str().to_owned())),
             KeyKind::Either(no, yes, field) => quoted(if *field(config) { yes } else { no }),
             KeyKind::Directory(field) => quoted(&field(config).to_string_lossy()),
+            KeyKind::Bool(field) => field(config).to_string(),
+            KeyKind::Sockets(name) => sockets::show(&config.choice(name)),
+            KeyKind::ExtraLabels => labels::show_extra(&config.extra_labels),
+            KeyKind::ExposedLabels => labels::show_exposed(&config.expose_labels),
         }
     }
 
@@ -248,6 +323,10 @@ impl Key {
                 let array = value.get_ref().as_array().filter(|array| array.iter().len() > 0);
                 *field(config) = each(array.ok_or_else(mismatch)?, generation)?;
             }
+            KeyKind::Bool(field) => *field(config) = value.get_ref().as_bool().ok_or_else(mismatch)?,
+            KeyKind::Sockets(name) => config.choose(name, sockets::choice(value)?),
+            KeyKind::ExtraLabels => config.extra_labels = labels::extra(value)?,
+            KeyKind::ExposedLabels => config.expose_labels = labels::exposed(value)?,
             KeyKind::Name(_) | KeyKind::Either(..) | KeyKind::Directory(_) => {
                 let text = value.get_ref().as_str().ok_or_else(mismatch)?;
                 self.set_text(config, text).map_err(fault)?;
@@ -264,7 +343,7 @@ impl Key {
             KeyKind::Either(no, yes, field) if text == *no || text == *yes => {
                 *field(config) = text == *yes;
             }
-            KeyKind::Directory(field) if is_directory_name(text) => *field(config) = text.into(),
+            KeyKind::Directory(field) if is_absolute(text) => *field(config) = text.into(),
             _ => return Err(format!("'{}' is not {}", shortened(text), self.expected())),
         }
         Ok(())
@@ -369,16 +448,17 @@ fn generation(value: &DeValue<'_>) -> Result<Names, String> {
     })
 }
 
-fn is_directory_name(text: &str) -> bool {
+/// Whether a text is a path that means the same wherever one is.
+pub(super) fn is_absolute(text: &str) -> bool {
     let path = Path::new(text);
     path.is_absolute() && !text.contains('\0') && !path.components().any(|part| part == Component::ParentDir)
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-fn list(words: impl Iterator<Item = String>) -> String {
+pub(super) fn list(words: impl Iterator<Item = String>) -> String {
     let words: Vec<String> = words.map(|word| quoted(&word)).collect();
     format!("[{}]", words.join(", "))
 }
@@ -413,6 +493,9 @@ mod tests {
             proc: "/x".into(),
             sys: "/x".into(),
             run: "/x".into(),
+            extra_label_values: 1,
+            verbose: true,
+            sources: [("docker", crate::resolve::runtimes::Choice::Off)].into(),
             ..Config::default()
         };
         for key in KEYS {

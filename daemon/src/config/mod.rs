@@ -9,7 +9,9 @@ mod duration;
 mod effective;
 mod errors;
 mod keys;
+mod labels;
 mod options;
+mod sockets;
 mod source;
 mod state;
 mod suggest;
@@ -28,7 +30,10 @@ pub use state::{Lease, Override, ProbeOverrides, State};
 pub use suggest::closest;
 
 use crate::declare::{Names, Probe};
+use crate::resolve::extra::{DEFAULT_VALUES, Extra, ExtraLabel};
+use crate::resolve::runtimes::Choice;
 use check::Merged;
+use labels::ExposedLabel;
 use netskoop_api::OptionValue;
 use source::Source;
 use std::collections::BTreeMap;
@@ -55,6 +60,16 @@ pub struct Config {
     pub timeout: Duration,
     /// Series of one answer at most, all namespaces together.
     pub max_series: u64,
+    /// Labels for every series.
+    pub extra_labels: Vec<ExtraLabel>,
+    /// Different values that one of them may have.
+    pub extra_label_values: usize,
+    /// Whether `expose_labels` hold.
+    pub verbose: bool,
+    /// Labels as the first generation of exporters configured them.
+    pub expose_labels: Vec<ExposedLabel>,
+    /// Sources of names for which something else than auto was chosen.
+    pub sources: BTreeMap<&'static str, Choice>,
     /// Events kept in memory.
     pub history: usize,
     /// Events a second that one type may send from one namespace, in the long run.
@@ -108,6 +123,11 @@ impl Default for Config {
             min_interval: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             max_series: 100_000,
+            extra_labels: vec![],
+            extra_label_values: DEFAULT_VALUES,
+            verbose: false,
+            expose_labels: vec![],
+            sources: BTreeMap::new(),
             history: 8192,
             event_rate: 50,
             event_burst: 200,
@@ -117,6 +137,27 @@ impl Default for Config {
             drop_ins: "/etc/netskoop/conf.d".into(),
             probes: BTreeMap::new(),
         }
+    }
+}
+
+impl Config {
+    /// Which sockets of a source of names are used.
+    pub fn choice(&self, source: &str) -> Choice {
+        self.sources.get(source).cloned().unwrap_or_default()
+    }
+
+    fn choose(&mut self, source: &'static str, choice: Choice) {
+        match choice {
+            Choice::Auto => self.sources.remove(source),
+            other => self.sources.insert(source, other),
+        };
+    }
+
+    /// The labels for every series, whichever way they were written.
+    pub fn extra(&self) -> Extra {
+        let exposed = self.expose_labels.iter().filter(|_| self.verbose).map(|exposed| &exposed.label);
+        let labels = self.extra_labels.iter().chain(exposed).cloned().collect();
+        Extra { labels, max_values: self.extra_label_values }
     }
 }
 
@@ -141,6 +182,8 @@ pub struct Setting {
     pub text: String,
     /// Where.
     pub origin: Origin,
+    /// Column of that line, from 1.
+    pub column: usize,
 }
 
 /// Reads the configuration file and its drop-ins (`conf.d/*.toml` beside it, in the order of their names).
@@ -166,6 +209,7 @@ fn load_with(
             Err(syntax) => errors.extend(syntax),
         }
     }
+    errors.extend(check::together(&merged));
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }

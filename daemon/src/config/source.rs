@@ -70,9 +70,9 @@ impl Source {
         ConfigError { file: self.file.clone(), at, key: key.to_owned(), message: message.into() }
     }
 
-    /// Line of a place.
-    pub(super) fn line(&self, span: &Range<usize>) -> usize {
-        position(&self.text, span.start).0
+    /// Line and column of a place.
+    pub(super) fn position(&self, span: &Range<usize>) -> (usize, usize) {
+        position(&self.text, span.start)
     }
 }
 

@@ -37,6 +37,14 @@ fn every_key_is_read() {
         min_interval = "500ms"
         timeout = "1m30s"
         max_series = 50_000
+        extra_labels = { app = "${pod_label:app}", where = "rack-7" }
+        extra_label_values = 20
+        verbose = true
+        expose_labels = [{ source = "a.b/c", type = "label", replace = "" }, { source = "ip", type = "meta", replace = "pod_ip" }]
+        [sources]
+        containerd = ["/run/a.sock", "/b.sock"]
+        docker = "off"
+        podman = "auto"
         [probes.tcp]
         enabled = false
         devices = ["eth0", "veth*"]
@@ -67,11 +75,31 @@ fn every_key_is_read() {
     assert_eq!(config.sys, Path::new("/host/sys"));
     assert_eq!(config.run, Path::new("/tmp/run"));
     let tcp = &config.probes["tcp"];
-    assert!(matches!(tcp.enabled, Some((false, Origin { line: 13, .. }))));
+    assert!(matches!(tcp.enabled, Some((false, Origin { line: 21, .. }))));
     assert_eq!(tcp.options["devices"].0, OptionValue::List(vec!["eth0".into(), "veth*".into()]));
     let reset = &config.probes["tcpreset"];
     assert_eq!(reset.options["limit"].0, OptionValue::Integer(16));
-    assert_eq!(reset.options["stack"].1.line, 18);
+    assert_eq!(reset.options["stack"].1.line, 26);
+    let sockets = Choice::Paths(vec!["/run/a.sock".into(), "/b.sock".into()]);
+    assert_eq!(config.sources, [("containerd", sockets), ("docker", Choice::Off)].into());
+    let extra = config.extra();
+    let labels: Vec<_> =
+        extra.labels.iter().map(|label| (label.name.as_str(), label.template.text())).collect();
+    assert_eq!(
+        labels,
+        [
+            ("app", "${pod_label:app}"),
+            ("where", "rack-7"),
+            ("a_b_c", "${pod_label:a.b/c}"),
+            ("pod_ip", "${pod_ip}")
+        ]
+    );
+    assert_eq!(extra.max_values, 20);
+    assert_eq!(Config { verbose: false, ..config.clone() }.extra().labels.len(), 2, "they hold only then");
+    // What is shown can be written into the file.
+    let shown: Vec<String> = KEYS.iter().map(|key| format!("{} = {}", key.path, key.show(&config))).collect();
+    let again = read(&shown.join("\n")).unwrap();
+    assert_eq!((again.extra(), again.sources), (extra, config.sources));
 }
 
 #[test]
@@ -81,6 +109,91 @@ fn listening_can_be_switched_off() {
 
 /// One mistake each, and exactly what is said about it.
 const BAD: &[(&str, &str)] = &[
+    (
+        "metrics.extra_labels = { app = '${pod_lable:app}' }",
+        "1:32: metrics.extra_labels: app: '${pod_lable}' is no placeholder; there are ${pod_label:KEY}, \
+         ${pod_annotation:KEY}, ${label:KEY}, ${pod_ip}, ${uid}, ${container}, ${container_id}, ${image}, ${node}, ${netns}, \
+         ${unit}, ${description}",
+    ),
+    (
+        "[metrics.extra_labels]\nreason = 'x'",
+        "2:1: metrics.extra_labels: the label 'reason' is one of netskoop_packetloss_packets_total; choose another name, \
+         e.g. 'x_reason'",
+    ),
+    (
+        "metrics.extra_labels = { pod = 'x' }",
+        "1:26: metrics.extra_labels: the label 'pod' says whose a series is, in one of the sets of names; choose another \
+         name, e.g. 'x_pod'",
+    ),
+    (
+        "metrics.extra_labels = { __x = 'x' }",
+        "1:26: metrics.extra_labels: '__x' begins with '__', which Prometheus keeps for itself; choose another name",
+    ),
+    (
+        "metrics.extra_labels = { 'a-b' = 'x' }",
+        "1:26: metrics.extra_labels: 'a-b' is no name of a label; use letters, digits and '_', at most 64",
+    ),
+    (
+        "metrics.extra_labels = { app = 7 }",
+        "1:32: metrics.extra_labels: app: expected a text, found the number 7",
+    ),
+    (
+        "metrics.extra_labels = ['app']",
+        "1:24: metrics.extra_labels: expected a table of labels, e.g. { app = \"${pod_label:app}\" }, found a list",
+    ),
+    (
+        "metrics.extra_labels = { a='x', b='x', c='x', d='x', e='x', f='x', g='x', h='x', i='x' }",
+        "1:24: metrics.extra_labels: more than 8 labels; each makes every series longer",
+    ),
+    (
+        "metrics.extra_label_values = 0",
+        "1:30: metrics.extra_label_values: 0 is out of range; expected a whole number from 1 to 100000",
+    ),
+    ("metrics.verbose = 'yes'", "1:19: metrics.verbose: expected true or false, found the text 'yes'"),
+    (
+        "metrics.expose_labels = [{ source = 'app', type = 'labels' }]",
+        "1:26: metrics.expose_labels: type 'labels' is neither \"label\" nor \"meta\"",
+    ),
+    (
+        "metrics.expose_labels = [{ source = 'ipp', type = 'meta' }]",
+        "1:26: metrics.expose_labels: there is no meta 'ipp'. Did you mean 'ip'?",
+    ),
+    (
+        "metrics.expose_labels = [{ source = 'node', type = 'meta' }]",
+        "1:26: metrics.expose_labels: the label 'node' says whose a series is, in one of the sets of names; choose another \
+         name, e.g. 'x_node' in 'replace'",
+    ),
+    (
+        "metrics.expose_labels = [{ sorce = 'app' }]",
+        "1:28: metrics.expose_labels: unknown key; a label has source, type and replace",
+    ),
+    (
+        "metrics.expose_labels = [{ source = 'a.b' }, { source = 'a/b' }]",
+        "1:46: metrics.expose_labels: two labels are called 'a_b'; give one another 'replace'",
+    ),
+    (
+        "metrics.extra_labels = { app = 'x' }\nmetrics.expose_labels = [{ source = 'app' }]",
+        "2:25: metrics.expose_labels: the label 'app' is in metrics.extra_labels as well; remove one of them",
+    ),
+    (
+        "sources.docker = 'on'",
+        "1:18: sources.docker: expected \"auto\", \"off\", or a list of sockets, e.g. \
+         [\"/run/containerd/containerd.sock\"], found the text 'on'",
+    ),
+    (
+        "sources.docker = '/run/docker.sock'",
+        "1:18: sources.docker: write a list, e.g. [\"/run/docker.sock\"]: expected \"auto\", \"off\", or a list of sockets, \
+         e.g. [\"/run/containerd/containerd.sock\"]",
+    ),
+    (
+        "sources.cri = ['run/crio.sock']",
+        "1:16: sources.cri: 'run/crio.sock' is not an absolute path; write e.g. \"/run/containerd/containerd.sock\"",
+    ),
+    (
+        "sources.cri = ['unix:///run/crio/crio.sock']",
+        "1:16: sources.cri: write the path alone: \"/run/crio/crio.sock\"",
+    ),
+    ("sources.crio = 'off'", "1:9: sources.crio: unknown key. Did you mean 'sources.cri'?"),
     (
         "[metrics]\nmin_interval = '5 parsecs'",
         "2:16: metrics.min_interval: '5 parsecs' is not a duration; write e.g. \"5s\" or \"1m\"",
@@ -278,4 +391,10 @@ fn mistakes_of_all_files_are_reported_together() {
     let mut files: Vec<&Path> = found.0.iter().map(|error| error.file.as_path()).collect();
     files.sort();
     assert_eq!(files, [&a, &b, &c, &file]);
+}
+
+#[test]
+fn every_source_has_a_key() {
+    let keys: Vec<&str> = KEYS.iter().filter_map(|key| key.path.strip_prefix("sources.")).collect();
+    assert_eq!(keys, crate::resolve::runtimes::names().collect::<Vec<_>>());
 }

@@ -6,6 +6,7 @@ use crate::config::{self, Config, Effective, Layer, Override, ProbeOverrides, St
 use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::PROBES;
+use crate::resolve::labels::Labels;
 use netskoop_api::{ProbeChanged, ProbePatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -286,12 +287,22 @@ impl Engine {
         let changes = differences(&before, &loaded);
         self.history.set_capacity(loaded.config.history);
         self.config.store(Arc::new(loaded));
+        self.renew_labels(&before.config).await;
         // What could not run may be able to now.
         self.slots().iter_mut().for_each(|slot| slot.problem = None);
         self.apply(&state).await;
         self.lease_changed.notify_one();
         tracing::info!(changes = changes.len(), "configuration reloaded");
         Ok(changes)
+    }
+
+    /// Renders the labels anew if they are made in another way now, and waits for it.
+    async fn renew_labels(&self, before: &Config) {
+        let extra = self.config.load().config.extra();
+        if extra != before.extra() {
+            self.watcher.set_labels(Labels { node: self.facts.node.clone(), extra, ..Labels::default() });
+            self.watcher.rescan().await;
+        }
     }
 
     /// The configuration in force, every key with its value and where it was set.

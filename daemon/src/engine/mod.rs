@@ -14,7 +14,7 @@ pub use control::{ChangeError, Peer};
 pub use hooked::{HookRunner, HookStatus, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
-use crate::declare::Probe;
+use crate::declare::{Names, Probe};
 use crate::events::bus::Counts;
 use crate::events::history::History;
 use crate::probes::PROBES;
@@ -244,7 +244,9 @@ impl Engine {
         let snapshot = self.collect(&chosen, config.min_interval, timeout).await?;
         let tail = self.self_metrics(&snapshot);
         let last = Arc::clone(&self.last);
-        Ok(Exposition::new(snapshot, chosen, config.max_series, tail, move |budget, bytes| {
+        // A description is a name of this generation, and like the daemon's own metrics is there whatever is picked.
+        let infos = selection.names.contains(&Names::Netskoop);
+        Ok(Exposition::new(snapshot, chosen, infos, config.max_series, tail, move |budget, bytes| {
             *lock(&last) = LastAnswer { series: budget.written, bytes, over: budget.over };
         }))
     }

@@ -1,9 +1,10 @@
 //! Which families an answer has, and which columns must be read for them.
 
 use super::pass::{Snapshot, Sources, Wants};
+use super::self_metrics::ENTITY_INFO;
 use crate::declare::{ColumnSet, Family, Names, Probe};
 use crate::hooks::Options;
-use crate::server::exposition::{Budget, write_family};
+use crate::server::exposition::{Budget, write_family, write_infos};
 use netskoop_api::OptionValue;
 use std::sync::Arc;
 
@@ -66,6 +67,8 @@ pub fn wants(chosen: &[Chosen], sources: &Sources) -> Wants {
 pub struct Exposition {
     snapshot: Arc<Snapshot>,
     chosen: std::vec::IntoIter<Chosen>,
+    /// Number of the entity whose description is next, if any.
+    next_info: Option<usize>,
     budget: Budget,
     tail: Option<Vec<u8>>,
     bytes: u64,
@@ -76,10 +79,12 @@ pub struct Exposition {
 const PIECE: usize = 32 * 1024;
 
 impl Exposition {
-    /// The families of a snapshot, then `tail`. `finished` is told what was written.
+    /// The families of a snapshot, descriptions of the entities if `infos`, then `tail`. `finished` is told what was
+    /// written.
     pub fn new(
         snapshot: Arc<Snapshot>,
         chosen: Vec<Chosen>,
+        infos: bool,
         max_series: u64,
         tail: Vec<u8>,
         finished: impl FnOnce(Budget, u64) + Send + Sync + 'static,
@@ -87,6 +92,7 @@ impl Exposition {
         Exposition {
             snapshot,
             chosen: chosen.into_iter(),
+            next_info: infos.then_some(0),
             budget: Budget::new(max_series),
             tail: Some(tail),
             bytes: 0,
@@ -107,6 +113,10 @@ impl Iterator for Exposition {
             if piece.len() >= PIECE {
                 break;
             }
+        }
+        if let Some(from) = self.next_info.filter(|_| piece.len() < PIECE) {
+            let infos = self.snapshot.directory.infos();
+            self.next_info = write_infos(&mut piece, ENTITY_INFO, infos, from, PIECE, &mut self.budget);
         }
         if piece.is_empty() {
             piece = self.tail.take()?;

@@ -1,12 +1,20 @@
-//! What the daemon says of itself on `/metrics`: few series, so the `prometheus` crate writes them.
+//! What the daemon says of itself on `/metrics`: few series, so the `prometheus` crate writes them. There is one
+//! `netskoop_entity_info` per entity, which is many: it is written as the client takes it, like the probes' metrics.
 
-use netskoop_api::{ProbeState, StateName, Status};
+use netskoop_api::{ProbeState, SourceStatus, StateName, Status};
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
+
+/// Name and help of what is written with all that is known of each entity.
+pub const ENTITY_INFO: (&str, &str) = (
+    "netskoop_entity_info",
+    "What is known of an entity, as labels; always 1. Join it by kind and name, pods also by namespace and pod.",
+);
 
 /// Names and helps of everything here, for the reference.
 pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_build_info", "Version of the daemon and of the kernel; always 1.", false),
+    (ENTITY_INFO.0, ENTITY_INFO.1, false),
     ("netskoop_entities", "Network namespaces by kind of owner.", false),
     ("netskoop_probe_enabled", "Whether the probe is wanted on this node.", false),
     ("netskoop_probe_success", "Whether the probe worked at the last collection.", false),
@@ -45,6 +53,24 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         false,
     ),
     ("netskoop_wedged_reads", "Kernel reads that have not returned by their deadline.", false),
+    ("netskoop_resolver_connected", "Whether the source of names is connected.", false),
+    ("netskoop_resolver_entities", "Entities that have their name from the source.", false),
+    ("netskoop_resolver_workloads", "Containers, pods, units and machines that the source knows.", false),
+    ("netskoop_resolver_events_total", "Events that the source sent.", true),
+    ("netskoop_resolver_lists_total", "Times that the source was asked for all it knows.", true),
+    ("netskoop_resolver_failures_total", "Times that the source failed.", true),
+    ("netskoop_resolver_questions_total", "Questions that the source was asked.", true),
+    ("netskoop_resolver_refused_total", "Workloads of the source that found no room.", true),
+    (
+        "netskoop_resolver_last_event_timestamp_seconds",
+        "When the source last said something, in seconds since 1970.",
+        false,
+    ),
+    (
+        "netskoop_extra_labels_limited",
+        "Namespaces that show `__other__` for the extra label, because it has too many values.",
+        false,
+    ),
     (
         "netskoop_config_last_reload_successful",
         "Whether the last reload of the configuration succeeded.",
@@ -57,9 +83,16 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("process_threads", "Threads of the daemon.", false),
 ];
 
+/// A source of names, and when it last said something, in seconds since 1970.
+pub type Resolver = (SourceStatus, Option<f64>);
+
 /// What is not in the status.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Extra {
+    /// The sources of names.
+    pub resolvers: Vec<Resolver>,
+    /// The extra labels, each with the number of namespaces for which it has too many values.
+    pub limited: Vec<(String, usize)>,
     /// Whether the last reload succeeded.
     pub reload_ok: bool,
     /// Rows and remembered objects of the last collection that found no room.
@@ -86,7 +119,7 @@ pub struct ProbeRun {
 }
 
 /// The text of all self metrics.
-pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
+pub fn render(status: &Status, probes: &[ProbeRun], extra: &Extra) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.one("netskoop_build_info", &[("version", &status.version), ("kernel", &status.kernel)], 1.0);
     for kind in &status.entities {
@@ -94,6 +127,10 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: Extra) -> Vec<u8> {
     }
     probe_metrics(&mut writer, probes);
     event_metrics(&mut writer, status);
+    resolver_metrics(&mut writer, &extra.resolvers);
+    for (label, limited) in &extra.limited {
+        writer.one("netskoop_extra_labels_limited", &[("label", label)], *limited as f64);
+    }
     let collection = &status.collection;
     writer.one("netskoop_collection_cpu_seconds", &[], seconds(collection.cpu_ns));
     writer.one("netskoop_collection_duration_seconds", &[], seconds(collection.wall_ns));
@@ -148,6 +185,30 @@ fn event_metrics(writer: &mut Writer, status: &Status) {
         ("netskoop_events_missed_by_followers_total", events.missed_by_followers),
     ] {
         writer.one(name, &[], value as f64);
+    }
+}
+
+fn resolver_metrics(writer: &mut Writer, resolvers: &[Resolver]) {
+    for (source, last_event) in resolvers {
+        let label = [("source", source.name.as_str())];
+        writer.one("netskoop_resolver_entities", &label, f64::from(source.entities));
+        if let Some(at) = last_event {
+            writer.one("netskoop_resolver_last_event_timestamp_seconds", &label, *at);
+        }
+        // The kernel's own files are nothing to connect to.
+        let Some(counts) = &source.counts else { continue };
+        let connected = f64::from(u8::from(source.connected_seconds.is_some()));
+        writer.one("netskoop_resolver_connected", &label, connected);
+        for (name, value) in [
+            ("netskoop_resolver_workloads", counts.workloads),
+            ("netskoop_resolver_events_total", counts.events),
+            ("netskoop_resolver_lists_total", counts.lists),
+            ("netskoop_resolver_failures_total", counts.failures),
+            ("netskoop_resolver_questions_total", counts.questions),
+            ("netskoop_resolver_refused_total", counts.refused),
+        ] {
+            writer.one(name, &label, value as f64);
+        }
     }
 }
 

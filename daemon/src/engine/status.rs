@@ -3,17 +3,18 @@
 use super::hooked::HookStatus;
 use super::lanes::Wedged;
 use super::pass::Snapshot;
-use super::self_metrics::{self, Extra, ProbeRun};
+use super::self_metrics::{self, Extra, ProbeRun, Resolver};
 use super::{Engine, LastPass, Slot, lock, unix_now};
 use crate::declare::Probe;
 use crate::resolve::directory::{Directory, count_kinds};
+use crate::resolve::extra::OTHER;
 use crate::table::Subject;
 use netskoop_api::{
     CollectionStatus, CostStatus, EventStatus, ProbeCounts, ProbeState, StateName, Status, StreamCounts,
     WedgedRead,
 };
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a probe stands, and what it has cost.
 pub(super) struct Standing {
@@ -106,13 +107,35 @@ impl Engine {
         let own = procfs::process::Process::myself();
         let stat = own.as_ref().ok().and_then(|own| own.stat().ok());
         let extra = Extra {
+            resolvers: self.resolvers(),
+            limited: self.watcher.directory().limited().to_vec(),
             reload_ok: self.reload_ok.load(Ordering::Relaxed),
             over_budget: snapshot.reports.iter().map(|report| report.over_budget).sum(),
             start_time: self.facts.start_time,
             open_fds: own.as_ref().ok().and_then(|own| own.fd_count().ok()).unwrap_or(0) as u64,
             threads: stat.map_or(0, |stat| u64::try_from(stat.num_threads).unwrap_or(0)),
         };
-        self_metrics::render(&status, &probes, extra)
+        self_metrics::render(&status, &probes, &extra)
+    }
+
+    /// The sources of names with the dates of what they last said: counted from the start, so that a date stays the same.
+    fn resolvers(&self) -> Vec<Resolver> {
+        let facts = &self.facts;
+        let date = |at: Instant| facts.start_time + at.saturating_duration_since(facts.started).as_secs_f64();
+        self.watcher.sources().into_iter().map(|(source, at)| (source, at.map(date))).collect()
+    }
+
+    /// What is not as it should be.
+    fn warnings(&self, directory: &Directory) -> Vec<String> {
+        let most = self.config.load().config.extra_label_values;
+        let limited = directory.limited().iter().filter(|(_, count)| *count > 0);
+        let sentence = |(label, count): &(String, usize)| {
+            format!(
+                "{count} namespaces show {OTHER} for the label '{label}', because it has {most} values already; choose \
+                 another label, or raise metrics.extra_label_values"
+            )
+        };
+        limited.map(sentence).collect()
     }
 
     /// `GET /v1/status`.
@@ -140,7 +163,12 @@ impl Engine {
             events: self.event_status(standings),
             cost: self.cost(),
             wedged: self.wedged(&directory),
-            warnings: hooks.warnings.into_iter().chain(self.without_cgroups()).collect(),
+            warnings: hooks
+                .warnings
+                .into_iter()
+                .chain(self.without_cgroups())
+                .chain(self.warnings(&directory))
+                .collect(),
         }
     }
 

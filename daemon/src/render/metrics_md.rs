@@ -17,6 +17,8 @@ kernel keeps once for the node carry the host's labels. The set *core* is shown 
 The two older generations of names are shown with `/metrics?names=kubeskoop` (labels `k8s_node`, `k8s_namespace`,
 `k8s_pod`) and `/metrics?names=inspector` (labels `namespace`, `pod`, `node`, `netns`), or by `metrics.names`. They keep the
 spelling and the scope of the systems they come from; counters are counters, which `rate()` does not notice.
+
+`metrics.extra_labels` puts further labels on every series of namespaces, in all three sets of names.
 ";
 
 /// The whole reference.
@@ -106,7 +108,14 @@ fn own(out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "\n## The daemon itself\n\n`netskoop_probe_*` and the counts of what a probe's hooks saw carry `probe`; \
-         `netskoop_entities` carries `kind`,\n`netskoop_build_info` carries `version` and `kernel`."
+         `netskoop_entities` carries `kind`,\n`netskoop_build_info` carries `version` and `kernel`, \
+         `netskoop_resolver_*` carries `source`,\n`netskoop_extra_labels_limited` carries `label`. `collect[]` and \
+         `exclude[]` do not touch them.\n\n\
+         `netskoop_entity_info` is there with the native names, once per entity, also of pods with `hostNetwork`, which \
+         have no\nother series. Its labels are `kind`, `name`, `netns`, `host_network`, and where they are known \
+         `namespace`, `pod`, `uid`,\n`source`, `ips`, `containers`, `container_ids`, `images`, `units`, `description`, \
+         and `label_<name>` for labels of the pod, as\nkube-state-metrics names them (32 at most, values of 256 bytes at \
+         most). Lists are joined with commas. A line is not longer\nthan 4 KiB: what does not fit is left out."
     )?;
     writeln!(out, "\n| metric | type | meaning |\n|---|---|---|")?;
     for (name, help, counter) in SELF_METRICS {

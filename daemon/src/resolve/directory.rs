@@ -3,6 +3,7 @@
 
 use super::book::Told;
 use super::describe;
+use super::extra::{About, Guard, Shown};
 use super::identity::{Claimed, Facts, Identity, is_called};
 use super::labels::{self, Labels};
 use super::tenants::{self, Tenant};
@@ -58,11 +59,36 @@ pub struct Entry {
     labels: [Box<str>; 3],
     /// Labels of `netskoop_entity_info`.
     info: Box<str>,
+    /// Values of the extra labels.
+    extra: Box<[Shown]>,
     /// Whether no newer namespace has the same pod, or name: the labels depend on it.
     is_only: bool,
 }
 
 impl Entry {
+    fn new(
+        ns: &Arc<Namespace>,
+        is_first: bool,
+        is_only: bool,
+        labels: &Labels,
+        guard: &mut Guard<'_>,
+        before: &[Shown],
+    ) -> Entry {
+        let id = entity_ref(ns, is_first);
+        let entity = describe::facts(&id, ns);
+        // What is said of the tenants of the node's own namespace is theirs.
+        let claims: &[Claimed] = if ns.facts.host { &[] } else { &ns.facts.claims };
+        let extra = guard.admit(&About { entity: &entity, claims, node: &labels.node }, before);
+        Entry {
+            labels: labels::render(&id, ns, is_only, labels, &extra),
+            info: labels::info(&entity),
+            extra,
+            namespace: Arc::clone(ns),
+            id: Arc::new(id),
+            is_only,
+        }
+    }
+
     /// The full description.
     pub fn describe(&self) -> Entity {
         describe::namespace(self)
@@ -109,6 +135,8 @@ pub struct Directory {
     tenants: Vec<Tenant>,
     /// Made when the first event asks: most pictures are replaced before.
     index: OnceLock<Index>,
+    /// How many namespaces have too many others beside them for each extra label.
+    limited: Vec<(String, usize)>,
 }
 
 /// Where containers and addresses are.
@@ -166,21 +194,43 @@ impl Directory {
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
         let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
+        let mut guard = Guard::new(&labels.extra);
+        let known = namespaces.iter().filter_map(|ns| before.known(ns, labels));
+        known.for_each(|old| guard.keep(&old.extra));
         for ns in newest_first {
             let is_first = names.insert(ns.identity.name.as_str());
             let is_only = pods.insert((ns.identity.namespace.as_deref(), labels::pod_name(&ns.identity)));
             let entry = before.reuse(ns, is_first, is_only, labels).unwrap_or_else(|| {
-                let id = entity_ref(ns, is_first);
-                let rendered = labels::render(&id, ns, is_only, labels);
-                let info = labels::info(&id, ns, labels);
-                let namespace = Arc::clone(ns);
-                Arc::new(Entry { namespace, id: Arc::new(id), labels: rendered, info, is_only })
+                let old = before.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();
+                Arc::new(Entry::new(ns, is_first, is_only, labels, &mut guard, old))
             });
             directory.slots[ns.subject.0 as usize] = Some(entry);
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
         directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
+        directory.limited = directory.count_limited(labels);
         directory
+    }
+
+    /// The same namespace in the picture before, if the same labels are shown there.
+    fn known(&self, ns: &Namespace, labels: &Labels) -> Option<&Entry> {
+        let old = self.slots.get(ns.subject.0 as usize)?.as_deref()?;
+        let (is, was) = (ns, &*old.namespace);
+        let same =
+            (is.facts.inode, is.facts.cookie, is.seen) == (was.facts.inode, was.facts.cookie, was.seen);
+        (same && !labels.changed).then_some(old)
+    }
+
+    fn count_limited(&self, labels: &Labels) -> Vec<(String, usize)> {
+        let is_other = |entry: &&Entry, at: usize| entry.extra.get(at) == Some(&Shown::Other);
+        let count = |at| self.entries().filter(|entry| is_other(entry, at)).count();
+        let labels = labels.extra.labels.iter().enumerate();
+        labels.map(|(at, label)| (label.name.clone(), count(at))).collect()
+    }
+
+    /// The extra labels, each with the number of namespaces for which it shows that there were too many values.
+    pub fn limited(&self) -> &[(String, usize)] {
+        &self.limited
     }
 
     /// The entry of the picture before, if nothing that shows in it has changed.

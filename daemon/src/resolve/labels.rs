@@ -1,20 +1,31 @@
 //! The labels on series, rendered once per change of a name.
 
-use super::describe;
 use super::directory::Namespace;
+use super::extra::{About, Extra, Shown};
 use super::identity::Identity;
 use super::workload::cut;
 use crate::table::escape;
 use netskoop_api::{Entity, EntityRef, Kind};
+use std::collections::HashSet;
 
-/// Longest value of a label of `netskoop_entity_info`, in bytes.
-const MAX_VALUE: usize = 1024;
+/// Longest value of a label, in bytes.
+const MAX_VALUE: usize = 512;
+/// Labels of the pod that `netskoop_entity_info` shows, the longest value of one, and all of its labels together.
+const MAX_POD_LABELS: usize = 32;
+const MAX_POD_VALUE: usize = 256;
+const MAX_INFO: usize = 4096;
+
+/// Names that the labels of entities have in any generation: no other label may be called so.
+pub const ENTITY_LABELS: [&str; 9] =
+    ["kind", "name", "namespace", "pod", "node", "netns", "k8s_node", "k8s_namespace", "k8s_pod"];
 
 /// What labels are made with, beside the names.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
     /// Name of the node, for the older generations.
     pub node: String,
+    /// Labels of the configuration.
+    pub extra: Extra,
     /// Whether this is another one than for the picture before.
     pub changed: bool,
 }
@@ -25,7 +36,13 @@ pub(super) fn pod_name(identity: &Identity) -> &str {
 }
 
 /// Labels in the three generations. `is_only` says that no newer namespace has the same pod.
-pub(super) fn render(id: &EntityRef, ns: &Namespace, is_only: bool, with: &Labels) -> [Box<str>; 3] {
+pub(super) fn render(
+    id: &EntityRef,
+    ns: &Namespace,
+    is_only: bool,
+    with: &Labels,
+    extra: &[Shown],
+) -> [Box<str>; 3] {
     let (host, node) = (ns.facts.host, with.node.as_str());
     let mut native = Pairs::default();
     native.add("kind", id.kind.as_str());
@@ -52,31 +69,30 @@ pub(super) fn render(id: &EntityRef, ns: &Namespace, is_only: bool, with: &Label
     first.add("pod", word(pod));
     first.add("node", node);
     first.add("netns", if host { "ns0" } else { &inode });
-    [native.finish(), second.finish(), first.finish()]
+    [native, second, first].map(|pairs| pairs.and(&with.extra, extra).finish())
 }
 
 /// Labels of what the kernel counted without telling a namespace.
 pub(super) fn unattributed(with: &Labels) -> [Box<str>; 3] {
+    let id =
+        EntityRef { kind: Kind::Unknown, name: "unattributed".into(), namespace: None, pod: None, netns: 0 };
+    let (node, name) = (with.node.as_str(), id.name.clone());
+    let entity = Entity::of(id);
+    let extra = with.extra.of_nobody(&About { entity: &entity, claims: &[], node });
     let of = |pairs: &[(&str, &str)]| {
         let mut out = Pairs::default();
         pairs.iter().for_each(|(name, value)| out.add(name, value));
-        out.finish()
+        out.and(&with.extra, &extra).finish()
     };
-    let node = with.node.as_str();
     [
-        of(&[("kind", Kind::Unknown.as_str()), ("name", "unattributed")]),
-        of(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", "unattributed")]),
-        of(&[("namespace", ""), ("pod", "unattributed"), ("node", node), ("netns", "")]),
+        of(&[("kind", Kind::Unknown.as_str()), ("name", &name)]),
+        of(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", &name)]),
+        of(&[("namespace", ""), ("pod", &name), ("node", node), ("netns", "")]),
     ]
 }
 
-/// Labels of `netskoop_entity_info` for a namespace.
-pub(super) fn info(id: &EntityRef, ns: &Namespace, _with: &Labels) -> Box<str> {
-    info_of(&describe::facts(id, ns))
-}
-
-/// Labels of `netskoop_entity_info`: everything that is known and fits.
-pub(super) fn info_of(entity: &Entity) -> Box<str> {
+/// Labels of `netskoop_entity_info`: everything that is known and fits. What comes first matters most.
+pub(super) fn info(entity: &Entity) -> Box<str> {
     let mut out = Pairs::default();
     out.add("kind", entity.id.kind.as_str());
     out.add("name", &entity.id.name);
@@ -86,18 +102,48 @@ pub(super) fn info_of(entity: &Entity) -> Box<str> {
     }
     out.add("netns", &entity.id.netns.to_string());
     out.add("host_network", if entity.host_network { "true" } else { "false" });
-    let inner = || entity.containers.iter().filter(|container| !container.sandbox);
-    let joined = |words: Vec<&str>| words.join(",");
-    out.maybe("containers", &joined(inner().map(|c| c.name.as_str()).collect()));
-    out.maybe("container_ids", &joined(inner().map(|c| c.id.as_str()).collect()));
-    out.maybe(
-        "images",
-        &joined(inner().map(|c| c.image.as_str()).filter(|image| !image.is_empty()).collect()),
-    );
-    out.maybe("ips", &joined(entity.addresses.iter().map(String::as_str).collect()));
-    out.maybe("units", &joined(entity.units.iter().map(String::as_str).collect()));
     out.maybe("source", entity.sources.first().map(String::as_str).unwrap_or_default());
+    out.maybe("ips", &joined(entity.addresses.iter().map(String::as_str)));
+    let inner = || entity.containers.iter().filter(|container| !container.sandbox);
+    let alone = || entity.container_id.as_deref().filter(|_| entity.containers.is_empty());
+    out.maybe("containers", &joined(inner().map(|c| c.name.as_str())));
+    out.maybe("container_ids", &joined(inner().map(|c| c.id.as_str()).chain(alone())));
+    out.maybe("images", &joined(inner().map(|c| c.image.as_str())));
+    out.maybe("units", &joined(entity.units.iter().map(String::as_str)));
+    out.maybe("description", entity.description.as_deref().unwrap_or_default());
+    if entity.id.pod.is_some() {
+        pod_labels(&mut out, entity);
+    }
     out.finish()
+}
+
+/// The pod's labels as kube-state-metrics names them. Of several that become the same name the first is shown.
+fn pod_labels(out: &mut Pairs, entity: &Entity) {
+    let mut names = HashSet::new();
+    for (name, value) in &entity.labels {
+        let legal = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let name: String = "label_".chars().chain(name.chars().map(legal)).collect();
+        let mut value = value.clone();
+        cut(&mut value, MAX_POD_VALUE);
+        if names.len() < MAX_POD_LABELS && names.insert(name.clone()) {
+            out.maybe(&name, &value);
+        }
+    }
+}
+
+/// As many of the words as fit, without empty ones and without half ones.
+fn joined<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let mut out = String::new();
+    for word in words.filter(|word| !word.is_empty()) {
+        if out.len() + 1 + word.len() > MAX_VALUE {
+            break;
+        }
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.push_str(word);
+    }
+    out
 }
 
 /// Label pairs as they stand between the braces.
@@ -117,14 +163,73 @@ impl Pairs {
         self.0.push(b'"');
     }
 
-    /// Leaves an empty value out: for Prometheus it means the same.
+    /// Leaves an empty value out, which means the same for Prometheus, and what would make the line too long.
     fn maybe(&mut self, name: &str, value: &str) {
+        let before = self.0.len();
         if !value.is_empty() {
             self.add(name, value);
         }
+        if self.0.len() > MAX_INFO {
+            self.0.truncate(before);
+        }
+    }
+
+    /// Adds the labels of the configuration.
+    fn and(mut self, extra: &Extra, values: &[Shown]) -> Pairs {
+        extra.pairs(values).for_each(|(name, value)| self.add(name, value));
+        self
     }
 
     fn finish(self) -> Box<str> {
         String::from_utf8(self.0).unwrap_or_default().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn pod(labels: BTreeMap<String, String>) -> Entity {
+        let id = EntityRef {
+            kind: Kind::Pod,
+            name: "shop/cart".into(),
+            namespace: Some("shop".into()),
+            pod: Some("cart".into()),
+            netns: 7,
+        };
+        Entity { labels, ..Entity::of(id) }
+    }
+
+    #[test]
+    fn an_info_has_what_is_known() {
+        let labels = [("app.kubernetes.io/name", "cart"), ("app_kubernetes_io_name", "second"), ("tier", "")];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let entity = Entity { addresses: vec!["10.0.0.9".into(), "fd00::9".into()], ..pod(labels) };
+        let expected = "kind=\"pod\",name=\"shop/cart\",namespace=\"shop\",pod=\"cart\",netns=\"7\",\
+                        host_network=\"false\",ips=\"10.0.0.9,fd00::9\",label_app_kubernetes_io_name=\"cart\"";
+        assert_eq!(&*info(&entity), expected);
+        let mut alone = entity;
+        alone.id.pod = None;
+        assert!(!info(&alone).contains("label_"), "only a pod's labels are its own");
+    }
+
+    #[test]
+    fn hostile_labels_are_escaped_and_cut() {
+        let labels = (0..1000).map(|i| (format!("k\n\"{i}"), "\"\\\n\0é".repeat(2_000))).collect();
+        let hostile = Entity { description: Some("x".repeat(10_000)), ..pod(labels) };
+        let line = info(&hostile);
+        assert!(line.len() <= MAX_INFO && !line.contains(['\n', '\0']), "{}", line.len());
+        assert!(line.contains(",label_k__0=\"\\\"\\\\\\n\u{fffd}é"), "{line}");
+        // Every quote that is not escaped opens or closes a value.
+        let plain = line.replace("\\\\", "").replace("\\\"", "");
+        assert_eq!(plain.matches('"').count(), 2 * plain.matches("=\"").count());
+    }
+
+    #[test]
+    fn a_list_is_whole_words() {
+        assert_eq!(joined(["a", "", "b"].into_iter()), "a,b");
+        let long = "x".repeat(300);
+        assert_eq!(joined([long.as_str(), &long].into_iter()), long);
     }
 }

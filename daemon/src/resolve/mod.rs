@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod cgroup_tree;
 pub mod describe;
 pub mod directory;
+pub mod extra;
 pub mod identity;
 pub mod labels;
 pub mod runtimes;

@@ -60,7 +60,7 @@ pub(super) fn of<'a>(host: &'a Namespace, names: &mut FxHashSet<&'a str>) -> Vec
         }
         let claims = claims.into_iter().cloned().collect();
         let mut tenant = Tenant { id: Arc::new(id), claims, info: Box::default() };
-        tenant.info = labels::info_of(&describe::tenant(&tenant));
+        tenant.info = labels::info(&describe::tenant(&tenant));
         tenants.push(tenant);
     }
     tenants

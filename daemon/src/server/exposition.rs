@@ -146,12 +146,43 @@ pub fn write_family(
     });
 }
 
+/// Writes series with the value 1 from the one with this number on, until `out` is full. Answers with the number of the
+/// next one, if there is one.
+pub fn write_infos<'a>(
+    out: &mut Vec<u8>,
+    (name, help): (&str, &str),
+    infos: impl Iterator<Item = &'a str>,
+    from: usize,
+    full: usize,
+    budget: &mut Budget,
+) -> Option<usize> {
+    for (number, labels) in infos.enumerate().skip(from) {
+        if out.len() >= full {
+            return Some(number);
+        }
+        if !budget.take() {
+            continue;
+        }
+        if number == 0 {
+            write_title(out, name, help, "gauge");
+        }
+        for part in [name, "{", labels, "} 1\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    None
+}
+
 fn write_head(out: &mut Vec<u8>, family: &Family) {
     let kind = match family.kind() {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
     };
-    for part in ["# HELP ", family.name, " ", family.help, "\n# TYPE ", family.name, " ", kind, "\n"] {
+    write_title(out, family.name, family.help, kind);
+}
+
+fn write_title(out: &mut Vec<u8>, name: &str, help: &str, kind: &str) {
+    for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"] {
         out.extend_from_slice(part.as_bytes());
     }
 }

@@ -13,6 +13,7 @@ mod podman;
 mod systemd;
 
 use super::book::{Book, Reporter, State, Wanted};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -144,7 +145,7 @@ pub struct Settings {
     /// Root of runtime state.
     pub run: PathBuf,
     /// What was chosen, by name; a source that is not named is found by itself.
-    pub choices: Vec<(&'static str, Choice)>,
+    pub choices: BTreeMap<&'static str, Choice>,
 }
 
 /// The thread with all sources. They end when this is dropped.
@@ -159,8 +160,7 @@ impl Runtimes {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(false);
         for kind in &RUNTIMES {
-            let choice = settings.choices.iter().find(|(name, _)| *name == kind.name);
-            let choice = choice.map_or(&Choice::Auto, |(_, choice)| choice);
+            let choice = settings.choices.get(kind.name).unwrap_or(&Choice::Auto);
             for (name, places) in sources(kind, choice, &settings.run) {
                 let (reporter, questions) = book.open(&name, kind.names);
                 let first = places.first().cloned().unwrap_or_default();

@@ -7,26 +7,36 @@ use netskoop_api::{SourceCounts, SourceStatus};
 use rustc_hash::FxHashMap;
 use std::time::Instant;
 
+/// A source with the moment when it last said something.
+type Source = (SourceStatus, Option<Instant>);
+
 impl Watcher {
     /// State of the sources of identity: those that ask other programs first.
     pub fn status(&self) -> Vec<SourceStatus> {
+        self.sources().into_iter().map(|(status, _)| status).collect()
+    }
+
+    /// The same with the moments when they last said something.
+    pub fn sources(&self) -> Vec<Source> {
         let named = named(&self.directory());
-        let mut all: Vec<SourceStatus> =
-            shown(self.book().reports()).into_iter().map(|report| of_report(&report, &named)).collect();
-        all.extend(self.own_status(&named));
+        let reports = shown(self.book().reports());
+        let mut all: Vec<Source> =
+            reports.iter().map(|report| (of_report(report, &named), report.health.last_event)).collect();
+        all.extend(self.own_sources(&named));
         all
     }
 
-    fn own_status(&self, named: &FxHashMap<String, u32>) -> Vec<SourceStatus> {
+    fn own_sources(&self, named: &FxHashMap<String, u32>) -> Vec<Source> {
         let health = self.health().clone();
-        let status = |name: &str, state: String, at: Option<Instant>, entities: u32| SourceStatus {
-            name: name.into(),
-            state,
-            last_event_seconds: ago(at),
-            entities,
-            connected_seconds: None,
-            last_error: None,
-            counts: None,
+        let source = |name: &str, state: String, at: Option<Instant>, entities: u32| {
+            let status = SourceStatus {
+                name: name.into(),
+                state,
+                last_event_seconds: ago(at),
+                entities,
+                ..SourceStatus::default()
+            };
+            (status, at)
         };
         let count = |source: &str| named.get(source).copied().unwrap_or(0);
         let processes = match &health.error {
@@ -40,10 +50,10 @@ impl Watcher {
         let hooks =
             if health.hooked { "watching" } else { "absent: /proc is scanned every 5 s and at each scrape" };
         vec![
-            status("processes", processes, health.last_scan, count("process") + count("process 1")),
-            status("cgroup", "from the processes".into(), health.last_scan, count("cgroup")),
-            status("/run/netns", mounts.into(), health.last_mount_event, count("/run/netns")),
-            status("kernel hooks", hooks.into(), health.last_kernel_event, 0),
+            source("processes", processes, health.last_scan, count("process") + count("process 1")),
+            source("cgroup", "from the processes".into(), health.last_scan, count("cgroup")),
+            source("/run/netns", mounts.into(), health.last_mount_event, count("/run/netns")),
+            source("kernel hooks", hooks.into(), health.last_kernel_event, 0),
         ]
     }
 }

@@ -79,7 +79,7 @@ impl Tree {
         let wake = Arc::new(Notify::new());
         let waker = Arc::clone(&wake);
         let book = Arc::new(Book::new(move || waker.notify_one()));
-        let (reporter, questions) = book.open("podman");
+        let (reporter, questions) = book.open("podman", true);
         let (path, proc, run) = (root.join("storage"), root.join("proc"), root.join("run"));
         let context = Context { path, proc, run, reporter, questions };
         Tree { disk: Disk(root), book, context, wake }

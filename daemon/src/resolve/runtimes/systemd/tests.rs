@@ -256,7 +256,8 @@ impl Asked {
     fn start(path: &Path) -> Asked {
         let book = Arc::new(Book::new(|| {}));
         let (reporter, questions) = book.open("systemd", false);
-        let context = Context { path: PathBuf::new(), proc: "/proc".into(), reporter, questions };
+        let context =
+            Context { path: PathBuf::new(), proc: "/proc".into(), run: "/run".into(), reporter, questions };
         let kind = RUNTIMES.iter().find(|kind| kind.name == "systemd").unwrap();
         let task = tokio::spawn(supervise(kind, vec![path.to_owned()], context));
         Asked { book, task }
