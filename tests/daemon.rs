@@ -9,6 +9,9 @@ mod support;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
+/// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
+#[path = "cases/docker.rs"]
+mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;

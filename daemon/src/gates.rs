@@ -20,6 +20,7 @@ use crate::kernel::netns_watch::NetnsWatch;
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
 use crate::resolve::directory::Directory;
+use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
 use crate::server::exposition::{Budget, write_family};
 use crate::sources::{self, Beacon, Scratch, Want};
@@ -126,7 +127,11 @@ impl KernelWatch for Silent {
 }
 
 fn watcher(proc: &Path) -> Watcher {
-    Watcher::start(Roots { proc: proc.into(), netns: proc.join("none") }, "w".into()).unwrap()
+    Watcher::start(
+        Roots { proc: proc.into(), netns: proc.join("none") },
+        Labels { node: "w".into(), ..Labels::default() },
+    )
+    .unwrap()
 }
 
 /// Not a test: collects and renders again and again in a process of its own, which is counted from outside or inside.

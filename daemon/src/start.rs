@@ -11,6 +11,7 @@ use crate::kernel::bpf::{Loader, Refused};
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};
 use crate::probes::PROBES;
+use crate::resolve::labels::Labels;
 use crate::resolve::runtimes::{Runtimes, Settings};
 use crate::resolve::watcher::{Roots, Watcher};
 use crate::server::listen::ControlSocket;
@@ -189,7 +190,8 @@ async fn assemble(
     }
     let facts = facts(&config.node_name, listeners)?;
     let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
-    let watcher = Watcher::start(roots, facts.node.clone()).map_err(start_error("watch namespaces"))?;
+    let labels = Labels { node: facts.node.clone(), ..Labels::default() };
+    let watcher = Watcher::start(roots, labels).map_err(start_error("watch namespaces"))?;
     let watcher = Arc::new(watcher);
     let settings = Settings { proc: config.proc.clone(), run: config.run.clone(), choices: vec![] };
     let runtimes =

@@ -4,10 +4,10 @@
 //! fails once so that the change is seen; a field that is gone or renamed is a broken contract and stays a failure.
 
 use netskoop_api::{
-    CollectionStatus, CostStatus, EVENT_SCHEMA, Entities, Entity, EntityMetrics, EntityRef, ErrorBody,
-    ErrorInfo, Event, EventInfo, EventLine, EventStatus, Kind, KindCount, MetricInfo, MetricValue, Net,
-    OptionInfo, OptionValue, ProbeChanged, ProbeCounts, ProbeInfo, ProbePatch, ProbeState, Process, Reloaded,
-    SourceStatus, StateName, Status, StreamCounts, Value, WedgedRead,
+    Claim, CollectionStatus, ContainerInfo, CostStatus, EVENT_SCHEMA, Entities, Entity, EntityMetrics,
+    EntityRef, ErrorBody, ErrorInfo, Event, EventInfo, EventLine, EventStatus, Kind, KindCount, MetricInfo,
+    MetricValue, Net, OptionInfo, OptionValue, ProbeChanged, ProbeCounts, ProbeInfo, ProbePatch, ProbeState,
+    Process, Reloaded, SourceCounts, SourceStatus, StateName, Status, StreamCounts, Value, WedgedRead,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -183,6 +183,26 @@ fn entity() -> Entity {
         addresses: vec!["10.244.1.7".into()],
         sources: vec!["cgroup".into(), "process".into()],
         since: "2026-11-20T12:00:00Z".into(),
+        uid: Some("8f1c".into()),
+        host_network: true,
+        containers: vec![ContainerInfo {
+            id: "5d2f".into(),
+            name: "coredns".into(),
+            image: "registry/coredns:1.11".into(),
+            pid: Some(812),
+            sandbox: true,
+        }],
+        units: vec!["a.service".into()],
+        description: Some("A service".into()),
+        labels: BTreeMap::from([("app".into(), "dns".into())]),
+        annotations: BTreeMap::from([("checksum".into(), "1".into())]),
+        claims: vec![Claim {
+            source: "containerd".into(),
+            says: "sandbox of kube-system/coredns-abc".into(),
+            since: "2026-11-20T12:00:00Z".into(),
+            changed: "2026-11-20T12:00:01Z".into(),
+        }],
+        provisional: true,
     }
 }
 
@@ -202,6 +222,16 @@ fn status() -> Status {
             state: "watching".into(),
             last_event_seconds: Some(2),
             entities: 6,
+            connected_seconds: Some(60),
+            last_error: Some("connection refused".into()),
+            counts: Some(SourceCounts {
+                workloads: 7,
+                events: 8,
+                lists: 1,
+                failures: 2,
+                questions: 3,
+                refused: 4,
+            }),
         }],
         probes: ProbeCounts { on: 17, off: 9, failed: 1, not_available: vec!["virtcmdlatency".into()] },
         collection: CollectionStatus {

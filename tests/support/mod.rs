@@ -1,6 +1,7 @@
 //! A daemon of one's own, a client written by hand, and namespaces that clean up.
 
 mod client;
+pub(crate) mod docker;
 mod node;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};

@@ -89,16 +89,12 @@ mod tests {
 
     fn entity(kind: Kind, name: &str, netns: u32) -> Entity {
         Entity {
-            id: EntityRef { kind, name: name.into(), namespace: None, pod: None, netns },
             processes: 4,
             leader: Some(812),
             comm: Some("sh\x1b[31m".into()),
-            mounts: Vec::new(),
-            container_id: None,
-            cgroup: None,
             addresses: vec!["192.0.2.2".into(), "fd00::2".into()],
-            sources: Vec::new(),
             since: "2026-11-19T12:01:03.5Z".into(),
+            ..Entity::of(EntityRef { kind, name: name.into(), namespace: None, pod: None, netns })
         }
     }
 

@@ -218,12 +218,12 @@ mod tests {
                     state: "watching".into(),
                     last_event_seconds: Some(2),
                     entities: 189,
+                    ..SourceStatus::default()
                 },
                 SourceStatus {
                     name: "docker".into(),
                     state: "absent: /run/docker.sock does not exist".into(),
-                    last_event_seconds: None,
-                    entities: 0,
+                    ..SourceStatus::default()
                 },
             ],
             probes: ProbeCounts { on: 17, off: 9, failed: 0, not_available: vec!["virtcmdlatency".into()] },

@@ -71,7 +71,7 @@ pub struct KindCount {
 }
 
 /// State of one source of identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
     /// `processes`, `/run/netns`, `kernel hooks`, ...
     pub name: String,
@@ -82,6 +82,32 @@ pub struct SourceStatus {
     pub last_event_seconds: Option<u64>,
     /// How many entities it names.
     pub entities: u32,
+    /// For how long it is connected; absent while it is not, or if it is nothing to connect to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_seconds: Option<u64>,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// What it has said and how often; absent for the kernel's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<SourceCounts>,
+}
+
+/// What a source of identity has said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCounts {
+    /// Containers, pods, units that it knows now.
+    pub workloads: u64,
+    /// Things it said by itself.
+    pub events: u64,
+    /// Full lists it gave.
+    pub lists: u64,
+    /// Times it failed.
+    pub failures: u64,
+    /// Questions it was asked.
+    pub questions: u64,
+    /// Workloads that found no room.
+    pub refused: u64,
 }
 
 /// Number of probes by state.

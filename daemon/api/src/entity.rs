@@ -1,6 +1,7 @@
 //! Who a network namespace belongs to.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What sort of thing owns a namespace. Also the value of the `kind` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,11 +82,96 @@ pub struct Entity {
     /// Addresses configured inside, without loopback and link-local ones.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// Which sources named it, strongest first: `cgroup`, `/run/netns`, `process`.
+    /// Which sources named it, strongest first: `containerd`, `cgroup`, `/run/netns`, `process`.
     #[serde(default)]
     pub sources: Vec<String>,
+    /// Uid of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Whether it lives in the node's own network namespace. It then has no counters of its own, but events do name it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_network: bool,
+    /// Its containers, the pod's sandbox first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerInfo>,
+    /// systemd units with processes in the namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<String>,
+    /// What the unit says of itself (`Description=`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Labels of the pod, or of the container if it is in none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// What each program that was asked says of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claim>,
+    /// Whether a better name may still come. Its series are withheld for that moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub provisional: bool,
     /// When the daemon first saw it (RFC 3339).
     pub since: String,
+}
+
+impl Entity {
+    /// An entity of which nothing but its name is known.
+    pub fn of(id: EntityRef) -> Entity {
+        Entity {
+            id,
+            processes: 0,
+            leader: None,
+            comm: None,
+            mounts: Vec::new(),
+            container_id: None,
+            cgroup: None,
+            addresses: Vec::new(),
+            sources: Vec::new(),
+            uid: None,
+            host_network: false,
+            containers: Vec::new(),
+            units: Vec::new(),
+            description: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            claims: Vec::new(),
+            provisional: false,
+            since: String::new(),
+        }
+    }
+}
+
+/// A container of an entity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerInfo {
+    /// Full id.
+    pub id: String,
+    /// Name within the pod, or the runtime's name for it.
+    pub name: String,
+    /// Image, as the runtime names it; empty if it has none.
+    #[serde(default)]
+    pub image: String,
+    /// First process, by the node's own pid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// Whether it only holds the pod's namespaces.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
+}
+
+/// What a source says of an entity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The source: `containerd`, `systemd`.
+    pub source: String,
+    /// What it says, a few words: `sandbox of kube-system/coredns-abc`.
+    pub says: String,
+    /// When it was first said (RFC 3339).
+    pub since: String,
+    /// When something of it last changed.
+    pub changed: String,
 }
 
 /// Answer of `GET /v1/entities`.

@@ -7,6 +7,7 @@ use crate::declare::{ColumnSet, Kind, Names, Probe};
 use crate::engine::pass::PassError;
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
+use crate::resolve::describe;
 use crate::resolve::directory::Entry;
 use crate::server::exposition;
 use crate::sources::addresses::ADDRESSES;
@@ -116,6 +117,7 @@ impl Engine {
         let host = directory.host();
         entries.sort_by_key(|e| (e.namespace.subject != host, e.id.kind.as_str(), e.id.name.clone()));
         let mut entities: Vec<Entity> = entries.into_iter().map(Entry::describe).collect();
+        entities.extend(directory.tenants().iter().map(describe::tenant));
         self.add_addresses(&mut entities).await;
         Entities { generation: directory.generation(), entities }
     }
@@ -124,8 +126,9 @@ impl Engine {
     pub async fn entity(&self, text: &str) -> Result<Entity, NoSuchEntity> {
         self.watcher.rescan().await;
         let directory = self.watcher.directory();
-        let entry = directory.find(text).ok_or_else(|| NoSuchEntity(text.into()))?;
-        let mut entities = vec![entry.describe()];
+        let found = directory.find(text).map(Entry::describe);
+        let found = found.or_else(|| directory.find_tenant(text).map(describe::tenant));
+        let mut entities = vec![found.ok_or_else(|| NoSuchEntity(text.into()))?];
         self.add_addresses(&mut entities).await;
         entities.pop().ok_or_else(|| NoSuchEntity(text.into()))
     }
@@ -156,7 +159,7 @@ impl Engine {
         let now =
             Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
         Ok(Ok(EntityMetrics {
-            entity: entry.id.clone(),
+            entity: (*entry.id).clone(),
             time: snapshot.time.to_string(),
             monotonic_ns: nanoseconds(now.saturating_sub(age)),
             values,
@@ -175,9 +178,12 @@ impl Engine {
         let table = &snapshot.tables[at];
         for row in 0..table.len() {
             let owner = snapshot.directory.entry(table.subject(row)).map(|entry| entry.id.netns);
-            let entity = entities.iter_mut().find(|entity| Some(entity.id.netns) == owner);
-            if let Some(entity) = entity {
-                entity.addresses.push(String::from_utf8_lossy(table.key(row, 0)).into_owned());
+            let is_owner = |entity: &&mut Entity| Some(entity.id.netns) == owner && !entity.host_network;
+            let address = String::from_utf8_lossy(table.key(row, 0)).into_owned();
+            if let Some(entity) = entities.iter_mut().find(is_owner)
+                && !entity.addresses.contains(&address)
+            {
+                entity.addresses.push(address);
             }
         }
     }

@@ -6,13 +6,16 @@ use super::workload::Workload;
 use jiff::Timestamp;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Workloads of one source at most; more are refused and counted.
 pub const MAX_WORKLOADS: usize = 20_000;
 /// Questions that wait for one source at most.
 const MAX_QUESTIONS: usize = 256;
+
+/// A runtime that was there is expected back within this time: it restarts.
+const RETURN: Duration = Duration::from_secs(60);
 
 /// Number of a source, in the order in which they were opened.
 pub type SourceId = usize;
@@ -67,7 +70,7 @@ pub struct Health {
 }
 
 /// A workload and when its source told of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// What was said.
     pub workload: Arc<Workload>,
@@ -78,10 +81,14 @@ pub struct Told {
 }
 
 struct Page {
-    name: String,
+    name: Arc<str>,
     health: Health,
     told: FxHashMap<String, Told>,
     questions: mpsc::Sender<Wanted>,
+    /// Whether it names what nobody else can name.
+    names: bool,
+    /// When it was last connected.
+    attended: Option<Instant>,
 }
 
 /// One name of a workload: its source and its id there.
@@ -105,7 +112,7 @@ pub struct Book {
 #[derive(Clone, Debug)]
 pub struct SourceReport {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// How it is doing.
     pub health: Health,
     /// Workloads on its page.
@@ -122,8 +129,9 @@ impl Book {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a page for a source. The receiver gets what the watcher wants to know.
-    pub fn open(self: &Arc<Self>, name: &str) -> (Reporter, mpsc::Receiver<Wanted>) {
+    /// Opens a page for a source. The receiver gets what the watcher wants to know. `names` says that it names what nobody
+    /// else can name, so that a new namespace without a good name waits a moment for it.
+    pub fn open(self: &Arc<Self>, name: &str, names: bool) -> (Reporter, mpsc::Receiver<Wanted>) {
         let (questions, inbox) = mpsc::channel(MAX_QUESTIONS);
         let health = Health {
             state: State::Connecting,
@@ -137,7 +145,8 @@ impl Book {
             refused: 0,
         };
         let mut pages = self.pages();
-        pages.pages.push(Page { name: name.to_owned(), health, told: FxHashMap::default(), questions });
+        let (name, told) = (name.into(), FxHashMap::default());
+        pages.pages.push(Page { name, health, told, questions, names, attended: None });
         let source = pages.pages.len() - 1;
         drop(pages);
         (Reporter { book: Arc::clone(self), source }, inbox)
@@ -161,8 +170,8 @@ impl Book {
     }
 
     /// Name of a source.
-    pub fn name(&self, source: SourceId) -> String {
-        self.pages().pages.get(source).map(|page| page.name.clone()).unwrap_or_default()
+    pub fn name(&self, source: SourceId) -> Arc<str> {
+        self.pages().pages.get(source).map_or_else(|| "".into(), |page| Arc::clone(&page.name))
     }
 
     /// Asks all sources that have not said whether they know it. Never waits: a source that does not keep up with
@@ -174,16 +183,19 @@ impl Book {
         }
     }
 
-    /// Whether a source is connected or about to be, so that it is worth waiting for a name.
+    /// Whether it is worth waiting for a name: a source that gives names is connected, or was until a moment ago.
     pub fn is_attended(&self) -> bool {
-        let attended = |page: &Page| matches!(page.health.state, State::Connected(_) | State::Connecting);
+        let attended = |page: &Page| {
+            let lately = page.attended.is_some_and(|at| at.elapsed() < RETURN);
+            page.names && (lately || matches!(page.health.state, State::Connected(_) | State::Connecting))
+        };
         self.pages().pages.iter().any(attended)
     }
 
     /// How the sources are doing.
     pub fn reports(&self) -> Vec<SourceReport> {
         let report = |page: &Page| SourceReport {
-            name: page.name.clone(),
+            name: Arc::clone(&page.name),
             health: page.health.clone(),
             workloads: page.told.len(),
         };
@@ -251,9 +263,10 @@ impl Reporter {
 
     /// The source answers; `what` says what it is: `containerd 1.7.24`.
     pub fn connected(&self, what: &str) {
-        self.health(|health| {
-            health.state = State::Connected(what.to_owned());
-            health.connected = Some(Instant::now());
+        self.write(|pages, source| {
+            let page = &mut pages.pages[source];
+            page.health.state = State::Connected(what.to_owned());
+            page.health.connected = Some(Instant::now());
         });
     }
 
@@ -267,9 +280,12 @@ impl Reporter {
 
     /// The source does not work. Its page stays as it is.
     pub fn failed(&self, error: &str) {
-        self.health(|health| {
+        self.write(|pages, source| {
+            let Page { health, attended, .. } = &mut pages.pages[source];
+            if health.connected.take().is_some() {
+                *attended = Some(Instant::now());
+            }
             health.state = State::Failed(error.to_owned());
-            health.connected = None;
             health.last_error = Some(error.to_owned());
             health.failures += 1;
         });
@@ -338,7 +354,7 @@ mod tests {
         let book = Arc::new(Book::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         }));
-        let (reporter, _inbox) = book.open("a");
+        let (reporter, _inbox) = book.open("a", true);
         reporter.replace(vec![workload("1", "x"), workload("2", "y")]);
         assert_eq!(changed(&book), [(0, "1".into()), (0, "2".into())]);
         let woken = wakes.load(Ordering::Relaxed);
@@ -354,7 +370,7 @@ mod tests {
     #[test]
     fn a_lost_connection_forgets_nothing() {
         let book = Arc::new(Book::new(|| {}));
-        let (reporter, _inbox) = book.open("a");
+        let (reporter, _inbox) = book.open("a", true);
         reporter.connected("a 1.0");
         reporter.put(workload("1", "x"));
         reporter.failed("gone");
@@ -367,16 +383,30 @@ mod tests {
     #[test]
     fn a_source_has_room_for_so_many() {
         let book = Arc::new(Book::new(|| {}));
-        let (reporter, _inbox) = book.open("a");
+        let (reporter, _inbox) = book.open("a", true);
         reporter.replace((0..MAX_WORKLOADS + 5).map(|i| workload(&i.to_string(), "x")).collect());
         let report = &book.reports()[0];
         assert_eq!((report.workloads, report.health.refused), (MAX_WORKLOADS, 5));
     }
 
     #[test]
+    fn a_name_is_waited_for_where_one_may_come() {
+        let book = Arc::new(Book::new(|| {}));
+        let (bus, _inbox) = book.open("systemd", false);
+        bus.connected("systemd 252");
+        assert!(!book.is_attended());
+        let (runtime, _inbox) = book.open("containerd", true);
+        runtime.state(State::Absent("no socket".into()));
+        assert!(!book.is_attended());
+        runtime.connected("containerd 1.7");
+        runtime.failed("gone");
+        assert!(book.is_attended(), "it restarts");
+    }
+
+    #[test]
     fn questions_never_wait() {
         let book = Arc::new(Book::new(|| {}));
-        let (_reporter, mut inbox) = book.open("a");
+        let (_reporter, mut inbox) = book.open("a", true);
         (0..2 * MAX_QUESTIONS).for_each(|_| book.ask(&Wanted::Unit("x".into())));
         assert_eq!(inbox.try_recv().unwrap(), Wanted::Unit("x".into()));
         assert_eq!(book.reports()[0].health.questions, MAX_QUESTIONS as u64);

@@ -1,15 +1,21 @@
 //! All namespaces of the node with their names and rendered labels, at one moment. Never changed, only replaced: readers
 //! take an `Arc` and see one consistent picture however long they take.
 
-use super::identity::{Facts, Identity};
+use super::book::Told;
+use super::describe;
+use super::identity::{Claimed, Facts, Identity, is_called};
+use super::labels::{self, Labels};
+use super::tenants::{self, Tenant};
+use super::workload::{Role, Workload};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
-use crate::table::{Subject, escape};
+use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// One namespace.
 #[derive(Clone, Debug)]
@@ -22,12 +28,22 @@ pub struct Namespace {
     pub processes: u32,
     /// Its name.
     pub identity: Identity,
+    /// Whether that name is the best that is to be had, or none better came in time.
+    pub settled: bool,
+    /// Whether it is not its owner's main namespace: a container may make itself another one.
+    pub secondary: bool,
     /// Who names it, strongest first.
-    pub sources: Vec<&'static str>,
+    pub sources: Vec<Arc<str>>,
+    /// Addresses configured inside, when they were last looked at.
+    pub addresses: Vec<IpAddr>,
     /// The way in.
     pub access: Access,
     /// When it was first seen (RFC 3339).
     pub since: String,
+    /// The same on the clock that only goes forward.
+    pub seen: Instant,
+    /// Since when its leader leads.
+    pub led: Instant,
     /// Counts namespaces as they are found, so that the newer of two is known.
     pub birth: u64,
 }
@@ -38,107 +54,194 @@ pub struct Entry {
     /// The namespace.
     pub namespace: Arc<Namespace>,
     /// Unique name and kind, as events carry it.
-    pub id: EntityRef,
+    pub id: Arc<EntityRef>,
     labels: [Box<str>; 3],
+    /// Labels of `netskoop_entity_info`.
+    info: Box<str>,
+    /// Whether no newer namespace has the same pod, or name: the labels depend on it.
+    is_only: bool,
 }
 
 impl Entry {
     /// The full description.
     pub fn describe(&self) -> Entity {
-        let ns = &self.namespace;
-        Entity {
-            id: self.id.clone(),
-            processes: ns.processes,
-            leader: ns.facts.leader,
-            comm: ns.facts.comm.clone(),
-            mounts: ns.facts.mounts.clone(),
-            container_id: ns.identity.container_id.clone(),
-            cgroup: ns.facts.cgroup.clone(),
-            addresses: Vec::new(),
-            sources: ns.sources.iter().map(|s| (*s).to_owned()).collect(),
-            since: ns.since.clone(),
-        }
+        describe::namespace(self)
     }
 }
 
 /// Whose an event is.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
-    /// The owner of the namespace.
+    /// The entity.
     pub entity: &'a EntityRef,
-    /// Whether that is its name for good; else a better one is on its way.
+    /// Whether that name will stay; else a better one may come in a moment.
     pub settled: bool,
 }
 
 /// A container that some source knows.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerRef<'a> {
-    /// What it belongs to: its pod, or itself.
+    /// What it is part of: its pod, or what its namespace is called.
     pub entity: &'a EntityRef,
-    /// Its name, in its pod.
+    /// Its name in there.
     pub name: &'a str,
+}
+
+/// A namespace that is gone: events that happened in it may still be on their way.
+pub type Departed = (u64, Arc<EntityRef>);
+
+/// Where something is in a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spot {
+    Namespace(Subject),
+    Tenant(usize),
 }
 
 /// The picture.
 #[derive(Debug, Default)]
 pub struct Directory {
     generation: u64,
-    slots: Vec<Option<Entry>>,
+    slots: Vec<Option<Arc<Entry>>>,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
-    /// Namespaces that are gone: events that happened in them may still be on their way.
-    departed: Vec<(u64, EntityRef)>,
+    departed: Vec<Departed>,
+    tenants: Vec<Tenant>,
+    /// Made when the first event asks: most pictures are replaced before.
+    index: OnceLock<Index>,
 }
 
+/// Where containers and addresses are.
+#[derive(Debug, Default)]
+struct Index {
+    containers: FxHashMap<ById, Spot>,
+    /// `None` for an address that several namespaces have.
+    by_address: FxHashMap<IpAddr, Option<Subject>>,
+}
+
+/// A workload that is found by its id.
+#[derive(Debug)]
+struct ById(Arc<Workload>);
+
+impl std::borrow::Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
+}
+
+impl std::hash::Hash for ById {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &ById) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
+
 impl Directory {
-    /// Names everything and renders the labels. `node` is the node's name for the older generations.
+    /// Names everything and renders the labels. What has not changed is taken over from the picture before.
     pub fn build(
+        before: &Directory,
         generation: u64,
         namespaces: &[Arc<Namespace>],
-        departed: Vec<(u64, EntityRef)>,
-        node: &str,
+        departed: Vec<Departed>,
+        labels: &Labels,
     ) -> Directory {
         let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
-        let mut slots: Vec<Option<Entry>> = Vec::new();
-        slots.resize_with(size.max(1), || None);
-        let mut newest_first: Vec<_> = namespaces.iter().collect();
-        // The node keeps its name whatever others are called.
-        newest_first.sort_by_key(|ns| (!ns.facts.host, std::cmp::Reverse(ns.birth)));
-        let (mut names, mut kubeskoop) = (FxHashSet::default(), FxHashSet::default());
-        for ns in newest_first {
-            let id = unique(ns, &mut names);
-            let labels = render_labels(&id, ns.facts.host, node, &mut kubeskoop);
-            slots[ns.subject.0 as usize] = Some(Entry { namespace: Arc::clone(ns), id, labels });
-        }
-        Directory {
+        let mut directory = Directory {
             generation,
-            slots,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
-            unattributed: unattributed_labels(node),
+            unattributed: labels::unattributed(labels),
             departed,
+            ..Directory::default()
+        };
+        directory.slots.resize_with(size.max(1), || None);
+        let mut newest_first: Vec<_> = namespaces.iter().collect();
+        // The node keeps its name whatever others are called.
+        newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
+        let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
+        for ns in newest_first {
+            let is_first = names.insert(ns.identity.name.as_str());
+            let is_only = pods.insert((ns.identity.namespace.as_deref(), labels::pod_name(&ns.identity)));
+            let entry = before.reuse(ns, is_first, is_only, labels).unwrap_or_else(|| {
+                let id = entity_ref(ns, is_first);
+                let rendered = labels::render(&id, ns, is_only, labels);
+                let info = labels::info(&id, ns, labels);
+                let namespace = Arc::clone(ns);
+                Arc::new(Entry { namespace, id: Arc::new(id), labels: rendered, info, is_only })
+            });
+            directory.slots[ns.subject.0 as usize] = Some(entry);
         }
+        let host = namespaces.iter().find(|ns| ns.facts.host);
+        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
+        directory
+    }
+
+    /// The entry of the picture before, if nothing that shows in it has changed.
+    fn reuse(
+        &self,
+        ns: &Arc<Namespace>,
+        is_first: bool,
+        is_only: bool,
+        labels: &Labels,
+    ) -> Option<Arc<Entry>> {
+        let old = self.slots.get(ns.subject.0 as usize)?.as_ref()?;
+        let same_name = (old.id.name == ns.identity.name) == is_first;
+        let same = Arc::ptr_eq(&old.namespace, ns) && same_name && old.is_only == is_only;
+        (same && !labels.changed).then(|| Arc::clone(old))
+    }
+
+    /// Finds containers and addresses.
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut index = Index::default();
+            for entry in self.entries() {
+                let ns = &entry.namespace;
+                index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
+                for address in &ns.addresses {
+                    let shared = index.by_address.contains_key(address);
+                    index.by_address.insert(*address, (!shared).then_some(ns.subject));
+                }
+            }
+            for (at, tenant) in self.tenants.iter().enumerate() {
+                index.add(&tenant.claims, Spot::Tenant(at));
+            }
+            index
+        })
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
     /// One that has the same inode but not the same cookie is another one.
     pub fn event_owner(&self, inode: u32, cookie: u64) -> Option<Owner<'_>> {
         let living = self.by_inode(inode).filter(|entry| same_cookie(entry.namespace.facts.cookie, cookie));
-        let same = |(known, entity): &&(u64, EntityRef)| entity.netns == inode && same_cookie(*known, cookie);
-        let departed = || self.departed.iter().rev().find(same).map(|(_, entity)| entity);
-        let entity = living.map(|entry| &entry.id).or_else(departed)?;
-        Some(Owner { entity, settled: true })
+        if let Some(entry) = living {
+            return Some(Owner { entity: &entry.id, settled: entry.namespace.settled });
+        }
+        let same = |(known, entity): &&Departed| entity.netns == inode && same_cookie(*known, cookie);
+        let departed = self.departed.iter().rev().find(same);
+        departed.map(|(_, entity)| Owner { entity, settled: true })
     }
 
-    /// A container that some source knows, by its full id.
-    pub fn container(&self, _id: &str) -> Option<ContainerRef<'_>> {
-        None
+    /// A container that a source knows, by its full id.
+    pub fn container(&self, id: &str) -> Option<ContainerRef<'_>> {
+        let (ById(workload), spot) = self.index().containers.get_key_value(id)?;
+        let entity: &EntityRef = match spot {
+            Spot::Namespace(subject) => &self.entry(*subject)?.id,
+            Spot::Tenant(at) => &self.tenants.get(*at)?.id,
+        };
+        Some(ContainerRef { entity, name: &workload.name })
     }
 
-    /// Whose an address is, if it is one of this node's.
-    pub fn by_address(&self, _address: IpAddr) -> Option<&EntityRef> {
-        None
+    /// Whose address this is; `None` if nobody's on this node, or several have it.
+    pub fn by_address(&self, address: IpAddr) -> Option<&EntityRef> {
+        let subject = (*self.index().by_address.get(&address)?)?;
+        Some(&self.entry(subject)?.id)
     }
 
     /// Grows with every change.
@@ -154,7 +257,7 @@ impl Directory {
     /// A namespace by slot.
     pub fn entry(&self, subject: Subject) -> Option<&Entry> {
         let subject = if subject == Subject::NODE { self.host() } else { subject };
-        self.slots.get(subject.0 as usize)?.as_ref()
+        self.slots.get(subject.0 as usize)?.as_deref()
     }
 
     /// A namespace by inode.
@@ -167,7 +270,8 @@ impl Directory {
         self.by_inode.get(&inode).copied()
     }
 
-    /// A namespace by name, by pod name alone, or by inode number.
+    /// A namespace by name, by inode number, by pod name alone, by a name under `/run/netns`, or by a container's id or
+    /// the beginning of one.
     pub fn find(&self, text: &str) -> Option<&Entry> {
         let entries = || self.entries();
         entries()
@@ -177,11 +281,26 @@ impl Directory {
             .or_else(|| {
                 entries().find(|entry| entry.namespace.facts.mounts.iter().any(|mount| mount == text))
             })
+            .or_else(|| entries().find(|entry| is_container(&entry.namespace.facts.claims, text)))
+    }
+
+    /// A pod or container in the node's own namespace, by its name, its pod's name, or a container's id.
+    pub fn find_tenant(&self, text: &str) -> Option<&Tenant> {
+        let tenants = || self.tenants.iter();
+        tenants()
+            .find(|tenant| tenant.id.name == text)
+            .or_else(|| tenants().find(|tenant| tenant.id.pod.as_deref() == Some(text)))
+            .or_else(|| tenants().find(|tenant| is_container(&tenant.claims, text)))
     }
 
     /// All namespaces, by slot.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.iter().flatten()
+        self.slots.iter().flatten().map(|entry| &**entry)
+    }
+
+    /// Pods and containers that live in the node's own namespace.
+    pub fn tenants(&self) -> &[Tenant] {
+        &self.tenants
     }
 
     /// All slots in use.
@@ -189,12 +308,20 @@ impl Directory {
         self.entries().map(|entry| entry.namespace.subject)
     }
 
-    /// Rendered labels of a subject. Those of the node are the host's.
+    /// Rendered labels of a subject. Those of the node are the host's. `None` while a better name is waited for: a series
+    /// that is missing for a moment is better than one with a wrong name.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
         if subject == Subject::UNATTRIBUTED {
             return Some(&self.unattributed[names as usize]);
         }
-        Some(&self.entry(subject)?.labels[names as usize])
+        let entry = self.entry(subject).filter(|entry| entry.namespace.settled)?;
+        Some(&entry.labels[names as usize])
+    }
+
+    /// Labels of `netskoop_entity_info`: of all namespaces with a settled name, and of what lives in the node's own.
+    pub fn infos(&self) -> impl Iterator<Item = &str> {
+        let settled = self.entries().filter(|entry| entry.namespace.settled).map(|entry| &*entry.info);
+        settled.chain(self.tenants.iter().map(|tenant| &*tenant.info))
     }
 
     /// What sources need to read every namespace.
@@ -210,71 +337,41 @@ impl Directory {
     }
 }
 
-/// The newest of several namespaces with one name keeps it; the others get their inode appended.
-fn unique(ns: &Namespace, names: &mut FxHashSet<String>) -> EntityRef {
-    let mut name = ns.identity.name.clone();
-    if !names.insert(name.clone()) {
-        name = format!("{name}~{}", ns.facts.inode);
-        names.insert(name.clone());
+impl Index {
+    /// Of two sources that know a container, the one that has a name for it counts.
+    fn add(&mut self, claims: &[Claimed], spot: Spot) {
+        for workload in claims.iter().map(|claimed| &claimed.told.workload) {
+            let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
+            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
+                self.containers.remove(workload.id.as_str());
+                self.containers.insert(ById(Arc::clone(workload)), spot);
+            }
+        }
     }
+}
+
+/// Whether a text is the id of one of the containers, or the beginning of one that is long enough to mean it.
+fn is_container(claims: &[Claimed], text: &str) -> bool {
+    let means = |Told { workload, .. }: &Told| {
+        workload.id == text || (text.len() >= 8 && workload.id.starts_with(text))
+    };
+    claims.iter().any(|claimed| means(&claimed.told))
+}
+
+/// The newest of several namespaces with one name keeps it; the others get their inode appended.
+fn entity_ref(ns: &Namespace, is_first: bool) -> EntityRef {
+    let identity = &ns.identity;
+    let name = match is_first {
+        true => identity.name.clone(),
+        false => format!("{}~{}", identity.name, ns.facts.inode),
+    };
     EntityRef {
-        kind: ns.identity.kind,
+        kind: identity.kind,
         name,
-        namespace: ns.identity.namespace.clone(),
-        pod: ns.identity.pod.clone(),
+        namespace: identity.namespace.clone(),
+        pod: identity.pod.clone(),
         netns: ns.facts.inode,
     }
-}
-
-fn render_labels(id: &EntityRef, host: bool, node: &str, kubeskoop: &mut FxHashSet<String>) -> [Box<str>; 3] {
-    let mut native = labels(&[("kind", id.kind.as_str()), ("name", &id.name)]);
-    if let (Some(namespace), Some(pod)) = (&id.namespace, &id.pod) {
-        native.push(',');
-        native.push_str(&labels(&[("namespace", namespace), ("pod", pod)]));
-    }
-    let (namespace, pod) = match (&id.namespace, &id.pod) {
-        (Some(namespace), Some(pod)) => (namespace.as_str(), pod.as_str()),
-        _ => ("", id.name.as_str()),
-    };
-    let inode = format!("ns{}", id.netns);
-    let mut second = if host {
-        labels(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", "")])
-    } else {
-        labels(&[("k8s_node", node), ("k8s_namespace", namespace), ("k8s_pod", pod)])
-    };
-    if !kubeskoop.insert(second.clone()) {
-        second.push(',');
-        second.push_str(&labels(&[("netns", &inode)]));
-    }
-    let first = if host {
-        labels(&[("namespace", "hostNetwork"), ("pod", "hostNetwork"), ("node", node), ("netns", "ns0")])
-    } else {
-        labels(&[("namespace", namespace), ("pod", pod), ("node", node), ("netns", &inode)])
-    };
-    [native.into(), second.into(), first.into()]
-}
-
-/// Labels of what the kernel counted without telling a namespace.
-fn unattributed_labels(node: &str) -> [Box<str>; 3] {
-    [
-        labels(&[("kind", Kind::Unknown.as_str()), ("name", "unattributed")]).into(),
-        labels(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", "unattributed")]).into(),
-        labels(&[("namespace", ""), ("pod", "unattributed"), ("node", node), ("netns", "")]).into(),
-    ]
-}
-
-fn labels(pairs: &[(&str, &str)]) -> String {
-    let mut out = Vec::new();
-    for (i, (name, value)) in pairs.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b"=\"");
-        escape(&mut out, value.as_bytes());
-        out.push(b'"');
-    }
-    String::from_utf8(out).unwrap_or_default()
 }
 
 /// Number of namespaces by kind, for the status.
@@ -298,17 +395,27 @@ mod tests {
     use crate::resolve::identity;
 
     fn namespace(subject: u32, facts: Facts, birth: u64) -> Arc<Namespace> {
-        let (identity, sources) = identity::identify(&identity::resolvers(), &facts);
+        let (identity, sources) = identity::identify(&facts);
         Arc::new(Namespace {
             subject: Subject(subject),
             processes: 1,
             identity,
+            settled: true,
+            secondary: false,
             sources,
+            addresses: vec![],
             access: Access::Process(facts.leader.unwrap_or(1)),
             since: String::new(),
+            seen: Instant::now(),
+            led: Instant::now(),
             birth,
             facts,
         })
+    }
+
+    fn build(namespaces: &[Arc<Namespace>], node: &str) -> Directory {
+        let labels = Labels { node: node.into(), ..Labels::default() };
+        Directory::build(&Directory::default(), 1, namespaces, vec![], &labels)
     }
 
     fn netns(subject: u32, inode: u32, name: &str, birth: u64) -> Arc<Namespace> {
@@ -317,7 +424,7 @@ mod tests {
 
     #[test]
     fn the_newest_of_two_with_one_name_keeps_it() {
-        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], vec![], "n");
+        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.by_inode(11).unwrap().id.name, "a");
         assert_eq!(directory.by_inode(10).unwrap().id.name, "a~10");
         assert_eq!(directory.labels(Subject(1), Names::Netskoop), Some("kind=\"netns\",name=\"a~10\""));
@@ -326,8 +433,7 @@ mod tests {
     #[test]
     fn labels_of_the_three_generations() {
         let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
-        let directory =
-            Directory::build(1, &[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], vec![], "w7");
+        let directory = build(&[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
         let of = |subject, names| directory.labels(Subject(subject), names).unwrap();
         assert_eq!(of(1, Names::Netskoop), "kind=\"host\",name=\"host\"");
         assert_eq!(of(1, Names::Kubeskoop), "k8s_node=\"w7\",k8s_namespace=\"\",k8s_pod=\"\"");
@@ -345,7 +451,7 @@ mod tests {
 
     #[test]
     fn it_is_found_by_name_inode_and_mount() {
-        let directory = Directory::build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], vec![], "n");
+        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.find("10").map(|e| e.id.netns), Some(10));
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());

@@ -3,9 +3,12 @@
 pub mod book;
 pub mod cgroup;
 pub mod cgroup_tree;
+pub mod describe;
 pub mod directory;
 pub mod identity;
+pub mod labels;
 pub mod runtimes;
 pub mod scan;
+pub mod tenants;
 pub mod watcher;
 pub mod workload;

@@ -12,6 +12,8 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// Longest file that is read here; `comm` and `cgroup` are far below it.
 const MAX_FILE: usize = 16 * 1024;
+/// A node with a thousand pods has some megabytes of it.
+const MAX_MOUNTINFO: usize = 16 * 1024 * 1024;
 
 /// Processes of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +98,49 @@ pub fn comm(proc_root: &Path, pid: i32) -> Option<String> {
     Some(text.trim_end_matches('\n').to_owned())
 }
 
+/// When a process started, in clock ticks since the boot: field 22 of `/proc/<pid>/stat`. Together with the pid it is
+/// never used again.
+pub fn start_time(proc_root: &Path, pid: i32) -> Option<u64> {
+    let text = read_small(&proc_root.join(pid.to_string()).join("stat"))?;
+    // The command name may contain anything, also parentheses.
+    let (_, fields) = text.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Mounts of namespaces anywhere, from `mountinfo` (proc_pid_mountinfo(5)), whose fourth field is then `net:[<inode>]`.
+pub fn all_mounts(proc_root: &Path) -> Vec<(u32, PathBuf)> {
+    let Some(text) = read_up_to(&proc_root.join("self/mountinfo"), MAX_MOUNTINFO) else { return Vec::new() };
+    let parse = |line: &str| {
+        let mut words = line.split(' ');
+        let inode = parse_link(words.nth(3)?.as_bytes())?;
+        Some((inode, PathBuf::from(unescape_octal(words.next()?))))
+    };
+    let mut found: Vec<(u32, PathBuf)> = text.lines().filter_map(parse).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Undoes `\040` and the like.
+fn unescape_octal(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// cgroup path of a process.
 pub fn cgroup(proc_root: &Path, pid: i32) -> Option<String> {
     let text = read_small(&proc_root.join(pid.to_string()).join("cgroup"))?;
@@ -103,9 +148,13 @@ pub fn cgroup(proc_root: &Path, pid: i32) -> Option<String> {
 }
 
 fn read_small(path: &Path) -> Option<String> {
+    read_up_to(path, MAX_FILE)
+}
+
+fn read_up_to(path: &Path, most: usize) -> Option<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(MAX_FILE as u64).read_to_end(&mut bytes).ok()?;
+    std::fs::File::open(path).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -133,7 +182,8 @@ pub fn mounts(dir: &Path) -> Mounts {
     found
 }
 
-fn nsfs_inode(path: &Path) -> Option<u32> {
+/// Inode of the namespace that a file leads to; `None` if it leads to none.
+pub fn nsfs_inode(path: &Path) -> Option<u32> {
     let fs = rustix::fs::statfs(path).ok()?;
     if u64::try_from(fs.f_type).ok()? != NSFS_MAGIC {
         return None;
@@ -155,11 +205,29 @@ mod tests {
     }
 
     #[test]
+    fn octal_escapes() {
+        assert_eq!(unescape_octal("/run/a\\040b\\134"), "/run/a b\\");
+        assert_eq!(unescape_octal("/x\\9"), "/x\\9");
+    }
+
+    #[test]
+    fn mounts_of_namespaces_anywhere() {
+        let proc = std::env::temp_dir().join(format!("netskoop-mountinfo-{}", std::process::id()));
+        std::fs::create_dir_all(proc.join("self")).unwrap();
+        let text = "36 25 0:4 net:[4026532201] /run/docker/netns/0a rw shared:1 - nsfs nsfs rw\n\
+                    37 25 0:4 mnt:[4026532202] /run/x rw - nsfs nsfs rw\n38 25 0:5 / /proc rw - proc proc rw\n";
+        std::fs::write(proc.join("self/mountinfo"), text).unwrap();
+        assert_eq!(all_mounts(&proc), [(4_026_532_201, PathBuf::from("/run/docker/netns/0a"))]);
+        std::fs::remove_dir_all(&proc).unwrap();
+    }
+
+    #[test]
     fn our_own_process_is_found() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let found = processes(Path::new("/proc")).unwrap();
         let ours = namespace_of(Path::new("/proc"), pid).unwrap();
         assert!(found.members[&ours].pids.contains(&pid));
+        assert!(start_time(Path::new("/proc"), pid).unwrap() > 0);
     }
 
     #[test]

@@ -1,19 +1,24 @@
 //! Keeps the directory of namespaces current. One thread that sleeps until the kernel's hooks, `/run/netns` or somebody's
 //! request wakes it; a slow rescan is only the safety net.
 
+mod crowd;
 mod hooks;
+mod join;
 mod status;
 mod survey;
 
 pub use hooks::{KernelEvent, KernelWatch};
 use survey::file_name;
 
-use super::book::Book;
+use super::book::{Book, Key};
 use super::directory::{Directory, Namespace};
-use super::identity::{self, Facts, Resolver};
+use super::identity::{self, Facts};
+use super::labels::Labels;
 use super::{cgroup, scan};
 use crate::kernel::netns_cookie::cookie;
 use arc_swap::ArcSwap;
+use crowd::Crowd;
+use join::Places;
 use netskoop_api::EntityRef;
 use rustc_hash::FxHashMap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -31,8 +36,13 @@ use tokio::sync::{oneshot, watch};
 const SAFETY_NET: Duration = Duration::from_secs(60);
 /// Time between full scans when nobody does.
 const POLLING: Duration = Duration::from_secs(5);
-/// Full scans asked for by events are at least so far apart.
+/// Full scans asked for by events are at least so far apart, and so many times the time that the last one took.
 const SCAN_GAP: Duration = Duration::from_millis(100);
+const SCAN_SHARE: u32 = 20;
+/// How long a namespace whose name a container runtime may better goes without one, while such a runtime is there; and one
+/// that nothing but a process speaks for, which is most likely nobody's container.
+const GRACE: Duration = Duration::from_secs(5);
+const SHORT_GRACE: Duration = Duration::from_secs(1);
 /// When to look again at what is not finished yet: a file of `/run/netns` before its mount, a process before its switch.
 const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(5),
@@ -53,6 +63,7 @@ pub struct Roots {
 enum Command {
     Kernel(KernelEvent),
     Scan(oneshot::Sender<()>),
+    Labels(Labels),
     Hooks(Option<Arc<dyn KernelWatch>>),
 }
 
@@ -81,7 +92,7 @@ struct Health {
 
 impl Watcher {
     /// Scans once, then starts the thread.
-    pub fn start(roots: Roots, node: String) -> io::Result<Watcher> {
+    pub fn start(roots: Roots, labels: Labels) -> io::Result<Watcher> {
         let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
         let (publish, changes) = watch::channel(0);
         let (commands, inbox) = mpsc::channel();
@@ -93,8 +104,8 @@ impl Watcher {
         let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
             roots,
-            node,
-            resolvers: identity::resolvers(),
+            labels,
+            book: Arc::clone(&book),
             directory: Arc::clone(&directory),
             publish,
             inbox,
@@ -105,14 +116,20 @@ impl Watcher {
             namespaces: FxHashMap::default(),
             free: Vec::new(),
             births: 0,
+            places: Places::default(),
+            displaced: Vec::new(),
+            crowds: FxHashMap::default(),
+            mounts: FxHashMap::default(),
             inotify: None,
             scan_at: None,
             last_scan: Instant::now(),
+            scan_time: Duration::ZERO,
             last_sweep: Instant::now(),
             again: Vec::new(),
             departed: VecDeque::new(),
             changed: false,
             departed_changed: false,
+            turn: 0,
             sees_node_pids,
         };
         worker.watch_mounts();
@@ -150,6 +167,11 @@ impl Watcher {
     /// Sets or removes the hooks.
     pub fn set_hooks(&self, hooks: Option<Arc<dyn KernelWatch>>) {
         self.send(Command::Hooks(hooks));
+    }
+
+    /// Changes what labels are made with.
+    pub fn set_labels(&self, labels: Labels) {
+        self.send(Command::Labels(labels));
     }
 
     /// Whether the kernel tells of new namespaces; if not, a scrape scans first.
@@ -202,12 +224,13 @@ fn wake(fd: &OwnedFd) {
 enum Again {
     Process { pid: i32, tries: usize },
     Mounts { tries: usize },
+    Namespace { inode: u32 },
 }
 
 struct Worker {
     roots: Roots,
-    node: String,
-    resolvers: Vec<Box<dyn Resolver>>,
+    labels: Labels,
+    book: Arc<Book>,
     directory: Arc<ArcSwap<Directory>>,
     publish: watch::Sender<u64>,
     inbox: mpsc::Receiver<Command>,
@@ -218,12 +241,22 @@ struct Worker {
     namespaces: FxHashMap<u32, Arc<Namespace>>,
     free: Vec<u32>,
     births: u64,
+    places: Places,
+    /// Workloads whose namespace turned out to be another one's by now.
+    displaced: Vec<Key>,
+    crowds: FxHashMap<u32, Crowd>,
+    /// Files that lead to namespaces, at the last look.
+    mounts: FxHashMap<u32, Vec<PathBuf>>,
     inotify: Option<OwnedFd>,
     scan_at: Option<Instant>,
     last_scan: Instant,
+    /// How long it took.
+    scan_time: Duration,
     last_sweep: Instant,
     again: Vec<(Instant, Again)>,
-    departed: VecDeque<(Instant, u64, EntityRef)>,
+    departed: VecDeque<(Instant, u64, Arc<EntityRef>)>,
+    /// Where the turn of looking at addresses is.
+    turn: usize,
     /// Whether we are in the node's own pid namespace.
     sees_node_pids: bool,
     /// Whether a living namespace is not in the published picture as it is now.
@@ -240,6 +273,7 @@ impl Worker {
             while let Ok(command) = self.inbox.try_recv() {
                 self.obey(command);
             }
+            self.join_changed();
             self.look_again();
             let scan = self.scan_at.is_some_and(|at| at <= Instant::now());
             if scan || self.last_scan.elapsed() >= self.interval() {
@@ -288,6 +322,10 @@ impl Worker {
                 // Nobody waits any more if the client went away.
                 let _ = reply.send(());
             }
+            Command::Labels(labels) => {
+                self.labels = Labels { changed: true, ..labels };
+                self.changed = true;
+            }
             Command::Hooks(hooks) => {
                 self.hooks = hooks;
                 self.health().hooked = self.hooks.is_some();
@@ -329,11 +367,22 @@ impl Worker {
         if scan::cgroup(&self.roots.proc, pid).as_deref().is_some_and(unit) {
             self.scan_soon();
         } else if !self.namespaces.contains_key(&inode) {
-            let Some(facts) = self.facts(inode, Some(pid), &self.mounts_of(inode)) else { return };
-            self.changed |= self.put(facts, 1);
+            self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
+            self.changed |= self.look(inode, Some(pid), None);
             // It was seen as it began, and may have become another program by then.
-            let tries = LOOK_AGAIN.len() - 1;
-            self.again.push((Instant::now() + LOOK_AGAIN[tries], Again::Process { pid, tries }));
+            let last = LOOK_AGAIN[LOOK_AGAIN.len() - 1];
+            self.again.push((Instant::now() + last, Again::Namespace { inode }));
+        }
+    }
+
+    /// Looks at a namespace again, by what is known to lead there: no scan.
+    fn refresh(&mut self, inode: u32) {
+        let member = self.living_member(inode);
+        if let Some(pid) = member {
+            self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
+        }
+        if member.is_some() || self.mounts.contains_key(&inode) {
+            self.changed |= self.look(inode, member, None);
         }
     }
 
@@ -343,10 +392,10 @@ impl Worker {
             return;
         }
         let facts = Facts { inode, leader: Some(pid), comm: Some(comm), ..Facts::default() };
-        let (identity, _) = identity::identify(&self.resolvers, &facts);
+        let (identity, _) = identity::identify(&facts);
         let id =
             EntityRef { kind: identity.kind, name: identity.name, namespace: None, pod: None, netns: inode };
-        self.departed.push_back((Instant::now(), cookie, id));
+        self.departed.push_back((Instant::now(), cookie, Arc::new(id)));
         self.departed_changed = true;
         // It must be announced again if it lives after all, or if its inode is used again.
         if let Some(hooks) = &self.hooks {
@@ -373,6 +422,7 @@ impl Worker {
                     Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
                     _ => self.again_process(pid, tries + 1),
                 },
+                Again::Namespace { inode } => self.refresh(inode),
                 Again::Mounts { tries } => self.scan_mounts(tries + 1),
             }
         }
@@ -389,14 +439,20 @@ impl Worker {
         if let Some(hooks) = &self.hooks {
             hooks.rearm(inode, self.namespaces.get(&inode).map_or(0, |ns| ns.facts.cookie));
         }
-        let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
-        if leader.is_none_or(|pid| scan::namespace_of(&self.roots.proc, pid) != Some(inode)) {
-            self.scan_soon();
+        let Some(ns) = self.namespaces.get(&inode) else { return self.scan_soon() };
+        let (leader, mounted) = (ns.facts.leader, ns.facts.mount.is_some());
+        match self.living_member(inode) {
+            Some(pid) if Some(pid) == leader => {}
+            Some(_) => self.refresh(inode),
+            // The mount leads there as well. Who else may be inside is told by the next scan.
+            None if mounted => self.refresh(inode),
+            None => self.scan_soon(),
         }
     }
 
     fn scan_soon(&mut self) {
-        let at = (self.last_scan + SCAN_GAP).max(Instant::now() + Duration::from_millis(2));
+        let gap = SCAN_GAP.max(self.scan_time * SCAN_SHARE);
+        let at = (self.last_scan + gap).max(Instant::now() + Duration::from_millis(2));
         self.scan_at = Some(self.scan_at.map_or(at, |planned| planned.min(at)));
     }
 
@@ -436,36 +492,54 @@ impl Worker {
         self.scan_mounts(0);
     }
 
-    /// Looks at `/run/netns`, and again a little later while a file is there without its mount.
+    /// Looks at `/run/netns`, and again a little later while a file is there without its mount. Namespaces whose names came
+    /// or went are looked at; only one that lost its last name may have a process nobody knows of.
     fn scan_mounts(&mut self, tries: usize) {
-        if scan::mounts(&self.roots.netns).unfinished
+        let mut found = scan::mounts(&self.roots.netns);
+        if found.unfinished
             && let Some(delay) = LOOK_AGAIN.get(tries)
         {
             self.again.push((Instant::now() + *delay, Again::Mounts { tries }));
         }
-        self.scan_soon();
+        // Those elsewhere are only looked at by scans.
+        let elsewhere = self.mounts.iter().flat_map(|(inode, files)| files.iter().map(|file| (*inode, file)));
+        let elsewhere = elsewhere.filter(|(_, file)| !file.starts_with(&self.roots.netns));
+        found.files.extend(elsewhere.map(|(inode, file)| (inode, file.clone())));
+        let old = std::mem::replace(&mut self.mounts, survey::by_inode(found.files));
+        let mut touched: Vec<u32> = old.keys().chain(self.mounts.keys()).copied().collect();
+        touched.retain(|inode| old.get(inode) != self.mounts.get(inode));
+        touched.sort_unstable();
+        touched.dedup();
+        for inode in touched {
+            match self.living_member(inode) {
+                None if !self.mounts.contains_key(&inode) => self.scan_soon(),
+                _ => self.refresh(inode),
+            }
+        }
     }
 
-    fn mounts_of(&self, inode: u32) -> Vec<PathBuf> {
-        let mounts = scan::mounts(&self.roots.netns).files;
-        mounts.into_iter().filter(|(found, _)| *found == inode).map(|(_, path)| path).collect()
-    }
-
-    /// What is known of a namespace with this leader and these names; `None` if it is gone. A leader that stays is in the namespace that it was
-    /// in, so only then the cookie is the one that is known.
-    fn facts(&self, inode: u32, leader: Option<i32>, mounts: &[PathBuf]) -> Option<Facts> {
-        let old = self.namespaces.get(&inode).filter(|ns| leader.is_some() && ns.facts.leader == leader);
-        let cookie = old.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, mounts))?;
+    /// What is known of a namespace with this leader; `None` if it is gone. A leader that stays is in the namespace that it
+    /// was in, so only then the cookie is the one that is known.
+    fn facts(&self, inode: u32, leader: Option<i32>) -> Option<Facts> {
+        let mounts = self.mounts.get(&inode).map(Vec::as_slice).unwrap_or_default();
+        let old = self.namespaces.get(&inode);
+        let same_leader = old.filter(|ns| leader.is_some() && ns.facts.leader == leader);
+        let cookie = same_leader.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, mounts))?;
+        // The name and cgroup of a leader seldom change once it has led for a while. Before, it is on its way: a shell or a
+        // container runtime that has still to become what it starts.
+        let settled = same_leader.filter(|ns| ns.led.elapsed() > GRACE).map(|ns| &ns.facts);
+        let proc = &self.roots.proc;
         Some(Facts {
             inode,
             cookie,
-            host: scan::host_namespace(&self.roots.proc) == Some(inode),
+            host: scan::host_namespace(proc) == Some(inode),
             leader,
-            comm: leader.and_then(|pid| scan::comm(&self.roots.proc, pid)),
-            cgroup: leader.and_then(|pid| scan::cgroup(&self.roots.proc, pid)),
-            cgroup_is_shared: false,
+            comm: settled.map_or_else(|| scan::comm(proc, leader?), |facts| facts.comm.clone()),
+            cgroup: settled.map_or_else(|| scan::cgroup(proc, leader?), |facts| facts.cgroup.clone()),
+            owners: Vec::new(),
             mount: mounts.first().cloned(),
             mounts: mounts.iter().map(|path| file_name(path)).collect(),
+            claims: Vec::new(),
         })
     }
 

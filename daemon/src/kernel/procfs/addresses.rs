@@ -1,6 +1,52 @@
 //! `/proc/<pid>/net/fib_trie` and `/proc/<pid>/net/if_inet6`: the addresses configured in a namespace.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use rustix::fd::AsFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+/// Addresses of one namespace at most.
+const MAX_ADDRESSES: usize = 64;
+/// The trie shows all routes as well: of a router with more than this some addresses are not seen.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Addresses of the namespace of a process; none if it is gone.
+pub fn of_process(proc: &Path, pid: i32) -> Vec<IpAddr> {
+    below(&proc.join(pid.to_string()).join("net"))
+}
+
+/// Addresses of the namespace with this inode behind a file. They are read from inside, by a thread made for it: that one
+/// ends there, so nobody has to find the way back.
+pub fn behind(proc: &Path, file: &Path, inode: u32) -> Vec<IpAddr> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let look = || {
+        let namespace = rustix::fs::open(file, flags, Mode::empty()).ok()?;
+        if rustix::fs::fstat(&namespace).ok()?.st_ino != u64::from(inode) {
+            return None;
+        }
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
+        Some(below(&proc.join("thread-self/net")))
+    };
+    let found = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netskoop-look".into()).stack_size(64 * 1024);
+        thread.spawn_scoped(scope, look).ok()?.join().ok()?
+    });
+    found.unwrap_or_default()
+}
+
+fn below(net: &Path) -> Vec<IpAddr> {
+    let read = |name: &str| {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(net.join(name));
+        // A kernel without IPv6, or a namespace that is going: no addresses then.
+        let read = file.and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
+        read.map(|_| bytes).unwrap_or_default()
+    };
+    let v4 = local_v4(&read("fib_trie")).into_iter().map(IpAddr::from);
+    v4.chain(wide_v6(&read("if_inet6")).into_iter().map(IpAddr::from)).take(MAX_ADDRESSES).collect()
+}
 
 /// Addresses of `net/fib_trie` that are local, without loopback ones. The file shows one trie per table; an address is a
 /// line `|-- 10.0.0.1`, and what it is follows: `/32 host LOCAL` (net/ipv4/fib_trie.c, `fib_trie_seq_show`).

@@ -5,6 +5,10 @@
 mod containerd;
 mod cri;
 mod docker;
+mod grpc;
+mod http;
+mod labels;
+mod oci;
 mod podman;
 mod systemd;
 
@@ -21,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 const LOOK: Duration = Duration::from_secs(5);
 /// Time before a source that failed is tried again: doubled from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(15);
+const LAST_RETRY: Duration = Duration::from_secs(3);
 
 /// Which sockets of a kind of source are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +75,8 @@ struct Runtime {
     places: &'static [Place],
     /// Whether several places are used at once, or only the first that is there.
     several: bool,
+    /// Whether it names what nobody else can name.
+    names: bool,
     /// Connects, keeps the page current, and returns when it cannot go on.
     run: for<'a> fn(&'a mut Context) -> Running<'a>,
 }
@@ -86,6 +92,7 @@ static RUNTIMES: [Runtime; 5] = [
             Place::Root("/var/snap/microk8s/common/run/containerd.sock"),
         ],
         several: true,
+        names: true,
         run: |context| Box::pin(containerd::run(context)),
     },
     Runtime {
@@ -93,12 +100,14 @@ static RUNTIMES: [Runtime; 5] = [
         name: "cri",
         places: &[Place::Run("crio/crio.sock"), Place::Run("cri-dockerd.sock")],
         several: true,
+        names: true,
         run: |context| Box::pin(cri::run(context)),
     },
     Runtime {
         name: "docker",
         places: &[Place::Run("docker.sock")],
         several: false,
+        names: true,
         run: |context| Box::pin(docker::run(context)),
     },
     Runtime {
@@ -108,12 +117,14 @@ static RUNTIMES: [Runtime; 5] = [
             Place::Root("/var/lib/containers/storage/overlay-containers"),
         ],
         several: false,
+        names: true,
         run: |context| Box::pin(podman::run(context)),
     },
     Runtime {
         name: "systemd",
         places: &[Place::Run("dbus/system_bus_socket")],
         several: false,
+        names: false,
         run: |context| Box::pin(systemd::run(context)),
     },
 ];
@@ -149,7 +160,7 @@ impl Runtimes {
             let choice = settings.choices.iter().find(|(name, _)| *name == kind.name);
             let choice = choice.map_or(&Choice::Auto, |(_, choice)| choice);
             for (name, places) in sources(kind, choice, &settings.run) {
-                let (reporter, questions) = book.open(&name);
+                let (reporter, questions) = book.open(&name, kind.names);
                 let first = places.first().cloned().unwrap_or_default();
                 let context = Context { path: first, proc: settings.proc.clone(), reporter, questions };
                 runtime.spawn(supervise(kind, places, context));

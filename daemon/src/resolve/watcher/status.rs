@@ -1,26 +1,34 @@
-//! What the watcher says of itself.
+//! What the watcher says of itself and of the sources of identity.
 
 use super::Watcher;
-use crate::resolve::directory::Entry;
-use netskoop_api::SourceStatus;
+use crate::resolve::book::{Health, SourceReport, State};
+use crate::resolve::directory::Directory;
+use netskoop_api::{SourceCounts, SourceStatus};
+use rustc_hash::FxHashMap;
 use std::time::Instant;
 
 impl Watcher {
-    /// State of the sources of identity.
+    /// State of the sources of identity: those that ask other programs first.
     pub fn status(&self) -> Vec<SourceStatus> {
+        let named = named(&self.directory());
+        let mut all: Vec<SourceStatus> =
+            shown(self.book().reports()).into_iter().map(|report| of_report(&report, &named)).collect();
+        all.extend(self.own_status(&named));
+        all
+    }
+
+    fn own_status(&self, named: &FxHashMap<String, u32>) -> Vec<SourceStatus> {
         let health = self.health().clone();
-        let directory = self.directory();
-        let named = |source: &str| {
-            let by = |entry: &&Entry| entry.namespace.identity.source == source;
-            u32::try_from(directory.entries().filter(by).count()).unwrap_or(u32::MAX)
-        };
-        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs());
         let status = |name: &str, state: String, at: Option<Instant>, entities: u32| SourceStatus {
             name: name.into(),
             state,
             last_event_seconds: ago(at),
             entities,
+            connected_seconds: None,
+            last_error: None,
+            counts: None,
         };
+        let count = |source: &str| named.get(source).copied().unwrap_or(0);
         let processes = match &health.error {
             Some(error) => format!("failed: {error}"),
             None if health.hidden > 0 => {
@@ -32,10 +40,63 @@ impl Watcher {
         let hooks =
             if health.hooked { "watching" } else { "absent: /proc is scanned every 5 s and at each scrape" };
         vec![
-            status("processes", processes, health.last_scan, named("process") + named("process 1")),
-            status("cgroup", "from the processes".into(), health.last_scan, named("cgroup")),
-            status("/run/netns", mounts.into(), health.last_mount_event, named("/run/netns")),
+            status("processes", processes, health.last_scan, count("process") + count("process 1")),
+            status("cgroup", "from the processes".into(), health.last_scan, count("cgroup")),
+            status("/run/netns", mounts.into(), health.last_mount_event, count("/run/netns")),
             status("kernel hooks", hooks.into(), health.last_kernel_event, 0),
         ]
     }
+}
+
+/// How many entities have their name from each source.
+fn named(directory: &Directory) -> FxHashMap<String, u32> {
+    let mut named = FxHashMap::default();
+    let tenants = directory.tenants().iter().filter_map(|tenant| Some(&tenant.claims.first()?.source));
+    for source in directory.entries().map(|entry| &entry.namespace.identity.source).chain(tenants) {
+        *named.entry(source.to_string()).or_default() += 1;
+    }
+    named
+}
+
+/// Of the places where a source could be those that matter: where it is, else the most usual one.
+fn shown(reports: Vec<SourceReport>) -> Vec<SourceReport> {
+    let kind = |report: &SourceReport| report.name.split(' ').next().unwrap_or_default().to_owned();
+    let absent = |report: &SourceReport| matches!(report.health.state, State::Absent(_));
+    let present: Vec<String> = reports.iter().filter(|report| !absent(report)).map(kind).collect();
+    let is_main = |report: &SourceReport| *report.name == *kind(report) && !present.contains(&kind(report));
+    reports.into_iter().filter(|report| !absent(report) || is_main(report)).collect()
+}
+
+fn of_report(report: &SourceReport, named: &FxHashMap<String, u32>) -> SourceStatus {
+    let health = &report.health;
+    SourceStatus {
+        name: report.name.to_string(),
+        state: phrase(health),
+        last_event_seconds: ago(health.last_event),
+        entities: named.get(&*report.name).copied().unwrap_or(0),
+        connected_seconds: ago(health.connected),
+        last_error: health.last_error.clone(),
+        counts: Some(SourceCounts {
+            workloads: report.workloads as u64,
+            events: health.events,
+            lists: health.lists,
+            failures: health.failures,
+            questions: health.questions,
+            refused: health.refused,
+        }),
+    }
+}
+
+fn phrase(health: &Health) -> String {
+    match &health.state {
+        State::Absent(why) => format!("absent: {why}"),
+        State::Idle(why) => format!("idle: {why}"),
+        State::Connecting => "connecting".into(),
+        State::Connected(what) => format!("connected to {what}"),
+        State::Failed(why) => format!("failed: {why}"),
+    }
+}
+
+fn ago(at: Option<Instant>) -> Option<u64> {
+    at.map(|at| at.elapsed().as_secs())
 }

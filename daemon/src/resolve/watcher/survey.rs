@@ -1,13 +1,17 @@
 //! Takes stock: looks at every process and every mount, gives namespaces their slots and names, and publishes the picture.
 
-use super::Worker;
+use super::{Again, GRACE, SHORT_GRACE, Worker};
 use crate::kernel::bpf::same_cookie;
+use crate::kernel::procfs::addresses;
+use crate::resolve::cgroup::CgroupOwner;
 use crate::resolve::directory::{Directory, Namespace};
-use crate::resolve::identity::{self, Facts};
-use crate::resolve::{cgroup, scan};
+use crate::resolve::identity::{self, Facts, Identity};
+use crate::resolve::scan;
 use crate::sources::Access;
 use crate::table::Subject;
-use rustc_hash::FxHashMap;
+use netskoop_api::Kind;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +19,10 @@ use std::time::{Duration, Instant};
 /// How long, and how many, namespaces that are gone are remembered for events that are still on their way.
 const DEPARTED_TIME: Duration = Duration::from_secs(10);
 const DEPARTED_MAX: usize = 512;
+/// Addresses are configured a moment after a namespace is made.
+const ADDRESSES_COME: Duration = Duration::from_secs(10);
+/// Namespaces whose addresses one scan looks at.
+const ADDRESSES_AT_ONCE: usize = 64;
 /// Time between looks for counts that belong to nobody.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -35,31 +43,34 @@ impl Worker {
                 return;
             }
         };
-        let mut mounts: FxHashMap<u32, Vec<PathBuf>> = FxHashMap::default();
-        for (inode, path) in scan::mounts(&self.roots.netns).files {
-            mounts.entry(inode).or_default().push(path);
-        }
+        let mut files = scan::mounts(&self.roots.netns).files;
+        files.extend(scan::all_mounts(&self.roots.proc));
+        self.mounts = by_inode(files);
         let mut health = self.health();
         (health.error, health.last_scan, health.hidden) = (None, Some(self.last_scan), hidden);
         drop(health);
-        let mut changed =
-            self.remove_vanished(|inode| members.contains_key(&inode) || mounts.contains_key(&inode));
-        let mut units = None;
-        let mut inodes: Vec<u32> = members.keys().chain(mounts.keys()).copied().collect();
+        self.changed |= self.remove_vanished(&members);
+        for (inode, found) in &members {
+            self.crowds.entry(*inode).or_default().set(&self.roots.proc, &found.pids);
+        }
+        self.crowds.retain(|inode, _| members.contains_key(inode));
+        let units = self.units_of_host();
+        let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
         inodes.sort_unstable();
         inodes.dedup();
         for inode in inodes {
             let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
-            let mounts = mounts.remove(&inode).unwrap_or_default();
+            let old = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
+            let leader = old.filter(|pid| pids.contains(pid)).or(pids.iter().min().copied());
             // One that went a moment ago is told by its own going, which starts the next scan.
-            let Some(facts) = self.gather(inode, pids, &mounts, &members, &mut units) else { continue };
-            changed |= self.put(facts, u32::try_from(pids.len()).unwrap_or(u32::MAX));
+            self.changed |= self.look(inode, leader, Some(&units));
         }
-        if changed {
-            self.changed = true;
+        self.addresses_of_some();
+        self.sweep();
+        self.scan_time = self.last_scan.elapsed();
+        if self.changed {
             self.publish();
         }
-        self.sweep();
     }
 
     /// Now and then: counts that came for a namespace after it was forgotten, while the kernel took it apart.
@@ -73,60 +84,20 @@ impl Worker {
         }
     }
 
-    fn gather(
-        &self,
-        inode: u32,
-        pids: &[i32],
-        mounts: &[PathBuf],
-        members: &FxHashMap<u32, scan::Members>,
-        units: &mut Option<Vec<String>>,
-    ) -> Option<Facts> {
-        let old_namespace = self.namespaces.get(&inode);
-        let leader = old_namespace
-            .map(|ns| &ns.facts)
-            .and_then(|facts| facts.leader)
-            .filter(|pid| pids.contains(pid))
-            .or(pids.iter().min().copied());
-        // The name and cgroup of a leader seldom change once somebody else than itself has given it a name. Before, it is
-        // on its way: a shell or a container runtime that has still to become what it starts.
-        let settled = |ns: &&Arc<Namespace>| {
-            let known = ns.identity.kind != netskoop_api::Kind::Unknown;
-            known && ns.facts.leader == leader && leader.is_some()
-        };
-        let mut facts = match old_namespace.filter(settled) {
-            Some(old) => Facts {
-                mount: mounts.first().cloned(),
-                mounts: mounts.iter().map(|path| file_name(path)).collect(),
-                ..old.facts.clone()
-            },
-            None => self.facts(inode, leader, mounts)?,
-        };
-        let owner = facts.cgroup.as_deref().filter(|_| !facts.host).and_then(cgroup::owner);
-        if let Some(cgroup::CgroupOwner::Unit(unit)) = owner {
-            let units = units.get_or_insert_with(|| self.host_units(members));
-            facts.cgroup_is_shared = units.contains(&unit);
-        }
-        Some(facts)
-    }
-
     /// Units that have a process in the node's own namespace: they do not own another one.
-    fn host_units(&self, members: &FxHashMap<u32, scan::Members>) -> Vec<String> {
-        let host = scan::host_namespace(&self.roots.proc).and_then(|inode| members.get(&inode));
-        let mut units: Vec<String> = host
-            .iter()
-            .flat_map(|host| &host.pids)
-            .filter_map(|pid| match cgroup::owner(&scan::cgroup(&self.roots.proc, *pid)?)? {
-                cgroup::CgroupOwner::Unit(unit) => Some(unit),
-                _ => None,
-            })
-            .collect();
-        units.sort();
-        units.dedup();
-        units
+    fn units_of_host(&self) -> FxHashSet<String> {
+        let host = scan::host_namespace(&self.roots.proc).and_then(|inode| self.crowds.get(&inode));
+        let owners = host.map(|crowd| crowd.owners(None)).unwrap_or_default();
+        let unit = |owner| match owner {
+            CgroupOwner::Unit(unit) => Some(unit),
+            _ => None,
+        };
+        owners.into_iter().filter_map(unit).collect()
     }
 
-    fn remove_vanished(&mut self, lives: impl Fn(u32) -> bool) -> bool {
-        let gone: Vec<u32> = self.namespaces.keys().copied().filter(|inode| !lives(*inode)).collect();
+    fn remove_vanished(&mut self, members: &FxHashMap<u32, scan::Members>) -> bool {
+        let lives = |inode: &u32| members.contains_key(inode) || self.mounts.contains_key(inode);
+        let gone: Vec<u32> = self.namespaces.keys().copied().filter(|inode| !lives(inode)).collect();
         gone.iter().for_each(|inode| self.remove(*inode));
         !gone.is_empty()
     }
@@ -135,7 +106,10 @@ impl Worker {
     fn remove(&mut self, inode: u32) {
         let Some(ns) = self.namespaces.remove(&inode) else { return };
         self.free.push(ns.subject.0);
-        let id = self.directory.load().by_inode(inode).map(|entry| entry.id.clone());
+        self.places.set_owners(inode, &ns.facts.owners, &[]);
+        self.crowds.remove(&inode);
+        self.displace(inode);
+        let id = self.directory.load().by_inode(inode).map(|entry| Arc::clone(&entry.id));
         self.departed.extend(id.map(|id| (Instant::now(), ns.facts.cookie, id)));
         if let Some(hooks) = &self.hooks {
             hooks.forget(inode, ns.facts.cookie);
@@ -150,34 +124,126 @@ impl Worker {
         }
     }
 
-    /// Adds or updates a namespace; true if anything that shows changed.
-    pub(super) fn put(&mut self, facts: Facts, processes: u32) -> bool {
-        let inode = facts.inode;
+    /// Looks at a namespace: gathers what is known of it, names it, and keeps that. `units` are those of the node's own
+    /// namespace; without them units are left as they were found by the last scan. True if anything that shows changed.
+    pub(super) fn look(
+        &mut self,
+        inode: u32,
+        leader: Option<i32>,
+        units: Option<&FxHashSet<String>>,
+    ) -> bool {
+        let Some(mut facts) = self.facts(inode, leader) else { return false };
         self.replace(inode, facts.cookie);
-        let old = self.namespaces.get(&inode);
-        if old.is_some_and(|old| old.facts == facts && old.processes == processes) {
-            return false;
-        }
-        let (identity, sources) = identity::identify(&self.resolvers, &facts);
-        let same = old.filter(|old| old.identity == identity);
-        let (subject, birth, since) = match (same, old) {
-            (Some(old), _) => (old.subject, old.birth, old.since.clone()),
-            (None, Some(old)) => (old.subject, self.births + 1, old.since.clone()),
-            (None, None) => (self.slot(), self.births + 1, jiff::Timestamp::now().to_string()),
+        let owners = self.crowds.get(&inode).map(|crowd| crowd.owners(leader)).unwrap_or_default();
+        let before = self.namespaces.get(&inode).map(|ns| ns.facts.owners.as_slice()).unwrap_or_default();
+        let owns = |owner: &CgroupOwner| match (owner, units) {
+            (CgroupOwner::Unit(unit), Some(units)) => !units.contains(unit),
+            (CgroupOwner::Unit(_), None) => before.contains(owner),
+            _ => true,
         };
+        // The owners of the node's own processes say nothing of it.
+        facts.owners = owners.into_iter().filter(|owner| !facts.host && owns(owner)).collect();
+        let before = before.to_vec();
+        self.places.set_owners(inode, &before, &facts.owners);
+        let (claims, secondary) = self.claims(inode, &facts.owners);
+        facts.claims = claims;
+        self.ask_for(&facts.owners);
+        self.put(facts, secondary)
+    }
+
+    /// Adds or updates a namespace; true if anything that shows changed.
+    fn put(&mut self, facts: Facts, secondary: bool) -> bool {
+        let inode = facts.inode;
+        let processes =
+            self.crowds.get(&inode).map_or(0, |crowd| u32::try_from(crowd.len()).unwrap_or(u32::MAX));
+        let old = self.namespaces.get(&inode).cloned();
+        let seen = old.as_ref().map_or_else(Instant::now, |old| old.seen);
+        let (identity, sources) = identity::identify(&facts);
+        let settled = self.is_settled(&identity, seen)
+            || old.as_ref().is_some_and(|old| old.settled && old.identity == identity);
+        let addresses = self.addresses(&facts, old.as_deref());
+        if let Some(old) = &old {
+            let same = old.facts == facts && old.processes == processes && old.secondary == secondary;
+            if same && old.settled == settled && old.addresses == addresses {
+                return false;
+            }
+        }
+        let same_leader = old.as_ref().filter(|old| old.facts.leader == facts.leader);
+        let led = same_leader.map_or_else(Instant::now, |old| old.led);
+        let same_name = old.as_ref().filter(|old| old.identity == identity);
+        let subject = old.as_ref().map_or_else(|| self.slot(), |old| old.subject);
+        let birth = same_name.map_or(self.births + 1, |old| old.birth);
+        let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
         let access = match (facts.leader, facts.mount.clone()) {
             (Some(pid), None) => Access::Process(pid),
             (Some(pid), Some(path)) => Access::Either(pid, path),
             (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
         };
+        if !settled {
+            self.again
+                .push((seen + grace(&identity) + Duration::from_millis(10), Again::Namespace { inode }));
+        }
         let cookie = facts.cookie;
-        let ns = Namespace { subject, facts, processes, identity, sources, access, since, birth };
+        let ns = Namespace {
+            subject,
+            facts,
+            processes,
+            identity,
+            settled,
+            secondary,
+            sources,
+            addresses,
+            access,
+            since,
+            seen,
+            led,
+            birth,
+        };
         self.namespaces.insert(inode, Arc::new(ns));
         if let Some(hooks) = &self.hooks {
             hooks.known(inode, cookie);
         }
         true
+    }
+
+    /// Whether to show a namespace under this name, or to wait for a better one.
+    fn is_settled(&self, identity: &Identity, seen: Instant) -> bool {
+        !identity.awaited || seen.elapsed() >= grace(identity) || !self.book.is_attended()
+    }
+
+    /// Addresses inside, looked at anew while the namespace is young.
+    fn addresses(&self, facts: &Facts, old: Option<&Namespace>) -> Vec<IpAddr> {
+        match old {
+            Some(old) if old.seen.elapsed() > ADDRESSES_COME => old.addresses.clone(),
+            _ => self.look_up_addresses(facts),
+        }
+    }
+
+    fn look_up_addresses(&self, facts: &Facts) -> Vec<IpAddr> {
+        match (facts.leader, &facts.mount) {
+            (Some(pid), _) => addresses::of_process(&self.roots.proc, pid),
+            (None, Some(file)) => addresses::behind(&self.roots.proc, file, facts.inode),
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Addresses seldom change: each scan looks at some of the namespaces, in turn.
+    fn addresses_of_some(&mut self) {
+        let mut oldest: Vec<u32> = self.namespaces.keys().copied().collect();
+        oldest.sort_unstable();
+        let turn = oldest.len().min(ADDRESSES_AT_ONCE);
+        let start = self.turn % oldest.len().max(1);
+        self.turn = start + turn;
+        for inode in oldest.iter().cycle().skip(start).take(turn) {
+            let Some(ns) = self.namespaces.get(inode) else { continue };
+            let addresses = self.look_up_addresses(&ns.facts);
+            if addresses != ns.addresses {
+                let ns = Namespace { addresses, ..(**ns).clone() };
+                self.namespaces.insert(*inode, Arc::new(ns));
+                self.changed = true;
+            }
+        }
     }
 
     /// A slot for a new namespace: the lowest that was given back before the last picture, else a new one.
@@ -195,13 +261,32 @@ impl Worker {
         while self.departed.len() > DEPARTED_MAX || self.departed.front().is_some_and(|(at, ..)| old(at)) {
             self.departed.pop_front();
         }
-        let departed = self.departed.iter().map(|(_, cookie, id)| (*cookie, id.clone())).collect();
-        self.directory.store(Arc::new(Directory::build(generation, &namespaces, departed, &self.node)));
+        let departed = self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
+        let before = self.directory.load_full();
+        let picture = Directory::build(&before, generation, &namespaces, departed, &self.labels);
+        self.labels.changed = false;
+        self.directory.store(Arc::new(picture));
         if grown > 0 {
             // Receivers may all be gone while the daemon stops.
             let _ = self.publish.send(generation);
         }
     }
+}
+
+/// How long a namespace without a settled name waits for one.
+fn grace(identity: &Identity) -> Duration {
+    if identity.kind == Kind::Unknown { SHORT_GRACE } else { GRACE }
+}
+
+/// Files by the namespace that they lead to, in the order of their names.
+pub(super) fn by_inode(mut files: Vec<(u32, PathBuf)>) -> FxHashMap<u32, Vec<PathBuf>> {
+    files.sort();
+    files.dedup();
+    let mut found: FxHashMap<u32, Vec<PathBuf>> = FxHashMap::default();
+    for (inode, path) in files {
+        found.entry(inode).or_default().push(path);
+    }
+    found
 }
 
 pub(super) fn file_name(path: &std::path::Path) -> String {

@@ -1,0 +1,205 @@
+//! Brings together what the sources of identity say and the namespaces that the kernel shows: where each workload lives.
+
+use super::Worker;
+use crate::resolve::book::{Key, Told, Wanted};
+use crate::resolve::cgroup::CgroupOwner;
+use crate::resolve::identity::Claimed;
+use crate::resolve::scan;
+use crate::resolve::workload::{Role, Workload};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::time::{Duration, Instant};
+
+/// Something that nobody knew is asked for again after this time.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// Questions that are remembered at most.
+const MAX_ASKED: usize = 4096;
+/// Claims on one namespace at most; only the node's own has many.
+const MAX_CLAIMS: usize = 4096;
+
+/// Where workloads live.
+#[derive(Default)]
+pub(super) struct Places {
+    /// Namespace of each workload that has one, and the process that proves it.
+    placed: FxHashMap<Key, Place>,
+    /// The other way round.
+    by_netns: FxHashMap<u32, Vec<Key>>,
+    /// Containers that own processes of a namespace, by id, as their cgroups say.
+    by_cgroup: FxHashMap<String, Vec<u32>>,
+    /// What the sources were asked, and when.
+    asked: FxHashMap<String, Instant>,
+}
+
+/// A workload's namespace.
+#[derive(Clone, Copy)]
+struct Place {
+    inode: u32,
+    /// Its process and when that started, so that another one with the same pid is not taken for it.
+    process: Option<(i32, u64)>,
+}
+
+impl Places {
+    /// Whether a workload is known to live in another namespace than this one.
+    fn lives_elsewhere(&self, key: &Key, inode: u32) -> bool {
+        self.placed.get(key).is_some_and(|place| place.inode != inode)
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Place> {
+        let place = self.placed.remove(key)?;
+        if let Some(keys) = self.by_netns.get_mut(&place.inode) {
+            keys.retain(|known| known != key);
+            if keys.is_empty() {
+                self.by_netns.remove(&place.inode);
+            }
+        }
+        Some(place)
+    }
+
+    fn put(&mut self, key: Key, place: Place) {
+        self.by_netns.entry(place.inode).or_default().push(key.clone());
+        self.placed.insert(key, place);
+    }
+
+    /// The containers whose cgroups the members of a namespace are in.
+    pub(super) fn set_owners(&mut self, inode: u32, old: &[CgroupOwner], new: &[CgroupOwner]) {
+        if old == new {
+            return;
+        }
+        for id in containers(old) {
+            if let Some(inodes) = self.by_cgroup.get_mut(id) {
+                inodes.retain(|known| *known != inode);
+                if inodes.is_empty() {
+                    self.by_cgroup.remove(id);
+                }
+            }
+        }
+        for id in containers(new) {
+            self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
+        }
+    }
+}
+
+fn containers(owners: &[CgroupOwner]) -> impl Iterator<Item = &str> {
+    owners.iter().filter_map(|owner| match owner {
+        CgroupOwner::Container(id) => Some(id.as_str()),
+        _ => None,
+    })
+}
+
+impl Worker {
+    /// Takes in what the sources have said since the last time.
+    pub(super) fn join_changed(&mut self) {
+        let mut touched = FxHashSet::default();
+        for key in self.book.take_changed() {
+            self.rejoin(&key, &mut touched);
+        }
+        for key in std::mem::take(&mut self.displaced) {
+            self.rejoin(&key, &mut touched);
+        }
+        for inode in touched {
+            self.refresh(inode);
+        }
+    }
+
+    /// Finds where a workload lives now, and notes the namespaces for which that makes a difference.
+    fn rejoin(&mut self, key: &Key, touched: &mut FxHashSet<u32>) {
+        let before = self.places.take(key);
+        touched.extend(before.map(|place| place.inode));
+        touched.extend(self.places.by_cgroup.get(&key.1).into_iter().flatten());
+        let Some(told) = self.book.told(key) else { return };
+        let proof = before.and_then(|place| place.process);
+        if let Some(place) = self.place(&told.workload, proof) {
+            touched.insert(place.inode);
+            self.places.put(key.clone(), place);
+        }
+    }
+
+    fn place(&self, workload: &Workload, proof: Option<(i32, u64)>) -> Option<Place> {
+        let by_process = workload.pid.and_then(|pid| {
+            let start = scan::start_time(&self.roots.proc, pid)?;
+            let is_another = proof.is_some_and(|(known, at)| known == pid && at != start);
+            let inode = scan::namespace_of(&self.roots.proc, pid)?;
+            let is_it = !is_another && !self.contradicts(workload, pid);
+            is_it.then_some(Place { inode, process: Some((pid, start)) })
+        });
+        let by_file = || {
+            // A path through a process says no more than its pid, which proves nothing.
+            let file = workload.netns.as_deref().filter(|path| !path.starts_with(&self.roots.proc))?;
+            let inode = scan::nsfs_inode(file)?;
+            Some(Place { inode, process: None })
+        };
+        by_process.or_else(by_file)
+    }
+
+    /// Whether the cgroup of a process says that it belongs to another container: then the pid was used again.
+    fn contradicts(&self, workload: &Workload, pid: i32) -> bool {
+        let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
+        let path = scan::cgroup(&self.roots.proc, pid).filter(|_| is_container);
+        path.is_some_and(|path| {
+            let other = matches!(crate::resolve::cgroup::owner(&path), Some(CgroupOwner::Container(_)));
+            other && !path.contains(&workload.id)
+        })
+    }
+
+    /// What the sources say of a namespace, and whether its owners have another one that is more their own.
+    pub(super) fn claims(&self, inode: u32, owners: &[CgroupOwner]) -> (Vec<Claimed>, bool) {
+        let mut found: Vec<(Key, Told)> = Vec::new();
+        let placed = self.places.by_netns.get(&inode).into_iter().flatten();
+        found.extend(placed.filter_map(|key| Some((key.clone(), self.book.told(key)?))));
+        let own = found.len();
+        for id in containers(owners) {
+            for (source, told) in self.book.by_id(id) {
+                let key = (source, id.to_owned());
+                if !found.iter().any(|(known, _)| *known == key) {
+                    found.push((key, told));
+                }
+            }
+        }
+        let elsewhere = |(key, _): &(Key, Told)| self.places.lives_elsewhere(key, inode);
+        let secondary = own == 0 && found.iter().any(elsewhere);
+        // The same order each time, so that nothing seems to change.
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found.truncate(MAX_CLAIMS);
+        let claim = |(key, told): (Key, Told)| Claimed { source: self.book.name(key.0), told };
+        (found.into_iter().map(claim).collect(), secondary)
+    }
+
+    /// Asks the sources for owners that none of them has told of.
+    pub(super) fn ask_for(&mut self, owners: &[CgroupOwner]) {
+        for owner in owners {
+            let (id, wanted) = match owner {
+                CgroupOwner::Container(id) => (id, Wanted::Container(id.clone())),
+                CgroupOwner::Unit(unit) => (unit, Wanted::Unit(unit.clone())),
+                CgroupOwner::Machine(name) => (name, Wanted::Machine(name.clone())),
+            };
+            let asked = self.places.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN);
+            if asked || !self.book.by_id(id).is_empty() {
+                continue;
+            }
+            if self.places.asked.len() >= MAX_ASKED {
+                self.places.asked.clear();
+            }
+            self.places.asked.insert(id.clone(), Instant::now());
+            self.book.ask(&wanted);
+        }
+    }
+
+    /// A process of the namespace that is there now: the leader, another one that was seen, or a container's first.
+    pub(super) fn living_member(&self, inode: u32) -> Option<i32> {
+        let inside = |pid: &i32| scan::namespace_of(&self.roots.proc, *pid) == Some(inode);
+        let namespace = self.namespaces.get(&inode);
+        let leader = namespace.and_then(|ns| ns.facts.leader);
+        let crowd = || self.crowds.get(&inode).into_iter().flat_map(super::crowd::Crowd::pids);
+        let placed = self.places.by_netns.get(&inode).into_iter().flatten();
+        let processes = placed.filter_map(|key| self.places.placed.get(key)?.process);
+        leader
+            .filter(inside)
+            .or_else(|| processes.map(|(pid, _)| pid).find(inside))
+            .or_else(|| crowd().filter(inside).min())
+    }
+
+    /// A namespace is gone, or another one has its inode: whoever lived there is looked for again.
+    pub(super) fn displace(&mut self, inode: u32) {
+        let keys = self.places.by_netns.get(&inode).cloned().unwrap_or_default();
+        self.displaced.extend(keys);
+    }
+}
