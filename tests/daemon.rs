@@ -21,6 +21,9 @@ mod lifecycle;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;
+/// What container runtimes say, asked for real; for root.
+#[path = "cases/runtimes.rs"]
+mod runtimes;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;

@@ -18,6 +18,7 @@ requirements() {
 		build|header libelf.h|libelf-dev|elfutils-libelf-devel
 		build|header zlib.h|zlib1g-dev|zlib-devel
 		build|some_clang|clang|clang
+		build|command -v protoc|protobuf-compiler|protobuf-compiler
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
 		test|command -v curl|curl|curl
@@ -25,6 +26,12 @@ requirements() {
 		test|command -v jq|jq|jq
 		test|command -v strace|strace|strace
 		test|command -v unshare|util-linux|util-linux
+		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
+		test|command -v systemd-nspawn|systemd-container|systemd-container
+		test|command -v mmdebstrap|mmdebstrap|mmdebstrap
+		test|command -v runc|runc|runc
+		test|cni_plugins|containernetworking-plugins|containernetworking-plugins
+		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
 	END
 }
@@ -36,6 +43,16 @@ header() {
 # bpf/build.rs takes what NETSKOOP_CLANG names, clang, or the newest clang-NN.
 some_clang() {
 	[ -n "${NETSKOOP_CLANG:-}" ] || command -v clang || compgen -c clang- | grep -qx 'clang-[0-9]*'
+}
+
+# Where Debian and Fedora put them.
+cni_plugins() {
+	[ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ]
+}
+
+# Containers of the tests have nothing else in them, no libc either.
+static_busybox() {
+	command -v busybox && ! ldd "$(command -v busybox)"
 }
 
 # The names of the missing packages, for the level $1 and the column $2.
@@ -113,21 +130,22 @@ how_to_get_rust() {
 	fi
 }
 
-# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
-get_promtool() {
+# Gets the program $1 of the Debian package $2, whose service would start if it were installed: it is only unpacked, where
+# check.sh has its PATH.
+get_tool() {
 	local tools=target/tools download
-	command -v promtool >/dev/null && return
-	[ ! -x $tools/usr/bin/promtool ] || return 0
+	command -v "$1" >/dev/null && return
+	[ ! -x "$tools/usr/bin/$1" ] || return 0
 	if ! command -v apt-get >/dev/null; then
-		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
+		echo "note: no $1; put one into the PATH to have everything tested"
 		return
 	fi
-	echo "unpacking promtool into $tools"
+	echo "unpacking $1 into $tools"
 	mkdir -p $tools
 	download=$(mktemp -d)
 	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
-	(cd "$download" && quietly apt-get download prometheus)
-	quietly dpkg-deb -x "$download"/prometheus_*.deb $tools
+	(cd "$download" && quietly apt-get download "$2")
+	quietly dpkg-deb -x "$download/$2"_*.deb $tools
 	rm -r "$download"
 }
 
@@ -135,5 +153,6 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
 if [ "${1:-build}" = test ]; then
-	get_promtool
+	get_tool promtool prometheus
+	get_tool containerd containerd
 fi

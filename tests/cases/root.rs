@@ -1,6 +1,6 @@
 use crate::support::{
-    Daemon, Follow, LIMIT, Lines, Netns, PULL, Pids, Setup, exclusive, inside_own_node, programs_vanish, run,
-    series, test_name, until,
+    Daemon, Follow, LIMIT, Lines, Netns, PULL, Pids, Setup, exclusive, own_node, programs_vanish, run,
+    series, until,
 };
 use netskoop_api::{Entities, Entity, Event, Kind, Net, StateName, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,15 +10,6 @@ use std::ops::RangeInclusive;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-
-/// Goes on only on a little node of its own.
-macro_rules! own_node {
-    ($pids:expr) => {
-        if !inside_own_node(test_name!(), $pids) {
-            return;
-        }
-    };
-}
 
 /// Ends the threads that run until told, also when a test fails.
 struct StopAtEnd<'a>(&'a AtomicBool);

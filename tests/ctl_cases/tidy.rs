@@ -109,7 +109,9 @@ fn code(path: &str) -> Vec<String> {
         return Vec::new();
     }
     let text = read(path);
-    let end = text.find("\n#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    let tests = ["mod tests {", "mod testing {", "pub(crate) mod tests {", "pub(crate) mod testing {"];
+    let begin = |module: &&str| text.find(&format!("\n#[cfg(test)]\n{module}"));
+    let end = tests.iter().filter_map(begin).min().unwrap_or(text.len());
     text[..end]
         .lines()
         .filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//"))

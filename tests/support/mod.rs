@@ -1,11 +1,14 @@
 //! A daemon of one's own, a client written by hand, and namespaces that clean up.
 
 mod client;
+pub(crate) mod containerd;
 pub(crate) mod docker;
 mod node;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
-pub(crate) use node::{Netns, Pids, exclusive, inside_own_node, is_root, programs_vanish, run, test_name};
+pub(crate) use node::{
+    Netns, Pids, exclusive, inside_own_node, is_root, own_node, programs_vanish, run, test_name,
+};
 
 use netskoop_api::{Entities, ErrorInfo, ProbeChanged, ProbeInfo, Status};
 use serde::de::DeserializeOwned;

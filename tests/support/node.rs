@@ -29,6 +29,16 @@ macro_rules! test_name {
 }
 pub(crate) use test_name;
 
+/// Goes on only on a little node of its own.
+macro_rules! own_node {
+    ($pids:expr) => {
+        if !$crate::support::inside_own_node($crate::support::test_name!(), $pids) {
+            return;
+        }
+    };
+}
+pub(crate) use own_node;
+
 const SCRIPT: &str = "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && exec \"$@\"";
 
 /// Whether the caller is to go on: it is on a little node of its own then, with its own `/run` and network. Else the

@@ -17,10 +17,26 @@ use netskoop_api::{
 };
 use std::time::{Duration, Instant};
 
-/// Nobody has that name.
+/// There is nothing to show under that name.
 #[derive(Debug, thiserror::Error)]
-#[error("no entity '{0}'")]
-pub struct NoSuchEntity(pub String);
+pub enum NoSuchEntity {
+    /// Nobody has it.
+    #[error("no entity '{0}'")]
+    Unknown(String),
+    /// Its owner shares the node's counters.
+    #[error("'{0}' lives in the node's own network namespace, so the only counters are those of the host")]
+    HostNetwork(String),
+}
+
+impl NoSuchEntity {
+    /// What to do instead.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            NoSuchEntity::Unknown(_) => "netskoopctl entities lists them",
+            NoSuchEntity::HostNetwork(_) => "netskoopctl metrics host",
+        }
+    }
+}
 
 /// Which events a client wants.
 #[derive(Clone, Debug, Default)]
@@ -128,9 +144,9 @@ impl Engine {
         let directory = self.watcher.directory();
         let found = directory.find(text).map(Entry::describe);
         let found = found.or_else(|| directory.find_tenant(text).map(describe::tenant));
-        let mut entities = vec![found.ok_or_else(|| NoSuchEntity(text.into()))?];
+        let mut entities = vec![found.ok_or_else(|| NoSuchEntity::Unknown(text.into()))?];
         self.add_addresses(&mut entities).await;
-        entities.pop().ok_or_else(|| NoSuchEntity(text.into()))
+        entities.pop().ok_or_else(|| NoSuchEntity::Unknown(text.into()))
     }
 
     /// `GET /v1/metrics?entity=..`: every native value of one entity.
@@ -142,7 +158,11 @@ impl Engine {
         }
         let timeout = self.config.load().config.timeout;
         let snapshot = self.collect(&chosen, Duration::from_millis(200), timeout).await?;
-        let Some(entry) = snapshot.directory.find(text) else { return Ok(Err(NoSuchEntity(text.into()))) };
+        let Some(entry) = snapshot.directory.find(text) else {
+            let tenant = snapshot.directory.find_tenant(text).map(|tenant| tenant.id.name.clone());
+            let unknown = || NoSuchEntity::Unknown(text.into());
+            return Ok(Err(tenant.map_or_else(unknown, NoSuchEntity::HostNetwork)));
+        };
         let subject = entry.namespace.subject;
         let host = subject == snapshot.directory.host();
         let mut values = Vec::new();

@@ -8,18 +8,16 @@ use crate::kernel::features::Features;
 use crate::kernel::ring::wait_until;
 use crate::resolve::book::Told;
 use crate::resolve::cgroup_tree::tests::Tree;
+use crate::resolve::directory::testing::{build, namespace};
 use crate::resolve::directory::{Directory, Namespace};
-use crate::resolve::identity::{self, Claimed, Facts};
-use crate::resolve::labels::Labels;
+use crate::resolve::identity::{Claimed, Facts};
 use crate::resolve::workload::{Pod, Workload};
-use crate::sources::Access;
-use crate::table::Subject;
 use arc_swap::ArcSwap;
 use netskoop_api::{Event, Kind, Value};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -90,42 +88,14 @@ impl World {
 }
 
 fn picture(generation: u64, inodes: &[u32]) -> Directory {
-    build(generation, inodes.iter().map(|inode| namespace(*inode)).collect())
+    let namespaces: Vec<_> = inodes.iter().map(|inode| netns(*inode)).collect();
+    build(generation, &namespaces, "n")
 }
 
-fn build(generation: u64, namespaces: Vec<Namespace>) -> Directory {
-    let namespaces: Vec<_> = namespaces.into_iter().map(Arc::new).collect();
-    Directory::build(&Directory::default(), generation, &namespaces, vec![], &Labels::default())
-}
-
-fn namespace(inode: u32) -> Namespace {
-    let facts = Facts {
-        inode,
-        cookie: inode.into(),
-        host: inode == HOST,
-        mounts: vec!["blue".into()],
-        ..Facts::default()
-    };
-    with_facts(facts)
-}
-
-fn with_facts(facts: Facts) -> Namespace {
-    let (identity, sources) = identity::identify(&facts);
-    Namespace {
-        subject: Subject(facts.inode),
-        processes: 1,
-        identity,
-        settled: true,
-        secondary: false,
-        sources,
-        addresses: vec![],
-        access: Access::Process(1),
-        since: String::new(),
-        seen: Instant::now(),
-        led: Instant::now(),
-        birth: facts.inode.into(),
-        facts,
-    }
+fn netns(inode: u32) -> Arc<Namespace> {
+    let host = inode == HOST;
+    let facts = Facts { inode, cookie: inode.into(), host, mounts: vec!["blue".into()], ..Facts::default() };
+    namespace(inode, facts, inode.into())
 }
 
 /// A container of a pod, as a source tells of it.
@@ -134,6 +104,11 @@ fn claimed(id: &str, pod: &str, name: &str) -> Claimed {
     let workload = Workload { id: id.into(), name: name.into(), pod: Some(pod), ..Workload::default() };
     let now = jiff::Timestamp::now();
     Claimed { source: "test".into(), told: Told { workload: Arc::new(workload), first: now, last: now } }
+}
+
+fn with_address(mut namespace: Arc<Namespace>, last: u8) -> Arc<Namespace> {
+    Arc::make_mut(&mut namespace).addresses = vec![address(last)];
+    namespace
 }
 
 fn address(last: u8) -> IpAddr {
@@ -222,8 +197,8 @@ fn a_host_network_pod_is_named_when_its_source_tells() {
     assert_eq!(name(&world.wait(1, |_| true)), Some((Kind::Container, &ID[..12])));
     // Its end is known by then, and the cgroup gone.
     std::fs::remove_dir(world.tree.0.join("tree/kubepods/pod1").join(ID)).unwrap();
-    let host = Facts { claims: vec![claimed(ID, "proxy", "main")], ..namespace(HOST).facts };
-    world.directory.store(Arc::new(build(2, vec![with_facts(host)])));
+    let host = Facts { claims: vec![claimed(ID, "proxy", "main")], ..netns(HOST).facts.clone() };
+    world.directory.store(Arc::new(build(2, &[namespace(HOST, host, 1)], "n")));
     let named = world.wait(1, |event| event.container.is_some());
     assert_eq!((name(&named), named.container.as_deref()), (Some((Kind::Pod, "shop/proxy")), Some("main")));
     assert_eq!(named.entity.as_ref().map(|entity| entity.netns), Some(HOST));
@@ -238,10 +213,10 @@ fn both_ends_of_a_connection_are_told() {
     let pod = |inode: u32, name: &str, id: &str| {
         let facts =
             Facts { inode, cookie: inode.into(), claims: vec![claimed(id, name, "app")], ..Facts::default() };
-        Namespace { addresses: vec![address(inode as u8)], ..with_facts(facts) }
+        with_address(namespace(inode, facts, 1), inode as u8)
     };
-    let host = Namespace { addresses: vec![address(1)], ..namespace(HOST) };
-    world.directory.store(Arc::new(build(2, vec![host, pod(5, "cart", ID), pod(6, "redis", "other")])));
+    let host = with_address(netns(HOST), 1);
+    world.directory.store(Arc::new(build(2, &[host, pod(5, "cart", ID), pod(6, "redis", "other")], "n")));
     world.put_packet(5, 5, container, Some((5, 6)));
     world.put_packet(5, 5, 0, Some((6, 5)));
     world.put_packet(5, 5, 0, Some((5, 99)));

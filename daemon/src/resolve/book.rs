@@ -278,17 +278,20 @@ impl Reporter {
         });
     }
 
-    /// The source does not work. Its page stays as it is.
-    pub fn failed(&self, error: &str) {
+    /// The source does not work. Its page stays as it is. Whether it was connected until now.
+    pub fn failed(&self, error: &str) -> bool {
+        let mut was_connected = false;
         self.write(|pages, source| {
             let Page { health, attended, .. } = &mut pages.pages[source];
-            if health.connected.take().is_some() {
+            was_connected = health.connected.take().is_some();
+            if was_connected {
                 *attended = Some(Instant::now());
             }
             health.state = State::Failed(error.to_owned());
             health.last_error = Some(error.to_owned());
             health.failures += 1;
         });
+        was_connected
     }
 
     /// Something went wrong that does not end the connection.
@@ -324,6 +327,12 @@ impl Reporter {
             all.into_iter().for_each(|workload| pages.put(source, workload));
             pages.pages[source].health.lists += 1;
         });
+    }
+
+    /// All that the source itself has said, before it lost its connection too.
+    pub fn page(&self) -> Vec<Arc<Workload>> {
+        let pages = self.book.pages();
+        pages.pages[self.source].told.values().map(|told| Arc::clone(&told.workload)).collect()
     }
 
     /// What the source itself has said of an id.

@@ -25,40 +25,79 @@ pub fn path(text: &str) -> Option<&str> {
     })
 }
 
-/// Names the owner of a cgroup: the innermost container, machine or unit on its path. Login sessions and user managers
-/// are nobody's namespace.
+/// Names the owner of a cgroup: the innermost container, else the machine, else the unit on its path. Login sessions and
+/// user managers are nobody's namespace.
 pub fn owner(path: &str) -> Option<CgroupOwner> {
-    let parts = || path.split('/').filter(|part| !part.is_empty());
-    if let Some(id) = parts().rev().find_map(container_id) {
+    // Seen from a cgroup namespace below the root, the way begins upwards.
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
+    if let Some(id) = parts.iter().rev().find_map(|part| container_id(part)) {
         return Some(CgroupOwner::Container(id));
     }
-    if let Some(name) = parts().find_map(machine) {
+    if let Some(name) = parts.iter().find_map(|part| machine(part)) {
         return Some(CgroupOwner::Machine(name));
     }
-    parts().rev().find_map(unit).map(CgroupOwner::Unit)
+    unit(&parts).map(CgroupOwner::Unit)
 }
 
-/// `cri-containerd-<id>.scope`, `docker-<id>.scope`, `<slice>:cri-containerd:<id>`, or just the id.
+/// `cri-containerd-<id>.scope`, `docker-<id>.scope`, `<slice>:cri-containerd:<id>`, or just the id. Not the monitor of a
+/// container, `crio-conmon-<id>.scope` or `libpod-conmon-<id>.scope`, which lives in the node's own namespace.
 fn container_id(part: &str) -> Option<String> {
     let part = part.strip_suffix(".scope").unwrap_or(part);
-    let tail = part.rsplit([':', '-']).next()?;
-    (tail.len() == 64 && tail.bytes().all(|b| b.is_ascii_hexdigit())).then(|| tail.to_owned())
+    let (before, tail) = part.rsplit_once([':', '-']).unwrap_or(("", part));
+    let is_id = tail.len() == 64 && tail.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_monitor = before == "conmon" || before.ends_with("-conmon");
+    (is_id && !is_monitor).then(|| tail.to_owned())
 }
 
-/// `machine-<name>.scope` of systemd-machined, `systemd-nspawn@<name>.service` of an nspawn without it.
+/// `machine-<name>.scope` of systemd-machined, `systemd-nspawn@<name>.service` of an nspawn without it,
+/// `lxc.payload.<name>` of LXC and Incus.
 fn machine(part: &str) -> Option<String> {
     let scope = part.strip_prefix("machine-").and_then(|name| name.strip_suffix(".scope"));
     let service = part.strip_prefix("systemd-nspawn@").and_then(|name| name.strip_suffix(".service"));
-    scope.or(service).map(unescape)
+    let payload = part.strip_prefix("lxc.payload.");
+    scope.or(service).or(payload).filter(|name| !name.is_empty()).map(unescape)
 }
 
-fn unit(part: &str) -> Option<String> {
-    let is_unit = part.ends_with(".service") || part.ends_with(".scope");
-    let is_login = part.starts_with("session-") || part.starts_with("user@") || part == "init.scope";
-    (is_unit && !is_login).then(|| unescape(part))
+/// The unit that systemd itself would name: the first part below the slices. What is further down belongs to the unit,
+/// also if it looks like one: another manager runs there.
+///
+/// A unit of a user's manager is `user@1000.service/foo.service`: two users may have a `foo.service`, and so may the node.
+fn unit(parts: &[&str]) -> Option<String> {
+    let (first, below) = below_slices(parts)?;
+    if is_user_manager(first) {
+        let (own, _) = below_slices(below)?;
+        return is_unit(own).then(|| format!("{first}/{}", unprefixed(own)));
+    }
+    let is_login = first.starts_with("session-") && first.ends_with(".scope");
+    (is_unit(first) && !is_login).then(|| unprefixed(first).to_owned())
 }
 
-/// Undoes systemd's `\x2d` (systemd.unit(5), "String Escaping").
+/// The first part that is no slice, and those below it.
+fn below_slices<'a, 'p>(parts: &'a [&'p str]) -> Option<(&'p str, &'a [&'p str])> {
+    let at = parts.iter().position(|part| !part.ends_with(".slice"))?;
+    Some((parts[at], &parts[at + 1..]))
+}
+
+/// `user@1000.service`.
+fn is_user_manager(part: &str) -> bool {
+    let uid = part.strip_prefix("user@").and_then(|uid| uid.strip_suffix(".service"));
+    uid.is_some_and(|uid| !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether a unit that has processes may be called so.
+fn is_unit(part: &str) -> bool {
+    const KINDS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
+    KINDS.iter().any(|kind| part.strip_suffix(kind).is_some_and(|name| !name.is_empty()))
+        && part != "init.scope"
+}
+
+/// systemd puts `_` before the name of a unit that a cgroup of the kernel's could have, as in `_cpu.service`. Escapes in
+/// the name itself stay: they are part of it, as systemctl shows it and D-Bus knows it.
+fn unprefixed(part: &str) -> &str {
+    part.strip_prefix('_').unwrap_or(part)
+}
+
+/// Undoes systemd's `\x2d` (systemd.unit(5), "String Escaping") in the name of a machine.
 fn unescape(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;
@@ -112,26 +151,92 @@ mod tests {
         }
     }
 
+    fn unit(path: &str) -> Option<String> {
+        match owner(path) {
+            Some(CgroupOwner::Unit(name)) => Some(name),
+            None => None,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
     #[test]
-    fn units_machines_and_login_sessions() {
-        assert_eq!(owner("/system.slice/nginx.service"), Some(CgroupOwner::Unit("nginx.service".into())));
-        assert_eq!(
-            owner("/system.slice/system-getty.slice/getty@tty1.service"),
-            Some(CgroupOwner::Unit("getty@tty1.service".into()))
-        );
-        assert_eq!(
-            owner("/machine.slice/machine-my\\x2dbox.scope/payload"),
-            Some(CgroupOwner::Machine("my-box".into()))
-        );
-        assert_eq!(owner("/user.slice/user-0.slice/session-3.scope"), None);
-        assert_eq!(owner("/user.slice/user-1000.slice/user@1000.service/app.slice"), None);
-        assert_eq!(owner("/init.scope"), None);
+    fn monitors_of_containers_are_not_containers() {
+        for part in ["crio-conmon", "libpod-conmon"] {
+            let name = format!("{part}-{ID}.scope");
+            assert_eq!(unit(&format!("/machine.slice/{name}")), Some(name));
+        }
+        assert_eq!(unit("/libpod_parent/conmon"), None);
+        let id = Some(CgroupOwner::Container(ID.into()));
+        assert_eq!(owner(&format!("/system.slice/web.service/libpod-payload-{ID}")), id);
+        assert_eq!(owner(&format!("/system.slice/k3s.service/kubepods/besteffort/pod1/{ID}")), id);
+        let rootless =
+            format!("/user.slice/user-7.slice/user@7.service/user.slice/libpod-{ID}.scope/container");
+        assert_eq!(owner(&rootless), id);
+    }
+
+    #[test]
+    fn a_unit_is_what_systemd_takes_for_it() {
+        for (path, name) in [
+            ("/system.slice/nginx.service", "nginx.service"),
+            ("/nginx.service", "nginx.service"),
+            ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
+            ("/a.slice/a-b.slice/a-b-c.slice/x.service", "x.service"),
+            ("/system.slice/delegated.service/inner.slice/other.service", "delegated.service"),
+            ("/system.slice/delegated.service/supervisor", "delegated.service"),
+            ("/system.slice/srv-data.mount", "srv-data.mount"),
+            ("/system.slice/dbus.socket", "dbus.socket"),
+            ("/system.slice/session-manager.service", "session-manager.service"),
+            ("/system.slice/run-r0123.scope", "run-r0123.scope"),
+            // Names and escapes as systemd has them, or it would not know them.
+            ("/system.slice/fsck@dev-disk-by\\x2duuid-A.service", "fsck@dev-disk-by\\x2duuid-A.service"),
+            ("/system.slice/_cpu.service", "cpu.service"),
+            // From inside a container that shares the node's process ids.
+            ("/../../system.slice/nginx.service", "nginx.service"),
+            ("/user.slice/user-7.slice/user@7.service/app.slice/x.service", "user@7.service/x.service"),
+            ("/user.slice/user-7.slice/user@7.service/x.service", "user@7.service/x.service"),
+        ] {
+            assert_eq!(unit(path).as_deref(), Some(name), "{path}");
+        }
+    }
+
+    #[test]
+    fn login_sessions_managers_and_foreign_trees_are_nobodys() {
+        for path in [
+            "/user.slice/user-0.slice/session-3.scope",
+            "/user.slice/user-1000.slice/user@1000.service/app.slice",
+            "/user.slice/user-1000.slice/user@1000.service/init.scope",
+            "/user.slice/user-1000.slice/user@1000.service",
+            "/init.scope",
+            "/system.slice",
+            "/system.slice/.service",
+            // Some other manager's, which need not be systemd.
+            "/payload/system.slice/nginx.service",
+            "/lxc.payload.",
+        ] {
+            assert_eq!(unit(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn machines() {
+        for (path, name) in [
+            ("/machine.slice/machine-my\\x2dbox.scope/payload/system.slice/nginx.service", "my-box"),
+            ("/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator", "qemu-1-vm"),
+            ("/machine.slice/systemd-nspawn@my-box.service/payload/init.scope", "my-box"),
+            ("/lxc.payload.box/system.slice/nginx.service", "box"),
+        ] {
+            assert_eq!(owner(path), Some(CgroupOwner::Machine(name.into())), "{path}");
+        }
+        let inside = format!("/machine.slice/machine-box.scope/payload/system.slice/docker-{ID}.scope");
+        assert_eq!(owner(&inside), Some(CgroupOwner::Container(ID.into())));
     }
 
     #[test]
     fn a_hostile_path_is_only_text() {
-        assert_eq!(owner("/a\\x.service"), Some(CgroupOwner::Unit("a\\x.service".into())));
-        assert_eq!(owner("/a\\xff\\x4.service"), Some(CgroupOwner::Unit("a\\xff\\x4.service".into())));
-        assert_eq!(owner("/\\xé.service"), Some(CgroupOwner::Unit("\\xé.service".into())));
+        for name in ["a\\x.service", "a\\xff\\x4.service", "\\xé.service"] {
+            assert_eq!(unit(&format!("/{name}")).as_deref(), Some(name));
+        }
+        let machine = |name: &str| owner(&format!("/machine-{name}.scope"));
+        assert_eq!(machine("a\\x4\\xff\\xé"), Some(CgroupOwner::Machine("a\\x4\\xff\\xé".into())));
     }
 }

@@ -389,12 +389,14 @@ pub fn count_kinds(directory: &Directory) -> Vec<netskoop_api::KindCount> {
         .collect()
 }
 
+/// Pictures for tests.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
     use crate::resolve::identity;
 
-    fn namespace(subject: u32, facts: Facts, birth: u64) -> Arc<Namespace> {
+    /// A namespace of which that much is known.
+    pub(crate) fn namespace(subject: u32, facts: Facts, birth: u64) -> Arc<Namespace> {
         let (identity, sources) = identity::identify(&facts);
         Arc::new(Namespace {
             subject: Subject(subject),
@@ -413,10 +415,17 @@ mod tests {
         })
     }
 
-    fn build(namespaces: &[Arc<Namespace>], node: &str) -> Directory {
+    /// A picture of them.
+    pub(crate) fn build(generation: u64, namespaces: &[Arc<Namespace>], node: &str) -> Directory {
         let labels = Labels { node: node.into(), ..Labels::default() };
-        Directory::build(&Directory::default(), 1, namespaces, vec![], &labels)
+        Directory::build(&Directory::default(), generation, namespaces, vec![], &labels)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{build, namespace};
+    use super::*;
 
     fn netns(subject: u32, inode: u32, name: &str, birth: u64) -> Arc<Namespace> {
         namespace(subject, Facts { inode, mounts: vec![name.into()], ..Facts::default() }, birth)
@@ -424,7 +433,7 @@ mod tests {
 
     #[test]
     fn the_newest_of_two_with_one_name_keeps_it() {
-        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.by_inode(11).unwrap().id.name, "a");
         assert_eq!(directory.by_inode(10).unwrap().id.name, "a~10");
         assert_eq!(directory.labels(Subject(1), Names::Netskoop), Some("kind=\"netns\",name=\"a~10\""));
@@ -433,7 +442,7 @@ mod tests {
     #[test]
     fn labels_of_the_three_generations() {
         let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
-        let directory = build(&[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
+        let directory = build(1, &[namespace(1, host, 1), netns(2, 2, "we\"ird", 2)], "w7");
         let of = |subject, names| directory.labels(Subject(subject), names).unwrap();
         assert_eq!(of(1, Names::Netskoop), "kind=\"host\",name=\"host\"");
         assert_eq!(of(1, Names::Kubeskoop), "k8s_node=\"w7\",k8s_namespace=\"\",k8s_pod=\"\"");
@@ -451,7 +460,7 @@ mod tests {
 
     #[test]
     fn it_is_found_by_name_inode_and_mount() {
-        let directory = build(&[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
+        let directory = build(1, &[netns(1, 10, "a", 1), netns(2, 11, "a", 2)], "n");
         assert_eq!(directory.find("10").map(|e| e.id.netns), Some(10));
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());

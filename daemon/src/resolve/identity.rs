@@ -115,7 +115,7 @@ pub fn identify(facts: &Facts) -> (Identity, Vec<Arc<str>>) {
     let mut found: Vec<Identity> = ALL.iter().filter_map(|name| name(facts)).collect();
     found.sort_by_key(|identity| (rank(identity.kind), identity.awaited));
     let mut sources: Vec<Arc<str>> = Vec::new();
-    let claims = facts.claims.iter().map(|claimed| &claimed.source);
+    let claims = facts.claims.iter().filter(|_| !facts.host).map(|claimed| &claimed.source);
     for source in found
         .iter()
         .map(|identity| &identity.source)

@@ -3,7 +3,7 @@
 use super::answer::{self, Answer, Refusal};
 use super::query::{Query, decode};
 use crate::engine::pass::PassError;
-use crate::engine::{ChangeError, Engine, EventFilter, Peer};
+use crate::engine::{ChangeError, Engine, EventFilter, NoSuchEntity, Peer};
 use crate::events::history::{Batch, History};
 use bytes::Bytes;
 use http_body_util::channel::Channel;
@@ -53,7 +53,7 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
         (&Method::GET, ["v1", "entities"]) => entities(engine, &query).await,
         (&Method::GET, ["v1", "entities", name]) => match engine.entity(&decode(name)).await {
             Ok(entity) => Ok(answer::json(&entity)),
-            Err(error) => Err(no_such_entity(&error.to_string())),
+            Err(error) => Err(no_such_entity(&error)),
         },
         (&Method::GET, ["v1", "events"]) => events(engine, &query),
         (&Method::GET, ["v1", "metrics"]) => metrics(engine, &query).await,
@@ -111,15 +111,15 @@ async fn metrics(engine: &Engine, query: &Query) -> Result<Answer> {
     };
     match engine.entity_metrics(name).await {
         Ok(Ok(metrics)) => Ok(answer::json(&metrics)),
-        Ok(Err(error)) => Err(no_such_entity(&error.to_string())),
+        Ok(Err(error)) => Err(no_such_entity(&error)),
         Err(error @ (PassError::TooLate | PassError::Stopping)) => {
             Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_late", error.to_string()))
         }
     }
 }
 
-fn no_such_entity(message: &str) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "no_such_entity", message).hint("netskoopctl entities lists them")
+fn no_such_entity(error: &NoSuchEntity) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "no_such_entity", error.to_string()).hint(error.hint())
 }
 
 fn number(query: &Query, name: &str) -> Result<Option<u64>> {

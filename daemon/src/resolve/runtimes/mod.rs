@@ -20,9 +20,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-/// How often the places of sockets are looked at while nothing is there.
+/// How often the places of sockets are looked at while nothing is there, and after a source was there a moment ago: a
+/// runtime that restarts takes its socket away.
 const LOOK: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const MOMENT: Duration = Duration::from_secs(60);
 /// Time before a source that failed is tried again: doubled from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(3);
@@ -212,13 +216,16 @@ fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<Path
 /// Runs a source whenever one of its places is there, for ever.
 async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
     let mut retry = FIRST_RETRY;
+    let mut worked: Option<Instant> = None;
     loop {
-        context.path = first_there(&places, &context.reporter).await;
+        context.path = first_there(&places, &context.reporter, worked).await;
         context.reporter.state(State::Connecting);
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         let Err(SourceError(sentence)) = (kind.run)(&mut context).await;
         tracing::warn!(source = kind.name, path = %context.path.display(), "{sentence}; trying again");
-        context.reporter.failed(&sentence);
+        if context.reporter.failed(&sentence) {
+            worked = Some(Instant::now());
+        }
         // One that worked for a while is most likely back soon.
         retry = if begin.elapsed() > LAST_RETRY { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
         tokio::time::sleep(retry).await;
@@ -227,7 +234,7 @@ async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
 }
 
 /// Waits until one of the places exists.
-async fn first_there(places: &[PathBuf], reporter: &Reporter) -> PathBuf {
+async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Option<Instant>) -> PathBuf {
     let mut told = false;
     loop {
         if let Some(path) = places.iter().find(|path| path.exists()) {
@@ -237,7 +244,8 @@ async fn first_there(places: &[PathBuf], reporter: &Reporter) -> PathBuf {
             let first = places.first().map(|path| path.display().to_string()).unwrap_or_default();
             reporter.state(State::Absent(format!("{first} does not exist")));
         }
-        tokio::time::sleep(LOOK).await;
+        let lately = worked.is_some_and(|at| at.elapsed() < MOMENT);
+        tokio::time::sleep(if lately { LOOK_AGAIN } else { LOOK }).await;
     }
 }
 

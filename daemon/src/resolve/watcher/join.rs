@@ -23,7 +23,7 @@ pub(super) struct Places {
     placed: FxHashMap<Key, Place>,
     /// The other way round.
     by_netns: FxHashMap<u32, Vec<Key>>,
-    /// Containers that own processes of a namespace, by id, as their cgroups say.
+    /// Namespaces by the ids of those who own processes in them, as their cgroups say.
     by_cgroup: FxHashMap<String, Vec<u32>>,
     /// What the sources were asked, and when.
     asked: FxHashMap<String, Instant>,
@@ -59,12 +59,12 @@ impl Places {
         self.placed.insert(key, place);
     }
 
-    /// The containers whose cgroups the members of a namespace are in.
+    /// Whose cgroups the members of a namespace are in.
     pub(super) fn set_owners(&mut self, inode: u32, old: &[CgroupOwner], new: &[CgroupOwner]) {
         if old == new {
             return;
         }
-        for id in containers(old) {
+        for id in old.iter().map(id) {
             if let Some(inodes) = self.by_cgroup.get_mut(id) {
                 inodes.retain(|known| *known != inode);
                 if inodes.is_empty() {
@@ -72,17 +72,26 @@ impl Places {
                 }
             }
         }
-        for id in containers(new) {
+        for id in new.iter().map(id) {
             self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
         }
     }
 }
 
-fn containers(owners: &[CgroupOwner]) -> impl Iterator<Item = &str> {
-    owners.iter().filter_map(|owner| match owner {
-        CgroupOwner::Container(id) => Some(id.as_str()),
-        _ => None,
-    })
+/// What a source would call an owner.
+fn id(owner: &CgroupOwner) -> &str {
+    match owner {
+        CgroupOwner::Container(id) | CgroupOwner::Unit(id) | CgroupOwner::Machine(id) => id,
+    }
+}
+
+/// Whether a workload is of the owner's sort, not only of its name.
+fn is_of(owner: &CgroupOwner, role: Role) -> bool {
+    match owner {
+        CgroupOwner::Container(_) => matches!(role, Role::Container | Role::Sandbox),
+        CgroupOwner::Unit(_) => role == Role::Unit,
+        CgroupOwner::Machine(_) => role == Role::Machine,
+    }
 }
 
 impl Worker {
@@ -146,10 +155,10 @@ impl Worker {
         let placed = self.places.by_netns.get(&inode).into_iter().flatten();
         found.extend(placed.filter_map(|key| Some((key.clone(), self.book.told(key)?))));
         let own = found.len();
-        for id in containers(owners) {
-            for (source, told) in self.book.by_id(id) {
-                let key = (source, id.to_owned());
-                if !found.iter().any(|(known, _)| *known == key) {
+        for owner in owners {
+            for (source, told) in self.book.by_id(id(owner)) {
+                let key = (source, id(owner).to_owned());
+                if is_of(owner, told.workload.role) && !found.iter().any(|(known, _)| *known == key) {
                     found.push((key, told));
                 }
             }
