@@ -29,12 +29,13 @@ requirements() {
 		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
 		test|command -v systemd-nspawn|systemd-container|systemd-container
 		test|command -v mmdebstrap|mmdebstrap|mmdebstrap
-		test|command -v runc|runc|runc
 		test|cni_plugins|containernetworking-plugins|containernetworking-plugins
 		test|command -v dockerd|docker.io|moby-engine
 		test|command -v docker|docker-cli/docker.io|docker-cli/moby-engine
 		test|command -v podman|podman|podman
 		test|podman_networks|netavark|netavark
+		test|command -v containerd|containerd|containerd
+		test|command -v runc|runc|runc
 		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
 	END
@@ -85,6 +86,7 @@ existing() {
 # Units that start at the next boot.
 enabled_units() {
 	find /etc/systemd/system -type l -path '*.wants/*' -printf '%f\n' 2>/dev/null | sort -u
+}
 
 # Runs a command that installs, and no package may start its service, now or at the next boot; Docker's would.
 without_services() {
@@ -100,7 +102,9 @@ without_services() {
 	mapfile -t units < <(comm -13 <(echo "$before") <(enabled_units))
 	if [ ${#units[@]} -gt 0 ] && command -v systemctl >/dev/null; then
 		systemctl --quiet disable "${units[@]}" >/dev/null 2>&1 || true
+	fi
 	return $status
+}
 
 # The names of the missing packages, for the level $1 and the column $2.
 missing() {
@@ -180,22 +184,21 @@ how_to_get_rust() {
 	fi
 }
 
-# Gets the program $1 of the Debian package $2, whose service would start if it were installed: it is only unpacked, where
-# check.sh has its PATH.
-get_tool() {
+# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
+get_promtool() {
 	local tools=target/tools download
-	command -v "$1" >/dev/null && return
-	[ ! -x "$tools/usr/bin/$1" ] || return 0
+	command -v promtool >/dev/null && return
+	[ ! -x $tools/usr/bin/promtool ] || return 0
 	if ! command -v apt-get >/dev/null; then
-		echo "note: no $1; put one into the PATH to have everything tested"
+		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
 		return
 	fi
-	echo "unpacking $1 into $tools"
+	echo "unpacking promtool into $tools"
 	mkdir -p $tools
 	download=$(mktemp -d)
 	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
-	(cd "$download" && quietly apt-get download "$2")
-	quietly dpkg-deb -x "$download/$2"_*.deb $tools
+	(cd "$download" && quietly apt-get download prometheus)
+	quietly dpkg-deb -x "$download"/prometheus_*.deb $tools
 	rm -r "$download"
 }
 
@@ -203,6 +206,5 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
 if [ "${1:-build}" = test ]; then
-	get_tool promtool prometheus
-	get_tool containerd containerd
+	get_promtool
 fi

@@ -15,7 +15,8 @@ struct Sources {
 impl Sources {
     fn start(choices: Vec<(&'static str, Choice)>) -> Sources {
         let book = Arc::new(Book::new(|| {}));
-        let settings = Settings { proc: "/proc".into(), run: "/run".into(), choices };
+        let settings =
+            Settings { proc: "/proc".into(), run: "/run".into(), choices: choices.into_iter().collect() };
         let runtimes = Runtimes::start(&settings, &book).unwrap();
         Sources { book, _runtimes: runtimes }
     }

@@ -254,6 +254,7 @@ fn status() -> Status {
             last_seq: 6,
             followers: 7,
             missed_by_followers: 8,
+            relabelled: 9,
         },
         cost: CostStatus { cpu_seconds: 1.5, cpu_percent: 0.25, resident_bytes: 14 << 20 },
         wedged: vec![WedgedRead {

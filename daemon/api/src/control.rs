@@ -167,6 +167,9 @@ pub struct EventStatus {
     pub followers: u32,
     /// Events that followers were told they missed.
     pub missed_by_followers: u64,
+    /// Times that a kept event was named again, since a better name had come.
+    #[serde(default)]
+    pub relabelled: u64,
 }
 
 /// What the daemon itself uses.

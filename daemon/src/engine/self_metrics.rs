@@ -39,6 +39,7 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_events_overrun_total", "Events lost between the ring buffer and the history.", true),
     ("netskoop_events_delivered_total", "Events put into the history.", true),
     ("netskoop_events_missed_by_followers_total", "Events that clients were told they missed.", true),
+    ("netskoop_events_relabelled_total", "Times that an event in the history got a better name.", true),
     ("netskoop_collection_cpu_seconds", "CPU time of the last collection.", false),
     ("netskoop_collection_duration_seconds", "Wall time of the last collection.", false),
     (
@@ -183,6 +184,7 @@ fn event_metrics(writer: &mut Writer, status: &Status) {
         ("netskoop_events_overrun_total", events.overrun),
         ("netskoop_events_delivered_total", events.delivered),
         ("netskoop_events_missed_by_followers_total", events.missed_by_followers),
+        ("netskoop_events_relabelled_total", events.relabelled),
     ] {
         writer.one(name, &[], value as f64);
     }

@@ -214,6 +214,7 @@ impl Engine {
             last_seq: self.history.last_seq(),
             followers: u32::try_from(self.history.followers()).unwrap_or(u32::MAX),
             missed_by_followers: self.history.missed(),
+            relabelled: counts.relabelled.load(Ordering::Relaxed),
         }
     }
 

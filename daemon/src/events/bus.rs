@@ -35,7 +35,7 @@ pub struct Counts {
     pub delivered: AtomicU64,
     /// Events given up because the queue to this thread was full.
     pub overrun: AtomicU64,
-    /// Events in the history that were named again.
+    /// Times that an event in the history was named again.
     pub relabelled: AtomicU64,
     /// Whether cgroups cannot be looked up: then nobody can tell whose a socket in the node's own namespace is.
     pub without_cgroups: AtomicBool,

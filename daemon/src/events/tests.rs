@@ -3,15 +3,18 @@
 use super::bus::{Bus, Counts, Incoming, Intake};
 use super::history::History;
 use crate::declare::EventDecl;
-use crate::hooks::{Known, RawEvent};
+use crate::hooks::{Known, RawEvent, Tuple};
 use crate::kernel::features::Features;
 use crate::kernel::ring::wait_until;
+use crate::resolve::book::Told;
 use crate::resolve::cgroup_tree::tests::Tree;
 use crate::resolve::directory::testing::{build, namespace};
 use crate::resolve::directory::{Directory, Namespace};
-use crate::resolve::identity::Facts;
+use crate::resolve::identity::{Claimed, Facts};
+use crate::resolve::workload::{Pod, Workload};
 use arc_swap::ArcSwap;
 use netskoop_api::{Event, Kind, Value};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,13 +54,22 @@ impl World {
     }
 
     fn put(&self, netns: u32, cookie: u64, cgroup: u64) {
+        self.put_packet(netns, cookie, cgroup, None);
+    }
+
+    /// Source and destination are the last digits of the addresses.
+    fn put_packet(&self, netns: u32, cookie: u64, cgroup: u64, ends: Option<(u8, u8)>) {
+        let tuple = ends.map(|(src, dst)| {
+            let (src, dst) = (address(src), address(dst));
+            Tuple { proto: 6, src, sport: 1, dst, dport: 2 }
+        });
         let event = RawEvent {
             decl: &DECL,
             netns,
             cookie,
             cgroup,
             time: 0,
-            tuple: None,
+            tuple,
             process: None,
             fields: vec![],
             stack: vec![],
@@ -84,6 +96,23 @@ fn netns(inode: u32) -> Arc<Namespace> {
     let host = inode == HOST;
     let facts = Facts { inode, cookie: inode.into(), host, mounts: vec!["blue".into()], ..Facts::default() };
     namespace(inode, facts, inode.into())
+}
+
+/// A container of a pod, as a source tells of it.
+fn claimed(id: &str, pod: &str, name: &str) -> Claimed {
+    let pod = Pod { namespace: "shop".into(), name: pod.into(), uid: String::new() };
+    let workload = Workload { id: id.into(), name: name.into(), pod: Some(pod), ..Workload::default() };
+    let now = jiff::Timestamp::now();
+    Claimed { source: "test".into(), told: Told { workload: Arc::new(workload), first: now, last: now } }
+}
+
+fn with_address(mut namespace: Arc<Namespace>, last: u8) -> Arc<Namespace> {
+    Arc::make_mut(&mut namespace).addresses = vec![address(last)];
+    namespace
+}
+
+fn address(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
 }
 
 fn name(event: &Event) -> Option<(Kind, &str)> {
@@ -158,4 +187,58 @@ fn a_cgroup_made_after_the_last_look_is_found_by_the_next() {
     world.put(HOST, HOST.into(), unit);
     // Whether it waited, or was named again later.
     world.wait(2, |event| event.fields.get("unit") == Some(&Value::Text("late.service".into())));
+}
+
+#[test]
+fn a_host_network_pod_is_named_when_its_source_tells() {
+    let world = World::new("pod");
+    let container = world.tree.make(&format!("kubepods/pod1/{ID}"));
+    world.put(HOST, HOST.into(), container);
+    assert_eq!(name(&world.wait(1, |_| true)), Some((Kind::Container, &ID[..12])));
+    // Its end is known by then, and the cgroup gone.
+    std::fs::remove_dir(world.tree.0.join("tree/kubepods/pod1").join(ID)).unwrap();
+    let host = Facts { claims: vec![claimed(ID, "proxy", "main")], ..netns(HOST).facts.clone() };
+    world.directory.store(Arc::new(build(2, &[namespace(HOST, host, 1)], "n")));
+    let named = world.wait(1, |event| event.container.is_some());
+    assert_eq!((name(&named), named.container.as_deref()), (Some((Kind::Pod, "shop/proxy")), Some("main")));
+    assert_eq!(named.entity.as_ref().map(|entity| entity.netns), Some(HOST));
+    world.put(HOST, HOST.into(), container);
+    assert_eq!(name(&world.wait(2, |_| true)), Some((Kind::Pod, "shop/proxy")));
+}
+
+#[test]
+fn both_ends_of_a_connection_are_told() {
+    let world = World::new("peer");
+    let container = world.tree.make(&format!("kubepods/pod1/{ID}"));
+    let pod = |inode: u32, name: &str, id: &str| {
+        let facts =
+            Facts { inode, cookie: inode.into(), claims: vec![claimed(id, name, "app")], ..Facts::default() };
+        with_address(namespace(inode, facts, 1), inode as u8)
+    };
+    let host = with_address(netns(HOST), 1);
+    world.directory.store(Arc::new(build(2, &[host, pod(5, "cart", ID), pod(6, "redis", "other")], "n")));
+    world.put_packet(5, 5, container, Some((5, 6)));
+    world.put_packet(5, 5, 0, Some((6, 5)));
+    world.put_packet(5, 5, 0, Some((5, 99)));
+    world.put_packet(5, 5, 0, Some((1, 5)));
+    world.put_packet(HOST, HOST.into(), 0, Some((5, 6)));
+    world.put_packet(HOST, HOST.into(), 0, Some((5, 99)));
+    world.put_packet(HOST, HOST.into(), 0, Some((1, 99)));
+    let (cart, redis, host) = (Some("shop/cart"), Some("shop/redis"), Some("host"));
+    let wanted = [
+        (cart, redis, Some("app")),
+        (cart, redis, None),
+        (cart, None, None),
+        (cart, host, None),
+        (host, redis, None),
+        (host, cart, None),
+        (host, None, None),
+    ];
+    for (seq, wanted) in (1..).zip(wanted) {
+        let event = world.wait(seq, |_| true);
+        let name =
+            |entity: &Option<netskoop_api::EntityRef>| entity.as_ref().map(|entity| entity.name.clone());
+        let (own, peer) = (name(&event.entity), name(&event.peer));
+        assert_eq!((own.as_deref(), peer.as_deref(), event.container.as_deref()), wanted, "{event:#?}");
+    }
 }

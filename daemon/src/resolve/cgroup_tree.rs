@@ -240,7 +240,7 @@ pub(crate) mod tests {
     use std::os::unix::fs::MetadataExt;
 
     /// A tree of plain directories, which have inode numbers as well, and a procfs that says it is the hierarchy.
-    pub(crate) struct Tree(PathBuf);
+    pub(crate) struct Tree(pub(crate) PathBuf);
 
     impl Tree {
         pub(crate) fn new(name: &str) -> Tree {

@@ -247,6 +247,8 @@ async fn what_happens_during_the_list_outranks_it() {
     for number in [3, 4] {
         setting.context.reporter.put(Workload { id: id(number), ..Workload::default() });
     }
+    let first = |book: &Book| book.by_id(&id(3))[0].1.first;
+    let before = first(&setting.book);
     setting.events.send(happened("die", 1) + &happened("start", 3)).unwrap();
     let book = Arc::clone(&setting.book);
     tokio::spawn(async move {
@@ -258,6 +260,7 @@ async fn what_happens_during_the_list_outranks_it() {
     setting.until(|book| pid(book, 2).is_some() && pid(book, 3).is_some()).await;
     let there: Vec<bool> = (1..=4).map(|number| !setting.book.by_id(&id(number)).is_empty()).collect();
     assert_eq!(there, [false, true, true, false]);
+    assert_eq!(first(&setting.book), before, "it was never off the page");
 }
 
 #[tokio::test]

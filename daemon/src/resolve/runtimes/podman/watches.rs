@@ -51,7 +51,10 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    #[allow(deprecated, reason = "its successor is unsafe, since some types are not the descriptor they say")]
+    #[allow(
+        deprecated,
+        reason = "its successor wants a promise that types keep their descriptor; this one does"
+    )]
     pub(super) fn new(places: &Places) -> std::io::Result<Watches> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let fd = AsyncFd::new(fd)?;

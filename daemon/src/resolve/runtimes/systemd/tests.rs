@@ -257,7 +257,7 @@ impl Asked {
         let book = Arc::new(Book::new(|| {}));
         let (reporter, questions) = book.open("systemd", false);
         let context =
-            Context { path: PathBuf::new(), proc: "/proc".into(), run: PathBuf::new(), reporter, questions };
+            Context { path: PathBuf::new(), proc: "/proc".into(), run: "/run".into(), reporter, questions };
         let kind = RUNTIMES.iter().find(|kind| kind.name == "systemd").unwrap();
         let task = tokio::spawn(supervise(kind, vec![path.to_owned()], context));
         Asked { book, task }
