@@ -24,6 +24,9 @@ mod root;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;
+/// Units of a real systemd, booted in a container; for root.
+#[path = "cases/systemd.rs"]
+mod systemd;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

@@ -3,6 +3,7 @@
 mod client;
 pub(crate) mod docker;
 mod node;
+pub(crate) mod nspawn;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
 pub(crate) use node::{Netns, Pids, exclusive, inside_own_node, is_root, programs_vanish, run, test_name};

@@ -255,7 +255,7 @@ struct Asked {
 impl Asked {
     fn start(path: &Path) -> Asked {
         let book = Arc::new(Book::new(|| {}));
-        let (reporter, questions) = book.open("systemd");
+        let (reporter, questions) = book.open("systemd", false);
         let context = Context { path: PathBuf::new(), proc: "/proc".into(), reporter, questions };
         let kind = RUNTIMES.iter().find(|kind| kind.name == "systemd").unwrap();
         let task = tokio::spawn(supervise(kind, vec![path.to_owned()], context));
