@@ -4,6 +4,7 @@ mod client;
 pub(crate) mod containerd;
 pub(crate) mod docker;
 mod node;
+pub(crate) mod nspawn;
 pub(crate) mod podman;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
