@@ -6,6 +6,9 @@
 
 mod support;
 
+/// Pods of a real containerd: names, counters and events; for root.
+#[path = "cases/attribution.rs"]
+mod attribution;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
