@@ -2,7 +2,9 @@
 
 mod client;
 pub(crate) mod containerd;
+pub(crate) mod grpc;
 mod node;
+pub(crate) mod sources;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
 pub(crate) use node::{
