@@ -43,6 +43,8 @@ pub struct Namespace {
     pub since: String,
     /// The same on the clock that only goes forward.
     pub seen: Instant,
+    /// Since when nobody says any more what its name says.
+    pub lost: Option<Instant>,
     /// Since when its leader leads.
     pub led: Instant,
     /// Counts namespaces as they are found, so that the newer of two is known.
@@ -462,6 +464,7 @@ pub(crate) mod testing {
             access: Access::Process(facts.leader.unwrap_or(1)),
             since: String::new(),
             seen: Instant::now(),
+            lost: None,
             led: Instant::now(),
             birth,
             facts,

@@ -162,11 +162,19 @@ impl Worker {
         let old = self.namespaces.get(&inode).cloned();
         let seen = old.as_ref().map_or_else(Instant::now, |old| old.seen);
         let (identity, sources) = identity::identify(&facts);
+        let (identity, sources, lost) = match &old {
+            // It is most likely going, and until then it is whose it was.
+            Some(old) if lately_lost(old, &identity) => {
+                (old.identity.clone(), old.sources.clone(), Some(old.lost.unwrap_or_else(Instant::now)))
+            }
+            _ => (identity, sources, None),
+        };
         let settled = self.is_settled(&identity, seen)
             || old.as_ref().is_some_and(|old| old.settled && old.identity == identity);
         let addresses = self.addresses(&facts, old.as_deref());
         if let Some(old) = &old {
             let same = old.facts == facts && old.processes == processes && old.secondary == secondary;
+            let same = same && old.identity == identity && old.lost == lost;
             if same && old.settled == settled && old.addresses == addresses {
                 return false;
             }
@@ -183,9 +191,9 @@ impl Worker {
             (Some(pid), Some(path)) => Access::Either(pid, path),
             (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
         };
-        if !settled {
-            self.again
-                .push((seen + grace(&identity) + Duration::from_millis(10), Again::Namespace { inode }));
+        let waits = (!settled).then(|| seen + grace(&identity)).or(lost.map(|lost| lost + GRACE));
+        if let Some(end) = waits {
+            self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));
         }
         let cookie = facts.cookie;
         let ns = Namespace {
@@ -200,6 +208,7 @@ impl Worker {
             access,
             since,
             seen,
+            lost,
             led,
             birth,
         };
@@ -274,6 +283,12 @@ impl Worker {
             let _ = self.publish.send(generation);
         }
     }
+}
+
+/// Whether a namespace lost its good name a moment ago: the runtime has forgotten the container before the namespace is gone.
+fn lately_lost(old: &Namespace, now: &Identity) -> bool {
+    let had_better = now.awaited && !old.identity.awaited;
+    had_better && old.lost.is_none_or(|lost| lost.elapsed() < GRACE)
 }
 
 /// How long a namespace without a settled name waits for one.
