@@ -36,6 +36,9 @@ mod serving;
 /// Whose a socket in the node's own namespace is, by its cgroup; for root.
 #[path = "cases/sockets.rs"]
 mod sockets;
+/// Units of a real systemd, booted in a container; for root.
+#[path = "cases/systemd.rs"]
+mod systemd;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

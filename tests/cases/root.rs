@@ -340,7 +340,7 @@ fn compare(daemon: &Daemon, entity: &str, read: &dyn Fn() -> Numbers, at_least: 
         let before = read();
         let metrics = daemon.scrape(&format!("/metrics?set=full&{PULL}"));
         let after = read();
-        let (metrics, _) = metrics.split_once("# HELP netskoop_build_info").unwrap();
+        let (metrics, _) = metrics.split_once("# HELP netskoop_entity_info").unwrap();
         let claims = claims(metrics);
         let mut differ = BTreeMap::new();
         for line in metrics.lines().filter(|line| !line.starts_with('#') && line.contains(entity)) {

@@ -5,6 +5,7 @@ pub(crate) mod containerd;
 pub(crate) mod docker;
 pub(crate) mod fake_podman;
 mod node;
+pub(crate) mod nspawn;
 pub(crate) mod podman;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};

@@ -420,18 +420,11 @@ fn is_container(claims: &[Claimed], text: &str) -> bool {
 
 /// The newest of several namespaces with one name keeps it; the others get their inode appended.
 fn entity_ref(ns: &Namespace, is_first: bool) -> EntityRef {
-    let identity = &ns.identity;
-    let name = match is_first {
-        true => identity.name.clone(),
-        false => format!("{}~{}", identity.name, ns.facts.inode),
-    };
-    EntityRef {
-        kind: identity.kind,
-        name,
-        namespace: identity.namespace.clone(),
-        pod: identity.pod.clone(),
-        netns: ns.facts.inode,
+    let mut id = ns.identity.entity_ref(ns.facts.inode);
+    if !is_first {
+        id.name = format!("{}~{}", id.name, ns.facts.inode);
     }
+    id
 }
 
 /// Number of namespaces by kind, for the status.

@@ -3,7 +3,7 @@
 use super::book::Told;
 use super::cgroup::CgroupOwner;
 use super::workload::{Role, Workload};
-use netskoop_api::Kind;
+use netskoop_api::{EntityRef, Kind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -84,6 +84,12 @@ impl Identity {
     fn new(kind: Kind, name: String, source: &str) -> Identity {
         let source = source.into();
         Identity { kind, name, namespace: None, pod: None, container_id: None, source, awaited: false }
+    }
+
+    /// The same as events carry it, before it is made unique.
+    pub fn entity_ref(&self, netns: u32) -> EntityRef {
+        let Identity { kind, name, namespace, pod, .. } = self.clone();
+        EntityRef { kind, name, namespace, pod, netns }
     }
 
     /// The identity of a container or pod, by what its runtime says.

@@ -401,8 +401,7 @@ impl Worker {
         }
         let facts = Facts { inode, leader: Some(pid), comm: Some(comm), ..Facts::default() };
         let (identity, _) = identity::identify(&facts);
-        let id =
-            EntityRef { kind: identity.kind, name: identity.name, namespace: None, pod: None, netns: inode };
+        let id = identity.entity_ref(inode);
         self.departed.push_back((Instant::now(), cookie, Arc::new(id)));
         self.departed_changed = true;
         // It must be announced again if it lives after all, or if its inode is used again.

@@ -109,8 +109,11 @@ impl Worker {
         self.places.set_owners(inode, &ns.facts.owners, &[]);
         self.crowds.remove(&inode);
         self.displace(inode);
-        let id = self.directory.load().by_inode(inode).map(|entry| Arc::clone(&entry.id));
-        self.departed.extend(id.map(|id| (Instant::now(), ns.facts.cookie, id)));
+        // The published picture may still show the one that had this inode before.
+        let published = self.directory.load();
+        let same = published.by_inode(inode).filter(|entry| entry.namespace.birth == ns.birth);
+        let id = same.map_or_else(|| Arc::new(ns.identity.entity_ref(inode)), |entry| Arc::clone(&entry.id));
+        self.departed.push_back((Instant::now(), ns.facts.cookie, id));
         if let Some(hooks) = &self.hooks {
             hooks.forget(inode, ns.facts.cookie);
         }

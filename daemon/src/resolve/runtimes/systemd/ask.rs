@@ -148,6 +148,7 @@ async fn unit(bus: &Bus, name: &str, path: &str) -> Result<Option<Workload>, Ref
     let private: bool = bus.get(exec, "PrivateNetwork").await?.unwrap_or_default();
     let netns: Option<String> = bus.get(exec, "NetworkNamespacePath").await?;
     let netns = netns.filter(|path| !path.is_empty()).map(PathBuf::from);
+    // systemd 252 tells it of the unit that joins, not of the one that is joined.
     let mut joins: Vec<String> = Vec::new();
     // Without a network of its own, a unit that joins another one shares its /tmp, but no network.
     if private || netns.is_some() {

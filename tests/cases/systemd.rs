@@ -1,0 +1,126 @@
+use crate::support::nspawn::Machine;
+use crate::support::{Pids, inside_own_node, test_name, until};
+use netskoop_api::{Entity, Kind, SourceStatus};
+use netskoopd::resolve::book::{Book, Wanted};
+use netskoopd::resolve::runtimes::{self, Choice, Runtimes, Settings};
+use netskoopd::resolve::workload::Workload;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Two that share a network, one in a named namespace, and one like most.
+const UNITS: [(&str, &str); 5] = [
+    (
+        "etc/systemd/system/first.service",
+        "[Unit]\nDescription=The \"first\"\n[Service]\nPrivateNetwork=yes\nExecStart=sleep infinity\n",
+    ),
+    (
+        "etc/systemd/system/second@x\\x2dy.service",
+        "[Unit]\nDescription=The second\nJoinsNamespaceOf=first.service\nAfter=first.service\n\
+         [Service]\nPrivateNetwork=yes\nExecStart=sleep infinity\n",
+    ),
+    (
+        "etc/systemd/system/third.service",
+        "[Unit]\nDescription=The third\nRequires=blue.service\nAfter=blue.service\n\
+         [Service]\nNetworkNamespacePath=/run/netns/blue\nExecStart=sleep infinity\n",
+    ),
+    (
+        "etc/systemd/system/blue.service",
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=ip netns add blue\n",
+    ),
+    ("etc/systemd/system/plain.service", "[Service]\nPrivateTmp=yes\nExecStart=sleep infinity\n"),
+];
+
+const SECOND: &str = "second@x\\x2dy.service";
+
+fn source(machine: &Machine) -> SourceStatus {
+    machine.status().sources.into_iter().find(|source| source.name == "systemd").unwrap()
+}
+
+fn workloads(machine: &Machine) -> u64 {
+    source(machine).counts.unwrap().workloads
+}
+
+fn named(machine: &Machine, name: &str, ready: impl Fn(&Entity) -> bool) -> Entity {
+    until(name, || {
+        machine.entities().entities.into_iter().find(|entity| entity.id.name == name && ready(entity))
+    })
+}
+
+#[test]
+fn units_with_a_network_of_their_own_are_told_by_systemd() {
+    if !inside_own_node(test_name!(), Pids::Own) {
+        return;
+    }
+    let Some(machine) = Machine::boot(&UNITS) else { return };
+    machine.run("systemctl", &["start", "netskoopd", "plain"]);
+    assert!(source(&machine).state.starts_with("idle"), "{}", source(&machine).state);
+
+    machine.run("systemctl", &["start", "first", SECOND, "third"]);
+    let shared = named(&machine, "first.service", |it| it.units.len() == 2 && it.description.is_some());
+    assert_eq!((shared.id.kind, shared.description.as_deref()), (Kind::Unit, Some("The \"first\"")));
+    assert_eq!(
+        (shared.units.as_slice(), shared.processes),
+        (&["first.service".into(), SECOND.into()][..], 2)
+    );
+    assert!(shared.sources.iter().any(|source| source == "systemd"), "{:?}", shared.sources);
+    let third = named(&machine, "third.service", |it| it.description.is_some());
+    assert_eq!(
+        (third.description.as_deref(), third.mounts.as_slice()),
+        (Some("The third"), &["blue".into()][..])
+    );
+    assert_eq!(workloads(&machine), 3, "nobody asks about the others");
+    let state = source(&machine).state;
+    assert!(state.starts_with("connected to systemd 2"), "{state}");
+
+    // The bus goes and comes back; so does a unit, as another one.
+    machine.run("systemctl", &["restart", "dbus.service"]);
+    until("a loss", || source(&machine).counts.filter(|counts| counts.failures > 0));
+    until("a connection", || source(&machine).connected_seconds);
+    let unit = "etc/systemd/system/third.service";
+    let text = std::fs::read_to_string(machine.inside(unit)).unwrap();
+    std::fs::write(machine.inside(unit), text.replace("The third", "The fourth")).unwrap();
+    machine.run("systemctl", &["daemon-reload"]);
+    named(&machine, "third.service", |it| it.description.as_deref() == Some("The fourth"));
+    machine.run("systemctl", &["stop", "third"]);
+    named(&machine, "blue", |it| it.id.kind == Kind::Netns);
+    until("two are left", || (workloads(&machine) == 2).then_some(()));
+    machine.run("systemctl", &["stop", "first", SECOND]);
+    until("none is left", || (workloads(&machine) == 0).then_some(()));
+}
+
+#[test]
+fn what_systemd_says_of_a_unit() {
+    if !inside_own_node(test_name!(), Pids::Own) {
+        return;
+    }
+    let Some(machine) = Machine::boot(&UNITS) else { return };
+    machine.run("systemctl", &["start", "first", SECOND, "third", "plain"]);
+    let book = Arc::new(Book::new(|| {}));
+    let others = runtimes::names().filter(|name| *name != "systemd");
+    let choices = others.map(|name| (name, Choice::Off)).collect();
+    let settings = Settings { proc: "/proc".into(), run: machine.inside("run"), choices };
+    let _sources = Runtimes::start(&settings, &book).unwrap();
+    let ask = |unit: &str| -> Arc<Workload> {
+        book.ask(&Wanted::Unit(unit.into()));
+        until(unit, || book.by_id(unit).first().map(|(_, told)| Arc::clone(&told.workload)))
+    };
+    let main_pid = |unit: &str| {
+        let pid = machine.run("systemctl", &["show", "-P", "MainPID", unit]);
+        Some(pid.trim().parse::<i32>().unwrap())
+    };
+    let first = ask("first.service");
+    assert_eq!((first.pid, &*first.description), (main_pid("first.service"), "The \"first\""));
+    assert_eq!(first.labels["ControlGroup"], "/system.slice/first.service");
+    let second = ask(SECOND);
+    assert_eq!((second.joins.as_slice(), &*second.name), (&["first.service".to_owned()][..], SECOND));
+    let third = ask("third.service");
+    assert_eq!(third.netns.as_deref(), Some(Path::new("/run/netns/blue")));
+    assert!(!third.labels.contains_key("PrivateNetwork") && third.joins.is_empty());
+    // A unit that is not there is not made by being asked about, and one that shares only /tmp shares no network.
+    book.ask(&Wanted::Unit("nobody.service".into()));
+    book.ask(&Wanted::Machine("box".into()));
+    assert!(ask("plain.service").joins.is_empty());
+    assert!(book.by_id("nobody.service").is_empty() && book.by_id("box").is_empty());
+    let units = machine.run("systemctl", &["list-units", "--all", "--plain", "--no-legend"]);
+    assert!(!units.contains("nobody.service") && !units.contains("machined"), "{units}");
+}

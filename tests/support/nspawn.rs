@@ -1,0 +1,197 @@
+//! A little Debian with a real systemd as its process 1, in a container of systemd-nspawn on this kernel.
+
+use super::docker::{installed, remove_cgroups};
+use super::{Dir, LIMIT, get, run, skip, until};
+use netskoop_api::{Entities, Status};
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+/// What is in it.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,libelf1,zlib1g,procps";
+
+/// A booted system. Call on a little node with process ids of its own: all of it ends with that.
+pub(crate) struct Machine {
+    nspawn: Child,
+    leader: u32,
+    cgroup: String,
+    dir: Dir,
+}
+
+impl Machine {
+    /// Boots it, with more files (paths from its root, without the first slash) and the daemon as a service. `None` if
+    /// that cannot be done here; the test is noted as skipped then.
+    pub(crate) fn boot(files: &[(&str, &str)]) -> Option<Machine> {
+        for program in ["systemd-nspawn", "mmdebstrap"] {
+            if !installed(program) {
+                skip(&format!("{program} is not installed"));
+                return None;
+            }
+        }
+        let base = base_system()?;
+        let dir = Dir::new();
+        let root = overlay(&base, &dir.0);
+        let unit = super::tests_dir().join("../systemd/netskoopd.service");
+        std::fs::copy(unit, root.join("etc/systemd/system/netskoopd.service")).unwrap();
+        for (path, text) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let console = dir.0.join("console");
+        let cgroup = dir.0.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut nspawn = Command::new("sh");
+        // In cgroups of its own, where those of another one are not met, and nothing else is when they are removed.
+        nspawn.args(["-c", "for to in $CGROUPS; do echo $$ >$to; done; exec systemd-nspawn \"$@\"", "sh"]);
+        nspawn.env("CGROUPS", make_cgroups(&cgroup).join(" "));
+        nspawn.args(["-q", "--register=no", "--keep-unit", "--private-network", "--capability=all"]);
+        nspawn.args(["--system-call-filter=bpf perf_event_open", "-b", "-D"]).arg(&root);
+        nspawn.arg(format!("--machine={cgroup}"));
+        nspawn.arg(concat!("--bind-ro=", env!("CARGO_BIN_EXE_netskoopd"), ":/usr/sbin/netskoopd"));
+        nspawn.stdin(Stdio::null()).stdout(File::create(&console).unwrap());
+        nspawn.stderr(File::options().append(true).open(&console).unwrap());
+        let mut machine = Machine { nspawn: nspawn.spawn().unwrap(), leader: 0, cgroup, dir };
+        match machine.wait_for_boot() {
+            true => Some(machine),
+            false => {
+                let said = std::fs::read_to_string(&console).unwrap_or_default();
+                let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
+                skip(&format!("systemd-nspawn cannot boot a system here: {last}"));
+                None
+            }
+        }
+    }
+
+    fn wait_for_boot(&mut self) -> bool {
+        let children = format!("/proc/{0}/task/{0}/children", self.nspawn.id());
+        let end = Instant::now() + LIMIT;
+        loop {
+            let pids = std::fs::read_to_string(&children).unwrap_or_default();
+            for pid in pids.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()) {
+                let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                self.leader = if comm == "systemd\n" { pid } else { self.leader };
+            }
+            if self.leader > 0 && self.inside("run/dbus/system_bus_socket").exists() {
+                return true;
+            }
+            if self.nspawn.try_wait().unwrap().is_some() || Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
+    /// A file of it, as seen from here.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        Path::new("/proc").join(self.leader.to_string()).join("root").join(path)
+    }
+
+    /// Runs a program in it, which must succeed; what it prints.
+    #[track_caller]
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> String {
+        let leader = self.leader.to_string();
+        let enter = ["-t", &leader, "-m", "-u", "-i", "-n", "-p", "--", program];
+        run("nsenter", &[&enter, args].concat())
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
+        let socket = self.inside("run/netskoop/netskoopd.sock");
+        let stream = until("the daemon listens", || UnixStream::connect(&socket).ok());
+        serde_json::from_slice(&get(stream, path).body).unwrap()
+    }
+
+    pub(crate) fn entities(&self) -> Entities {
+        self.json("/v1/entities")
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.json("/v1/status")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.leader > 0 {
+            let log = ["-t", &self.leader.to_string(), "-m", "-p", "--", "journalctl", "-b", "-n", "60"];
+            let log = Command::new("nsenter").args(log).output();
+            eprintln!(
+                "{}",
+                log.map(|log| String::from_utf8_lossy(&log.stdout).into_owned()).unwrap_or_default()
+            );
+        }
+        // The kernel ends all others when process 1 of their namespace ends.
+        let pid = i32::try_from(self.leader).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        let end = Instant::now() + LIMIT;
+        while self.leader > 0 && self.nspawn.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let _ = self.nspawn.kill();
+        let _ = self.nspawn.wait();
+        remove_cgroups(&self.cgroup);
+        // Before the directory goes.
+        for mount in ["root", "memory"] {
+            let _ = Command::new("umount").arg("-l").arg(self.dir.0.join(mount)).output();
+        }
+    }
+}
+
+/// Makes a cgroup in the hierarchies that systemd uses; the files through which processes come in.
+fn make_cgroups(name: &str) -> Vec<String> {
+    let roots = ["", "systemd", "unified"].map(|sub| Path::new("/sys/fs/cgroup").join(sub));
+    let made = roots.iter().filter(|root| root.join("cgroup.procs").exists()).map(|root| root.join(name));
+    let made = made.filter(|dir| std::fs::create_dir(dir).is_ok());
+    made.map(|dir| dir.join("cgroup.procs").display().to_string()).collect()
+}
+
+/// The tree of files, made once and kept beside what cargo builds.
+fn base_system() -> Option<PathBuf> {
+    let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let Some(suite) = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) else {
+        skip("no Debian system can be made: /etc/os-release has no VERSION_CODENAME");
+        return None;
+    };
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(kept).unwrap();
+    let (root, new) = (kept.join(format!("root-{suite}")), kept.join(format!("root-{suite}.new")));
+    let lock = File::create(kept.join("root.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    if root.exists() {
+        return Some(root);
+    }
+    let _ = std::fs::remove_dir_all(&new);
+    let mut command = Command::new("timeout");
+    command.args(["300", "mmdebstrap", "-q", "--variant=minbase"]);
+    command.arg(format!("--include={PACKAGES}")).arg(suite).arg(&new);
+    // What the machine itself installs from.
+    let lists = ["sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources"];
+    command.args(lists.map(|list| Path::new("/etc/apt").join(list)).iter().filter(|list| list.exists()));
+    let output = command.output().unwrap();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        skip(&format!("mmdebstrap cannot make a system: {}", said.lines().last().unwrap_or_default()));
+        return None;
+    }
+    std::fs::rename(&new, &root).unwrap();
+    Some(root)
+}
+
+/// The same files, with changes kept in memory. The mounts go with the little node.
+fn overlay(base: &Path, dir: &Path) -> PathBuf {
+    let (memory, root) = (dir.join("memory"), dir.join("root"));
+    [&memory, &root].iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    run("mount", &["-t", "tmpfs", "-o", "size=1G", "none", memory.to_str().unwrap()]);
+    let (upper, work) = (memory.join("upper"), memory.join("work"));
+    [&upper, &work].iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", base.display(), upper.display(), work.display());
+    run("mount", &["-t", "overlay", "-o", &options, "none", root.to_str().unwrap()]);
+    root
+}
