@@ -6,6 +6,9 @@
 
 mod support;
 
+/// Pods of a real containerd: names, counters and events; for root.
+#[path = "cases/attribution.rs"]
+mod attribution;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
@@ -27,9 +30,12 @@ mod podman;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;
-/// What container runtimes say, asked for real; for root.
+/// Sources of identity that are large, old, slow or hostile.
 #[path = "cases/runtimes.rs"]
 mod runtimes;
+/// What real container runtimes say of real containers; for root. Each test runs on a little node of its own.
+#[path = "cases/runtimes_root.rs"]
+mod runtimes_root;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;

@@ -4,9 +4,11 @@ mod client;
 pub(crate) mod containerd;
 pub(crate) mod docker;
 pub(crate) mod fake_podman;
+pub(crate) mod grpc;
 mod node;
 pub(crate) mod nspawn;
 pub(crate) mod podman;
+pub(crate) mod sources;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
 pub(crate) use node::{

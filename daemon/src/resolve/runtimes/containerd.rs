@@ -20,12 +20,12 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -40,6 +40,9 @@ const MAX_NAMESPACES: usize = 256;
 const MAX_WAITING: usize = 1024;
 /// Events that are looked at together, so that a container with several of them is asked for once.
 const BATCH: usize = 256;
+
+/// How long the first of them waits for others: a container that is made is told of several times within milliseconds.
+const WINDOW: Duration = Duration::from_millis(5);
 
 /// Keeps the page current until containerd is lost.
 pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError> {
@@ -61,7 +64,13 @@ pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError
     let mut batch = Vec::new();
     loop {
         tokio::select! {
-            _ = events.recv_many(&mut batch, BATCH) => containerd.follow(&mut batch).await?,
+            _ = events.recv_many(&mut batch, BATCH) => {
+                sleep(WINDOW).await;
+                while batch.len() < BATCH && let Ok(event) = events.try_recv() {
+                    batch.push(event);
+                }
+                containerd.follow(&mut batch).await?;
+            }
             Some(wanted) = questions.recv() => containerd.answer(&wanted).await?,
             _ = heartbeat.tick() => drop(containerd.version().await?),
         }
@@ -177,8 +186,14 @@ impl Containerd<'_> {
         }
         let known = self.reporter.known(&key);
         let pid = pending.pid(known.as_ref().and_then(|known| known.pid));
-        match known.filter(|_| !pending.described) {
-            Some(known) => self.reporter.put(Workload { pid, ..(*known).clone() }),
+        match known.filter(|_| !pending.made) {
+            Some(known) => {
+                let mut workload = Workload { pid, ..(*known).clone() };
+                if let Some(told) = pending.described {
+                    describe(&mut workload, id, told.labels, told.image);
+                }
+                self.reporter.put(workload);
+            }
             None => match self.container(namespace, id).await? {
                 Some(container) => self.reporter.put(workload(container, namespace, pid)),
                 None => self.reporter.remove(&key),
@@ -255,24 +270,30 @@ fn key(namespace: &str, id: &str) -> String {
 
 /// What is kept of a container.
 fn workload(container: Container, namespace: &str, pid: Option<i32>) -> Workload {
-    let labels = Labels::read(container.labels);
-    let is_sandbox = labels.role == Role::Sandbox;
-    // The other containers of a pod are in the same one.
-    let spec = container.spec.filter(|_| is_sandbox).and_then(|spec| Spec::read(&spec.value));
-    let whole = Workload {
+    let mut workload = Workload {
         id: key(namespace, &container.id),
-        role: labels.role,
-        name: labels.name.unwrap_or_else(|| short_id(&container.id).to_owned()),
-        pod: labels.pod,
-        image: container.image,
         scope: namespace.to_owned(),
         pid,
-        netns: spec.and_then(Spec::netns),
-        labels: labels.others,
         ..Workload::default()
     };
+    describe(&mut workload, &container.id, container.labels, container.image);
+    if workload.role == Role::Sandbox {
+        // The other containers of a pod are in the same one.
+        let spec = container.spec.and_then(|spec| Spec::read(&spec.value));
+        workload.netns = spec.and_then(Spec::netns);
+    }
     // At once, so that a long list is no larger in memory than the page.
-    whole.bounded()
+    workload.bounded()
+}
+
+/// Sets what may change while a container lives.
+fn describe(workload: &mut Workload, id: &str, labels: HashMap<String, String>, image: String) {
+    let labels = Labels::read(labels);
+    workload.role = labels.role;
+    workload.name = labels.name.unwrap_or_else(|| short_id(id).to_owned());
+    workload.pod = labels.pod;
+    workload.labels = labels.others;
+    workload.image = image;
 }
 
 #[cfg(test)]

@@ -112,21 +112,49 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Context, containerd, cri};
     use super::*;
+    use crate::resolve::book::Book;
     use std::os::unix::net::UnixListener;
+    use std::sync::{Arc, Mutex};
+
+    /// What both sources say of a listener.
+    async fn refusals(name: &str, serve: impl Fn(UnixStream) + Send + 'static) -> [String; 2] {
+        let path = std::env::temp_dir().join(format!("netskoop-{name}-{}", std::process::id()));
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                serve(stream);
+            }
+        });
+        let book = Arc::new(Book::new(|| {}));
+        let (reporter, questions) = book.open("it", true);
+        let mut context =
+            Context { path: path.clone(), proc: "/proc".into(), run: "/run".into(), reporter, questions };
+        let Err(SourceError(one)) = containerd::run(&mut context).await;
+        let Err(SourceError(two)) = cri::run(&mut context).await;
+        std::fs::remove_file(&path).unwrap();
+        [one, two]
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_never_answers_is_given_up() {
-        let path = std::env::temp_dir().join(format!("netskoop-mute-{}", std::process::id()));
-        let _listener = UnixListener::bind(&path).unwrap();
-        let channel = connect(&path).await.unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let mut client = containerd_client::services::v1::version_client::VersionClient::new(channel);
-        let status = within(LIMIT, client.version(())).await.unwrap_err();
-        assert_eq!(
-            failed("asking for the version", &status).0,
-            "asking for the version: no answer within 5 s"
-        );
+        let held = Mutex::new(Vec::new());
+        let [one, two] = refusals("mute", move |stream| held.lock().unwrap().push(stream)).await;
+        assert_eq!(one, "asking containerd for its version: no answer within 5 s");
+        assert_eq!(two, "asking the runtime for its version: no answer within 5 s");
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_up_or_speaks_something_else_is_lost() {
+        let hangs_up = refusals("short", drop).await;
+        let http = refusals("http", |stream| {
+            let stream = stream.into_std().unwrap();
+            io::Write::write_all(&mut &stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        });
+        for sentence in hangs_up.into_iter().chain(http.await) {
+            assert!(sentence.ends_with("for its version: the connection was lost"), "{sentence}");
+        }
     }
 
     #[tokio::test]

@@ -283,31 +283,32 @@ impl Source<'_> {
             "NameOwnerChanged" if sender.as_str() == Object::BUS.service => {
                 return Err("systemd was started again".to_owned());
             }
-            "Reloading" if of_systemd => {
-                self.context.reporter.event();
-                let all: Vec<Thing> = self.things.keys().cloned().collect();
-                all.into_iter().for_each(|thing| self.look_later(thing));
-            }
+            "Reloading" if of_systemd => self.look_again(|_, _| true),
+            // What is being asked about for the first time has no path yet, and its answer may be from before.
             "PropertiesChanged" if of_systemd => {
-                let same = |(_, known): &(&Thing, &Known)| known.path == path.as_str();
-                let thing = self.things.iter().find(same).map(|(thing, _)| thing.clone());
-                self.changed_thing(thing);
+                self.look_again(|_, known| known.is_none_or(|known| known.path == path.as_str()));
             }
             "MachineNew" | "MachineRemoved" => {
                 let name = message.body().deserialize::<(String, zbus::OwnedObjectPath)>();
-                let thing = name.map(|(name, _)| Thing::Machine(name)).ok();
-                self.changed_thing(thing.filter(|thing| self.things.contains_key(thing)));
+                let changed = name.map(|(name, _)| Thing::Machine(name)).ok();
+                self.look_again(|thing, _| changed.as_ref() == Some(thing));
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn changed_thing(&mut self, thing: Option<Thing>) {
-        if let Some(thing) = thing {
+    /// Notes those that a signal is about, of the things that are known or being asked about.
+    fn look_again(&mut self, is_about: impl Fn(&Thing, Option<&Known>) -> bool) {
+        let known = self.things.iter().map(|(thing, known)| (thing, Some(known)));
+        let new = self.in_flight.iter().filter(|thing| !self.things.contains_key(thing));
+        let all = known.chain(new.map(|thing| (thing, None)));
+        let changed = all.filter(|(thing, known)| is_about(thing, *known)).map(|(thing, _)| thing.clone());
+        let changed: Vec<Thing> = changed.collect();
+        if !changed.is_empty() {
             self.context.reporter.event();
-            self.look_later(thing);
         }
+        changed.into_iter().for_each(|thing| self.look_later(thing));
     }
 }
 

@@ -9,6 +9,7 @@ use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::types::Envelope;
 use prost::{Message, Name};
+use std::collections::HashMap;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
@@ -35,10 +36,12 @@ pub(super) struct Change {
 }
 
 /// What happened to a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    /// It is new, or its labels are.
-    Described,
+    /// It is new; of its labels nothing is told.
+    Made,
+    /// These are its labels and image now.
+    Described(Box<Description>),
     /// It is gone.
     Gone,
     /// Its first process lives.
@@ -47,11 +50,22 @@ pub(super) enum What {
     Ended(i32),
 }
 
+/// What the event of an update tells, all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Description {
+    /// All its labels.
+    pub(super) labels: HashMap<String, String>,
+    /// Its image.
+    pub(super) image: String,
+}
+
 /// What has happened to a container since it was last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// It must be asked for.
-    pub(super) described: bool,
+    pub(super) made: bool,
+    /// What is known of it without.
+    pub(super) described: Option<Box<Description>>,
     /// It is gone.
     pub(super) gone: bool,
     runs: Option<Option<i32>>,
@@ -62,7 +76,8 @@ impl Pending {
     /// One more thing happened.
     pub(super) fn add(&mut self, what: What) {
         match what {
-            What::Described => (self.described, self.gone) = (true, false),
+            What::Made => (self.made, self.gone) = (true, false),
+            What::Described(description) => (self.described, self.gone) = (Some(description), false),
             What::Gone => *self = Pending { gone: true, ..Pending::default() },
             What::Runs(pid) => (self.runs, self.gone) = (Some(Some(pid)), false),
             What::Ended(pid) if self.runs == Some(Some(pid)) => self.runs = Some(None),
@@ -124,9 +139,10 @@ fn decode(envelope: Envelope) -> Option<Change> {
         let TaskDelete { container_id, id, pid, .. } = TaskDelete::decode(bytes).ok()?;
         of_first_process(container_id, &id, pid)?
     } else if kind == ContainerCreate::full_name() {
-        (ContainerCreate::decode(bytes).ok()?.id, What::Described)
+        (ContainerCreate::decode(bytes).ok()?.id, What::Made)
     } else if kind == ContainerUpdate::full_name() {
-        (ContainerUpdate::decode(bytes).ok()?.id, What::Described)
+        let ContainerUpdate { id, labels, image, .. } = ContainerUpdate::decode(bytes).ok()?;
+        (id, What::Described(Box::new(Description { labels, image })))
     } else if kind == ContainerDelete::full_name() {
         (ContainerDelete::decode(bytes).ok()?.id, What::Gone)
     } else {
@@ -170,9 +186,10 @@ mod tests {
         assert_eq!(told("", &delete), Some((id(), What::Ended(9))));
         assert_eq!(told("", &TaskDelete { id: "exec-1".into(), ..delete }), None);
         let create = ContainerCreate { id: id(), ..ContainerCreate::default() };
-        assert_eq!(told("", &create), Some((id(), What::Described)));
-        let update = ContainerUpdate { id: id(), ..ContainerUpdate::default() };
-        assert_eq!(told("type.googleapis.com/", &update), Some((id(), What::Described)));
+        assert_eq!(told("", &create), Some((id(), What::Made)));
+        let update = ContainerUpdate { id: id(), image: "x:1".into(), ..ContainerUpdate::default() };
+        let description = Box::new(Description { image: "x:1".into(), ..Description::default() });
+        assert_eq!(told("type.googleapis.com/", &update), Some((id(), What::Described(description))));
         assert_eq!(told("", &ContainerDelete { id: id() }), Some((id(), What::Gone)));
     }
 
@@ -189,19 +206,19 @@ mod tests {
 
     fn after(before: Option<i32>, all: &[What]) -> (Option<i32>, bool, bool) {
         let mut pending = Pending::default();
-        all.iter().for_each(|what| pending.add(*what));
-        (pending.pid(before), pending.described, pending.gone)
+        all.iter().for_each(|what| pending.add(what.clone()));
+        (pending.pid(before), pending.made, pending.gone)
     }
 
     #[test]
     fn many_events_become_one_state() {
-        use What::{Described, Ended, Gone, Runs};
-        assert_eq!(after(None, &[Described, Described, Runs(5), Runs(5)]), (Some(5), true, false));
+        use What::{Ended, Gone, Made, Runs};
+        assert_eq!(after(None, &[Made, Made, Runs(5), Runs(5)]), (Some(5), true, false));
         assert_eq!(after(Some(5), &[Ended(5), Ended(5)]), (None, false, false));
         assert_eq!(after(Some(5), &[Ended(4)]), (Some(5), false, false), "of the one before");
         assert_eq!(after(Some(5), &[Ended(5), Runs(6), Ended(5)]), (Some(6), false, false));
         assert_eq!(after(Some(5), &[Runs(6), Ended(6), Ended(5)]), (None, false, false));
         assert!(after(Some(5), &[Ended(5), Gone]).2);
-        assert_eq!(after(None, &[Gone, Described, Runs(6)]), (Some(6), true, false), "made again");
+        assert_eq!(after(None, &[Gone, Made, Runs(6)]), (Some(6), true, false), "made again");
     }
 }

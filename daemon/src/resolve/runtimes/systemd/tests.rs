@@ -108,6 +108,7 @@ struct Fake {
     hangs: AtomicBool,
     lies: AtomicBool,
     machine_is_gone: AtomicBool,
+    changes_meanwhile: AtomicBool,
 }
 
 fn object(name: &str) -> String {
@@ -182,6 +183,10 @@ impl Fake {
             }
             Some("Get") => {
                 let (_, property): (String, String) = message.body().deserialize()?;
+                if property == "MainPID" && self.changes_meanwhile.swap(false, Ordering::Relaxed) {
+                    self.set("a.service", unit("second"));
+                    tell(connection, "a.service").await;
+                }
                 match self.property(&path, &property) {
                     Some(value) => connection.reply(&header, &value).await,
                     None => {
@@ -221,14 +226,17 @@ struct Serving {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Tells of a change of a unit as systemd does.
+async fn tell(connection: &Connection, unit: &str) {
+    let body = ("org.freedesktop.systemd1.Unit", BTreeMap::<String, Variant<'_>>::new(), vec!["Job"]);
+    let interface = "org.freedesktop.DBus.Properties";
+    let none = None::<zbus::names::BusName<'_>>;
+    connection.emit_signal(none, object(unit), interface, "PropertiesChanged", &body).await.unwrap();
+}
+
 impl Serving {
-    /// Tells of a change as systemd does.
     async fn tell(&self, unit: &str) {
-        let body = ("org.freedesktop.systemd1.Unit", BTreeMap::<String, Variant<'_>>::new(), vec!["Job"]);
-        let interface = "org.freedesktop.DBus.Properties";
-        let path = object(unit);
-        let none = None::<zbus::names::BusName<'_>>;
-        self.connection.emit_signal(none, path, interface, "PropertiesChanged", &body).await.unwrap();
+        tell(&self.connection, unit).await;
     }
 
     /// Tells of the end of a machine as systemd-machined does.
@@ -349,6 +357,19 @@ async fn nothing_is_connected_before_a_question_and_changes_are_followed() {
     serving.tell("a-b@1.service").await;
     asked.until("its end", || asked.told("a-b@1.service").is_none().then_some(())).await;
     assert_eq!(asked.report().health.last_error, None);
+}
+
+#[tokio::test]
+async fn a_change_in_the_middle_of_the_first_answer_is_not_missed() {
+    let Some(bus) = PrivateBus::new("meanwhile") else { return };
+    let fake = Fake::with(&["a.service"]);
+    let _serving = fake.serve(&bus.path(), SYSTEMD.service).await;
+    fake.changes_meanwhile.store(true, Ordering::Relaxed);
+    let asked = Asked::start(&bus.path());
+    asked.idle().await;
+    asked.answered("a.service").await;
+    let renewed = || asked.told("a.service").is_some_and(|told| told.description == "second");
+    asked.until("the news", || renewed().then_some(())).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,294 @@
+use crate::support::containerd::{Containerd, Pod, PodPlan, Running};
+use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, until};
+use netskoop_api::{Entity, Event, Kind};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+const OPENS: &str = "netskoop_tcp_active_opens_total";
+
+/// Runs code on a thread in the network namespace of a process.
+fn inside<T: Send>(pid: i32, action: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let enter = || {
+            let file = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            action()
+        };
+        scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[track_caller]
+fn named(daemon: &Daemon, name: &str) -> Entity {
+    until(&format!("{name} is named"), || {
+        let found = daemon.entities().entities.into_iter().find(|entity| entity.id.name == name);
+        found.filter(|entity| !entity.provisional)
+    })
+}
+
+/// Has a container connect to where nobody listens.
+fn refused(containerd: &Containerd, from: &Running, to: IpAddr, port: u16) {
+    let script = format!("nc -w 5 {to} {port}; true");
+    containerd.exec(from, &["sh", "-c", &script]);
+}
+
+/// The event of a type with this port at its far end, as the history shows it once it is as wanted.
+#[track_caller]
+fn event(daemon: &Daemon, kind: &str, port: u16, good: impl Fn(&Event) -> bool) -> Event {
+    let look = || {
+        let text = daemon.ask("/v1/events").text();
+        let mut events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+        events.find(|event| event.kind == kind && event.net.as_ref().is_some_and(|net| net.sport == port))
+    };
+    let wait = std::panic::AssertUnwindSafe(|| until("the event", || look().filter(|event| good(event))));
+    std::panic::catch_unwind(wait).unwrap_or_else(|_| panic!("{kind} with port {port}: {:#?}", look()))
+}
+
+fn name_of(event: &Event) -> Option<&str> {
+    event.entity.as_ref().map(|entity| entity.name.as_str())
+}
+
+/// Entities that are ours, as they are shown: kind, name, first source.
+fn shown(daemon: &Daemon) -> BTreeSet<(String, String)> {
+    let ours = |entity: &Entity| {
+        let name = entity.id.name.as_str();
+        ["shop/", "kube-system/"].iter().any(|prefix| name.starts_with(prefix)) || name == "blue"
+    };
+    let entities = daemon.entities().entities.into_iter().filter(ours);
+    entities.map(|entity| (entity.id.kind.as_str().to_owned(), entity.id.name)).collect()
+}
+
+fn labels_of(metrics: &str, family: &str) -> BTreeSet<String> {
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(family)?.split_once('}'));
+    lines.map(|(labels, _)| labels.to_owned()).filter(|labels| labels.contains("shop/")).collect()
+}
+
+#[track_caller]
+fn containerd_state(daemon: &Daemon, good: impl Fn(&netskoop_api::SourceStatus) -> bool) {
+    until("a state of containerd", || {
+        daemon.status().sources.into_iter().find(|source| source.name == "containerd" && good(source))
+    });
+}
+
+/// What an operator sees of two pods, one of the node's own network, and a namespace of `ip netns`.
+#[test]
+fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() {
+    own_node!(Pids::Shared);
+    let Some(mut containerd) = Containerd::start() else { return };
+    let daemon = Setup::on_node().start();
+    let cart = PodPlan::new("shop", "cart").label("app", "cart").containers(&["main", "sidecar"]);
+    let cart = containerd.run_pod(&cart);
+    let db = containerd.run_pod(&PodPlan::new("shop", "db"));
+    let proxy = containerd.run_pod(&PodPlan::new("kube-system", "proxy").host_network());
+    let _blue = Netns::new("blue");
+
+    let seen = named(&daemon, "shop/cart");
+    assert_eq!((seen.id.kind, seen.id.netns, seen.leader), (Kind::Pod, cart.netns, Some(cart.pid)));
+    assert_eq!((seen.id.namespace.as_deref(), seen.id.pod.as_deref()), (Some("shop"), Some("cart")));
+    assert_eq!((seen.uid.as_deref(), seen.sources[0].as_str()), (Some(cart.uid.as_str()), "containerd"));
+    let seen = until("both containers are known", || {
+        Some(named(&daemon, "shop/cart")).filter(|entity| entity.containers.len() == 3)
+    });
+    let names: Vec<(&str, bool)> = seen.containers.iter().map(|c| (c.name.as_str(), c.sandbox)).collect();
+    assert_eq!(names[1..], [("main", false), ("sidecar", false)]);
+    assert!(names[0].1, "the sandbox comes first: {names:?}");
+    assert_eq!(seen.labels.get("app").map(String::as_str), Some("cart"));
+    let addresses: Vec<String> = cart.addresses.iter().map(ToString::to_string).collect();
+    assert!(addresses.len() == 2 && addresses.iter().all(|a| seen.addresses.contains(a)), "{seen:#?}");
+    let host = named(&daemon, "host");
+    let seen = named(&daemon, "kube-system/proxy");
+    assert_eq!((seen.id.kind, seen.host_network, seen.id.netns), (Kind::Pod, true, host.id.netns));
+    assert_eq!((host.id.netns, host.sources.join(",")), (proxy.netns, "process 1".to_owned()));
+    assert_eq!((named(&daemon, "blue").id.kind, shown(&daemon).len()), (Kind::Netns, 4));
+
+    let text = daemon.scrape("/metrics");
+    assert_eq!(labels_of(&text, OPENS).len(), 2, "{text}");
+    assert!(
+        !text.contains(&format!("{OPENS}{{kind=\"pod\",name=\"kube-system/proxy\"")),
+        "it has no counters"
+    );
+    let info =
+        text.lines().find(|line| line.starts_with("netskoop_entity_info{kind=\"pod\",name=\"shop/cart\""));
+    let info = info.unwrap_or_else(|| panic!("{text}"));
+    for part in ["label_app=\"cart\"", "containers=\"main,sidecar\"", &format!("uid=\"{}\"", cart.uid)] {
+        assert!(info.contains(part), "{part}: {info}");
+    }
+    assert!(text.contains("netskoop_entity_info{kind=\"pod\",name=\"kube-system/proxy\""));
+
+    events_name_pods_containers_and_peers(&daemon, &containerd, &cart, &db, &proxy);
+
+    let (before, labels) = (shown(&daemon), labels_of(&text, OPENS));
+    containerd.kill();
+    containerd_state(&daemon, |source| source.connected_seconds.is_none());
+    assert_eq!(
+        (shown(&daemon), labels_of(&daemon.scrape("/metrics"), OPENS)),
+        (before.clone(), labels.clone())
+    );
+    containerd.restart();
+    containerd_state(&daemon, |source| source.connected_seconds.is_some());
+    assert_eq!((shown(&daemon), labels_of(&daemon.scrape("/metrics"), OPENS)), (before, labels));
+    containerd_state(&daemon, |source| {
+        source.counts.as_ref().is_some_and(|c| c.lists == 2 && c.failures > 0)
+    });
+    let late = containerd.run_pod(&PodPlan::new("shop", "late"));
+    assert_eq!(named(&daemon, "shop/late").id.netns, late.netns);
+    for pod in [&cart, &db, &proxy, &late] {
+        containerd.remove_pod(pod);
+    }
+    until("all pods are gone", || (shown(&daemon).len() == 1).then_some(()));
+}
+
+/// A reset that a pod's own namespace sends has no socket; the one that a container receives has.
+fn events_name_pods_containers_and_peers(
+    daemon: &Daemon,
+    containerd: &Containerd,
+    cart: &Pod,
+    db: &Pod,
+    proxy: &Pod,
+) {
+    let here = ["127.0.0.1", "::1"].map(|text| text.parse::<IpAddr>().unwrap());
+    for (at, address) in (0..).zip(here) {
+        let sidecar = &cart.containers[1];
+        refused(containerd, sidecar, address, 7100 + at);
+        event(daemon, "TCP_RESET_NOSOCK", 7100 + at, |event| name_of(event) == Some("shop/cart"));
+        let received = event(daemon, "TCP_RESET_RECEIVE", 7100 + at, |e| name_of(e) == Some("shop/cart"));
+        assert_eq!((received.container.as_deref(), received.peer), (Some("sidecar"), None));
+
+        let main = &proxy.containers[0];
+        refused(containerd, main, address, 7200 + at);
+        let received =
+            event(daemon, "TCP_RESET_RECEIVE", 7200 + at, |e| name_of(e) == Some("kube-system/proxy"));
+        assert_eq!(received.container.as_deref(), Some("main"));
+    }
+    for (at, address) in (0..).zip(&db.addresses) {
+        refused(containerd, &cart.containers[0], *address, 7300 + at);
+        let peer = |event: &Event| event.peer.as_ref().map(|peer| peer.name.clone());
+        let is_named = |event: &Event, own: &str, other: &str| {
+            name_of(event) == Some(own) && peer(event).as_deref() == Some(other)
+        };
+        event(daemon, "TCP_RESET_RECEIVE", 7300 + at, |event| {
+            event.entity.as_ref().is_some_and(|entity| entity.netns == cart.netns)
+                && is_named(event, "shop/cart", "shop/db")
+        });
+        event(daemon, "TCP_RESET_NOSOCK", 7300 + at, |event| is_named(event, "shop/db", "shop/cart"));
+    }
+}
+
+/// How many pods come and go, and how many at a time.
+const PODS: u32 = 200;
+const AT_ONCE: u32 = 8;
+
+/// What pod number `n` sends: no two neighbours send the same.
+fn packets(n: u32) -> u32 {
+    1 + n * 7919 % 997
+}
+
+/// Sends that many packets to where nobody listens, and one connection that is refused.
+fn make_traffic(pod: &Pod, n: u32) {
+    inside(pod.pid, || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..packets(n) {
+            socket.send_to(b"x", "127.0.0.1:9").unwrap();
+        }
+        let port = u16::try_from(10_000 + n).unwrap();
+        let refused = std::net::TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    });
+}
+
+/// Value of a pod's series, by pod number, for all of them that a scrape shows.
+fn sent(metrics: &str) -> BTreeMap<u32, u32> {
+    let family = "netskoop_udp_no_ports_total{";
+    let mut found = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with(family) && !line.contains("kind=\"host\"")) {
+        let Some((_, rest)) = line.split_once("name=\"load/p") else { continue };
+        let (n, _) = rest.split_once('"').unwrap();
+        let (_, value) = line.rsplit_once(' ').unwrap();
+        let value: f64 = value.parse().unwrap();
+        let n = n.parse().unwrap_or_else(|_| panic!("a name that nobody has: {line}"));
+        assert!(found.insert(n, value as u32).is_none(), "twice: {line}");
+    }
+    found
+}
+
+/// Runs pods until there are none left to run; each has its own counters and its own event, and leaves nothing behind.
+fn run_pods(daemon: &Daemon, containerd: &Containerd, next: &AtomicU32, quiet: &Mutex<()>) {
+    loop {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        if n >= PODS {
+            return;
+        }
+        let name = format!("p{n}");
+        let pod = containerd.run_pod(&PodPlan::new("load", &name));
+        {
+            // A scrape sees all of it or nothing.
+            let _quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            make_traffic(&pod, n);
+        }
+        until("its counters are its own", || {
+            let value = sent(&daemon.scrape("/metrics?collect[]=udp")).get(&n).copied()?;
+            assert!([0, packets(n)].contains(&value), "{name} shows {value}, it sent {}", packets(n));
+            (value == packets(n)).then_some(())
+        });
+        containerd.remove_pod(&pod);
+    }
+}
+
+#[test]
+fn two_hundred_pods_come_and_go_and_no_name_is_ever_wrong() {
+    own_node!(Pids::Shared);
+    let _alone = exclusive();
+    let Some(containerd) = Containerd::start() else { return };
+    // Scrapes share nothing, so that each shows what is now.
+    let daemon = Setup::on_node().set("events", "history = 100000").start();
+    containerd_state(&daemon, |source| source.connected_seconds.is_some());
+    let (next, done, quiet) = (AtomicU32::new(0), AtomicBool::new(false), Mutex::new(()));
+    let scrapes = std::thread::scope(|scope| {
+        let scraper = scope.spawn(|| {
+            let mut scrapes = 0;
+            while !done.load(Ordering::Relaxed) {
+                let text = {
+                    let _quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+                    daemon.scrape("/metrics?collect[]=udp")
+                };
+                for (n, value) in sent(&text) {
+                    assert!([0, packets(n)].contains(&value), "p{n} shows {value}, not {}", packets(n));
+                }
+                let made_up = text.lines().find(|line| line.contains("name=\"cni-"));
+                assert_eq!(made_up, None, "a pod under the name of its mount");
+                scrapes += 1;
+            }
+            scrapes
+        });
+        let runners: Vec<_> =
+            (0..AT_ONCE).map(|_| scope.spawn(|| run_pods(&daemon, &containerd, &next, &quiet))).collect();
+        let ended: Vec<_> = runners.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        let scrapes = scraper.join();
+        ended.into_iter().for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        scrapes.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert!(scrapes > 20, "{scrapes} scrapes");
+    until("no cable of a pod is left", || {
+        let links = std::fs::read_to_string("/proc/net/dev").unwrap();
+        (!links.contains("veth")).then_some(())
+    });
+    until("no pod is shown any more", || {
+        daemon.entities().entities.iter().all(|e| e.id.namespace.as_deref() != Some("load")).then_some(())
+    });
+    let text = daemon.ask("/v1/events").text();
+    let mut named = 0;
+    for event in text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap()) {
+        let port = event.net.as_ref().map_or(0, |net| u32::from(net.sport));
+        if event.kind == "TCP_RESET_NOSOCK" && (10_000..10_000 + PODS).contains(&port) {
+            let n = port - 10_000;
+            assert_eq!(name_of(&event), Some(format!("load/p{n}").as_str()), "{event:#?}");
+            named += 1;
+        }
+    }
+    assert_eq!(named, PODS, "each pod has its event");
+}
