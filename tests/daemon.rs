@@ -18,6 +18,9 @@ mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
+/// Labels that the configuration puts on series, and what is known of entities.
+#[path = "cases/labels.rs"]
+mod labels;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 const SELF_METRICS: &str = "# HELP netskoop_build_info ";
 
 /// Runs `promtool check metrics`. Older names cannot please it, but they must parse.
-fn lint(metrics: &str, names: &str) {
+pub(crate) fn lint(metrics: &str, names: &str) {
     let child = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

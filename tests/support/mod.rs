@@ -3,6 +3,7 @@
 mod client;
 pub(crate) mod containerd;
 pub(crate) mod docker;
+pub(crate) mod fake_podman;
 pub(crate) mod grpc;
 mod node;
 pub(crate) mod nspawn;

@@ -18,7 +18,9 @@ The two older generations of names are shown with `/metrics?names=kubeskoop` (la
 `k8s_pod`) and `/metrics?names=inspector` (labels `namespace`, `pod`, `node`, `netns`), or by `metrics.names`. They keep the
 spelling and the scope of the systems they come from; counters are counters, which `rate()` does not notice.
 
-`metrics.extra_labels` puts further labels on every series of namespaces, in all three sets of names.
+`metrics.extra_labels` puts further labels on every series of namespaces, in all three sets of names. It takes the place of
+KubeSkoop's `additionalLabels` (`app=${labels:app}` becomes `app = \"${pod_label:app}\"`); the `verbose` and `expose_labels` of
+the first exporter are understood as they are.
 ";
 
 /// The whole reference.

@@ -206,9 +206,11 @@ impl Directory {
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
         let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
-        let mut guard = Guard::new(&labels.extra);
-        let known = namespaces.iter().filter_map(|ns| before.known(ns, labels));
-        known.for_each(|old| guard.keep(&old.extra));
+        let mut guard = Guard::new(&labels.extra, namespaces.len());
+        if guard.is_needed() {
+            let known = namespaces.iter().filter_map(|ns| before.known(ns, labels));
+            known.for_each(|old| guard.keep(&old.extra));
+        }
         for ns in newest_first {
             let is_first = names.insert(ns.identity.name.as_str());
             let is_only = pods.insert((ns.identity.namespace.as_deref(), labels::pod_name(&ns.identity)));

@@ -251,7 +251,7 @@ pub(super) enum Shown {
     /// It has no value.
     Nothing,
     /// Its value.
-    Value(Box<str>),
+    Value(Arc<str>),
     /// That there were too many values by then. It stays so while the entity lives: a series must not change its labels
     /// because another entity went away.
     Other,
@@ -260,22 +260,27 @@ pub(super) enum Shown {
 /// Keeps the number of values in bounds, label by label.
 pub(super) struct Guard<'a> {
     extra: &'a Extra,
-    seen: Vec<FxHashSet<Box<str>>>,
+    /// Values of each label; nothing is kept where there is room for all anyway.
+    seen: Vec<FxHashSet<Arc<str>>>,
 }
 
 impl<'a> Guard<'a> {
-    /// Nothing is shown yet.
-    pub(super) fn new(extra: &'a Extra) -> Guard<'a> {
-        Guard { extra, seen: vec![FxHashSet::default(); extra.labels.len()] }
+    /// Nothing is shown yet, and so many entities want to.
+    pub(super) fn new(extra: &'a Extra, entities: usize) -> Guard<'a> {
+        let labels = if entities > extra.max_values { extra.labels.len() } else { 0 };
+        Guard { extra, seen: vec![FxHashSet::default(); labels] }
+    }
+
+    /// Whether there may be too many values.
+    pub(super) fn is_needed(&self) -> bool {
+        !self.seen.is_empty()
     }
 
     /// These values are shown already, and stay.
     pub(super) fn keep(&mut self, values: &[Shown]) {
         for (seen, shown) in self.seen.iter_mut().zip(values) {
-            if let Shown::Value(value) = shown
-                && !seen.contains(value)
-            {
-                seen.insert(value.clone());
+            if let Shown::Value(value) = shown {
+                seen.insert(Arc::clone(value));
             }
         }
     }
@@ -293,18 +298,19 @@ impl<'a> Guard<'a> {
         about: &About<'_>,
         before: Option<&Shown>,
     ) -> Shown {
-        let value: Box<str> = label.template.expand(about).into();
-        let seen = &mut self.seen[at];
+        let value: Arc<str> = label.template.expand(about).into();
         if value.is_empty() {
-            Shown::Nothing
-        } else if before == Some(&Shown::Other) {
-            Shown::Other
-        } else if seen.contains(&value) || seen.len() < self.extra.max_values {
-            seen.insert(value.clone());
-            Shown::Value(value)
-        } else {
-            Shown::Other
+            return Shown::Nothing;
         }
+        if before == Some(&Shown::Other) {
+            return Shown::Other;
+        }
+        let Some(seen) = self.seen.get_mut(at) else { return Shown::Value(value) };
+        if seen.len() >= self.extra.max_values && !seen.contains(&value) {
+            return Shown::Other;
+        }
+        seen.insert(Arc::clone(&value));
+        Shown::Value(value)
     }
 }
 
@@ -397,7 +403,7 @@ mod tests {
             let entity = entity(uid);
             guard.admit(&About { entity: &entity, claims: &[], node: "" }, before).into_vec().remove(0)
         };
-        let mut guard = Guard::new(&extra);
+        let mut guard = Guard::new(&extra, 3);
         let a = admit(&mut guard, "a", &[]);
         assert_eq!(a, Shown::Value("a".into()));
         assert_eq!(admit(&mut guard, "b", &[]), Shown::Value("b".into()));
@@ -405,10 +411,15 @@ mod tests {
         assert_eq!(c, Shown::Other);
         assert_eq!(admit(&mut guard, "a", &[]), a, "it is there already");
         // In the next picture `b` is gone, and there is room; `c` goes on as it was, and a new one gets the room.
-        let mut guard = Guard::new(&extra);
+        let mut guard = Guard::new(&extra, 3);
         guard.keep(&[a]);
         assert_eq!(admit(&mut guard, "c", &[c]), Shown::Other);
         assert_eq!(admit(&mut guard, "d", &[]), Shown::Value("d".into()));
         assert_eq!(admit(&mut guard, "", &[Shown::Other]), Shown::Nothing);
+        // Two of them cannot have three values; who was without its own stays so.
+        let mut guard = Guard::new(&extra, 2);
+        assert!(!guard.is_needed());
+        assert_eq!(admit(&mut guard, "x", &[]), Shown::Value("x".into()));
+        assert_eq!(admit(&mut guard, "y", &[Shown::Other]), Shown::Other);
     }
 }
