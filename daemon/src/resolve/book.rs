@@ -102,6 +102,8 @@ struct Pages {
     /// Sources by the id of the workload, so that a container is found whoever told of it.
     by_id: FxHashMap<String, Vec<SourceId>>,
     changed: FxHashSet<Key>,
+    /// Whether a source has connected that could answer what was asked before.
+    connected: bool,
 }
 
 /// All pages.
@@ -157,6 +159,11 @@ impl Book {
     /// Takes the keys of all workloads that changed since the last call.
     pub fn take_changed(&self) -> Vec<Key> {
         self.pages().changed.drain().collect()
+    }
+
+    /// Whether a source has connected since the last call: what nobody could answer may be asked again.
+    pub fn take_connected(&self) -> bool {
+        std::mem::take(&mut self.pages().connected)
     }
 
     /// What a source says of a workload now.
@@ -258,7 +265,7 @@ impl Reporter {
     fn write(&self, action: impl FnOnce(&mut Pages, SourceId)) {
         let mut pages = self.book.pages();
         action(&mut pages, self.source);
-        let changed = !pages.changed.is_empty();
+        let changed = !pages.changed.is_empty() || pages.connected;
         drop(pages);
         if changed {
             (self.book.wake)();
@@ -275,6 +282,7 @@ impl Reporter {
             let page = &mut pages.pages[source];
             page.health.state = State::Connected(what.to_owned());
             page.health.connected = Some(Instant::now());
+            pages.connected = true;
         });
     }
 

@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -249,20 +250,38 @@ fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<Path
 async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
     let mut retry = FIRST_RETRY;
     let mut worked: Option<Instant> = None;
+    let mut logged = String::new();
     loop {
         context.path = first_there(&places, &context.reporter, worked).await;
         context.reporter.state(State::Connecting);
         let begin = Instant::now();
-        let Err(SourceError(sentence)) = (kind.run)(&mut context).await;
-        tracing::warn!(source = kind.name, path = %context.path.display(), "{sentence}; trying again");
-        if context.reporter.failed(&sentence) {
+        let SourceError(sentence) = guarded((kind.run)(&mut context)).await;
+        let was_connected = context.reporter.failed(&sentence);
+        if was_connected {
             worked = Some(Instant::now());
+        }
+        // Each cause once: a socket that never answers is tried every few seconds.
+        if was_connected || logged != sentence {
+            tracing::warn!(source = kind.name, path = %context.path.display(), "{sentence}; trying again");
+            logged = sentence;
         }
         // One that worked for a while is most likely back soon.
         retry = if begin.elapsed() > LAST_RETRY { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
         tokio::time::sleep(retry).await;
         while context.questions.try_recv().is_ok() {}
     }
+}
+
+/// A panic in a source is that source's failure only.
+async fn guarded(mut running: Running<'_>) -> SourceError {
+    let poll = std::future::poll_fn(move |context| {
+        let poll = std::panic::AssertUnwindSafe(|| running.as_mut().poll(context));
+        std::panic::catch_unwind(poll).unwrap_or_else(|_| {
+            Poll::Ready(Err(SourceError("a bug: the source panicked, the log says where".to_owned())))
+        })
+    });
+    let Err(error) = poll.await;
+    error
 }
 
 /// Waits until one of the places exists.
@@ -296,6 +315,14 @@ mod tests {
         assert!(of(&RUNTIMES[0], &Choice::Off).is_empty());
         let own = of(&RUNTIMES[2], &Choice::Paths(vec!["/x".into()]));
         assert_eq!(own, [("docker".into(), vec!["/x".into()])]);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_panics_has_failed() {
+        let error = guarded(Box::pin(async { panic!("as if it were a bug") })).await;
+        assert!(error.0.contains("panicked"), "{error}");
+        let error = guarded(Box::pin(async { Err(SourceError("gone".to_owned())) })).await;
+        assert_eq!(error.0, "gone");
     }
 
     #[test]

@@ -97,6 +97,11 @@ fn is_of(owner: &CgroupOwner, role: Role) -> bool {
 impl Worker {
     /// Takes in what the sources have said since the last time.
     pub(super) fn join_changed(&mut self) {
+        if self.book.take_connected() {
+            self.places.asked.clear();
+            let all: Vec<_> = self.namespaces.values().cloned().collect();
+            all.iter().for_each(|ns| self.ask_for(&ns.facts.owners));
+        }
         let mut touched = FxHashSet::default();
         for key in self.book.take_changed() {
             self.rejoin(&key, &mut touched);
