@@ -1,4 +1,6 @@
 use crate::support::containerd::{Containerd, Pod, PodPlan, Running};
+use crate::support::docker::Docker;
+use crate::support::podman::Podman;
 use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, until};
 use netskoop_api::{Entity, Event, Kind};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -292,4 +294,87 @@ fn two_hundred_pods_come_and_go_and_no_name_is_ever_wrong() {
         }
     }
     assert_eq!(named, PODS, "each pod has its event");
+}
+
+/// Name, kind, containers in it, whether it is in the node's namespace, and who names it.
+fn summary(daemon: &Daemon, name: &str) -> (Kind, Vec<String>, bool, String) {
+    let entity = named(daemon, name);
+    let containers = entity.containers.into_iter().map(|container| container.name).collect();
+    (entity.id.kind, containers, entity.host_network, entity.sources[0].clone())
+}
+
+#[test]
+fn containers_of_docker_have_the_names_that_docker_gives_them() {
+    own_node!(Pids::Shared);
+    let Some(docker) = Docker::start() else { return };
+    let daemon = Setup::on_node().start();
+    let web = docker.run("web", &["--label", "tier=front"]);
+    docker.run("helper", &["--network", "container:web"]);
+    docker.run("agent", &["--network", "host"]);
+    until("both are in one namespace", || (named(&daemon, "web").containers.len() == 2).then_some(()));
+    let containers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let from = "docker".to_owned();
+    let shared = (Kind::Container, containers(&["helper", "web"]), false, from.clone());
+    assert_eq!(summary(&daemon, "web"), shared);
+    assert_eq!(summary(&daemon, "agent"), (Kind::Container, containers(&["agent"]), true, from));
+    let entity: Entity = daemon.json(&format!("/v1/entities/{}", &web[..12]));
+    assert_eq!(
+        (entity.id.name.as_str(), entity.labels.get("tier").map(String::as_str)),
+        ("web", Some("front"))
+    );
+    assert!(daemon.scrape("/metrics").contains(&format!("{OPENS}{{kind=\"container\",name=\"web\"}} ")));
+
+    docker.docker(&[
+        "exec",
+        "agent",
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "/bin/busybox nc -w 5 127.0.0.1 7400; true",
+    ]);
+    let received = event(&daemon, "TCP_RESET_RECEIVE", 7400, |event| name_of(event) == Some("agent"));
+    assert_eq!(received.entity.unwrap().kind, Kind::Container);
+
+    docker.docker(&["rename", "web", "shop"]);
+    named(&daemon, "shop");
+    let text = daemon.scrape("/metrics");
+    assert!(
+        text.contains(&format!("{OPENS}{{kind=\"container\",name=\"shop\"}} "))
+            && !text.contains("name=\"web\"")
+    );
+    docker.docker(&["rm", "-f", "helper", "shop"]);
+    until("it is gone", || (daemon.ask("/v1/entities/shop").status == 404).then_some(()));
+}
+
+#[test]
+fn containers_and_pods_of_podman_have_their_names_with_its_service_or_without() {
+    own_node!(Pids::Shared);
+    let Some(mut podman) = Podman::start() else { return };
+    let daemon = Setup::on_node().start();
+    podman.run("web", &[]);
+    podman.pod("duo");
+    podman.run("left", &["--pod", "duo"]);
+    assert_eq!(summary(&daemon, "web").0, Kind::Container);
+    let in_pod = until("both are in the pod", || {
+        Some(named(&daemon, "duo")).filter(|entity| entity.containers.len() == 2)
+    });
+    assert_eq!(
+        (in_pod.id.kind, in_pod.id.pod.as_deref(), in_pod.id.namespace),
+        (Kind::Pod, Some("duo"), None)
+    );
+    assert_eq!((in_pod.containers[0].sandbox, in_pod.containers[1].name.as_str()), (true, "left"));
+    let ours = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(OPENS));
+        lines.filter(|l| ["\"web\"", "\"duo\""].iter().any(|n| l.contains(n))).count()
+    };
+    assert_eq!(ours(&daemon.scrape("/metrics")), 2);
+
+    podman.serve();
+    let reread = daemon.restart();
+    assert_eq!((summary(&reread, "web").0, summary(&reread, "duo").0), (Kind::Container, Kind::Pod));
+    until("by its API now", || {
+        let podman = reread.status().sources.into_iter().find(|source| source.name == "podman");
+        podman.filter(|source| source.state.contains("connected"))
+    });
+    assert_eq!(ours(&reread.scrape("/metrics")), 2);
 }
