@@ -9,6 +9,9 @@ mod support;
 /// Pods of a real containerd: names, counters and events; for root.
 #[path = "cases/attribution.rs"]
 mod attribution;
+/// Sources of names that behave badly.
+#[path = "cases/bad_sources.rs"]
+mod bad_sources;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;

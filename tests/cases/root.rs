@@ -937,3 +937,24 @@ fn the_node_is_left_as_it_was() {
     let left: Vec<_> = std::fs::read_dir("/run/netskoop").unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["state.json"], "what was changed until the next boot, and nothing else");
 }
+
+#[test]
+fn a_namespace_mounted_anywhere_has_the_name_of_its_file() {
+    own_node!(Pids::Own);
+    let daemon = Setup::on_node().pull_only().start();
+    std::fs::create_dir("/run/lab").unwrap();
+    std::fs::write("/run/lab/left hand", "").unwrap();
+    run("unshare", &["--net=/run/lab/left hand", "true"]);
+    let now = daemon.entities_until("the mount", |now| {
+        now.entities.iter().any(|entity| entity.id.name == "left hand" && entity.id.kind == Kind::Netns)
+    });
+    let entity = now.entities.iter().find(|entity| entity.id.name == "left hand").unwrap();
+    assert_eq!((entity.leader, entity.mounts.as_slice()), (None, &["left hand".to_owned()][..]));
+    assert!(
+        daemon
+            .scrape("/metrics")
+            .contains("netskoop_tcp_active_opens_total{kind=\"netns\",name=\"left hand\"} 0")
+    );
+    run("umount", &["/run/lab/left hand"]);
+    daemon.entities_until("it is gone", |now| now.entities.iter().all(|e| e.id.name != "left hand"));
+}

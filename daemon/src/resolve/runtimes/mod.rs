@@ -31,6 +31,8 @@ use tokio::time::Instant;
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_secs(60);
+/// A source that goes on failing without having been connected is logged again after this time.
+const LOG_AGAIN: Duration = Duration::from_secs(600);
 /// Time before a source that failed is tried again: doubled from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(3);
@@ -250,26 +252,33 @@ fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<Path
 async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
     let mut retry = FIRST_RETRY;
     let mut worked: Option<Instant> = None;
-    let mut logged = String::new();
+    let mut logged: Option<Instant> = None;
     loop {
         context.path = first_there(&places, &context.reporter, worked).await;
         context.reporter.state(State::Connecting);
         let begin = Instant::now();
         let SourceError(sentence) = guarded((kind.run)(&mut context)).await;
+        let sentence = with_path(sentence, &context.path);
         let was_connected = context.reporter.failed(&sentence);
         if was_connected {
             worked = Some(Instant::now());
         }
-        // Each cause once: a socket that never answers is tried every few seconds.
-        if was_connected || logged != sentence {
-            tracing::warn!(source = kind.name, path = %context.path.display(), "{sentence}; trying again");
-            logged = sentence;
+        // A socket that never answers is tried every few seconds.
+        if was_connected || logged.is_none_or(|at| at.elapsed() > LOG_AGAIN) {
+            tracing::warn!(source = kind.name, "{sentence}; trying again");
+            logged = Some(Instant::now());
         }
         // One that worked for a while is most likely back soon.
         retry = if begin.elapsed() > LAST_RETRY { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
         tokio::time::sleep(retry).await;
         while context.questions.try_recv().is_ok() {}
     }
+}
+
+/// Says which socket, if the sentence does not.
+fn with_path(sentence: String, path: &Path) -> String {
+    let path = path.display().to_string();
+    if sentence.contains(&path) { sentence } else { format!("{path}: {sentence}") }
 }
 
 /// A panic in a source is that source's failure only.
