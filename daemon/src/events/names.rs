@@ -2,7 +2,7 @@
 //! beside everything else, the container whose cgroup the socket is of. And who is at the other end.
 
 use crate::hooks::Tuple;
-use crate::resolve::cgroup::{self, CgroupOwner};
+use crate::resolve::cgroup::{self, CgroupOwner, Containers};
 use crate::resolve::cgroup_tree::{CgroupTree, Found};
 use crate::resolve::directory::{ContainerRef, Directory, Owner};
 use netskoop_api::{EntityRef, Event, Kind, Value};
@@ -24,8 +24,8 @@ pub struct Place {
 pub enum Socket {
     /// That of a cgroup with this id, whose path is not known yet.
     Later(u64),
-    /// A container's, by its full id.
-    Container(String),
+    /// A container's.
+    Container(Containers),
     /// A systemd unit's.
     Unit(String),
     /// That of nobody who has a name of his own, or there is none.
@@ -41,7 +41,7 @@ impl Socket {
             Found::Path(path) => cgroup::owner(&path),
         };
         match owner {
-            Some(CgroupOwner::Container(id)) => Socket::Container(id),
+            Some(CgroupOwner::Container(containers)) => Socket::Container(containers),
             Some(CgroupOwner::Unit(name)) => Socket::Unit(name),
             Some(CgroupOwner::Machine(_)) | None => Socket::Other,
         }
@@ -79,7 +79,7 @@ impl Names {
             return Names { settled: place.netns == 0, ..Names::default() };
         };
         let container = match &place.socket {
-            Socket::Container(id) => directory.container(id),
+            Socket::Container(all) => all.known_ids().find_map(|id| directory.container(id)),
             _ => None,
         };
         let names = own_names(&owner, place, container.as_ref());
@@ -120,7 +120,8 @@ fn own_names(owner: &Owner<'_>, place: &Place, container: Option<&ContainerRef<'
         (Socket::Container(_), Some(known)) if known.entity == owner.entity => {
             Names { container: Some(known.name.to_owned()), ..names }
         }
-        (Socket::Container(id), None) if is_host => {
+        (Socket::Container(containers), None) if is_host => {
+            let id = containers.own_id();
             let name = id.get(..12).unwrap_or(id).to_owned();
             let netns = owner.entity.netns;
             let entity = EntityRef { kind: Kind::Container, name, namespace: None, pod: None, netns };
@@ -155,7 +156,10 @@ pub(super) mod tests {
     }
 
     fn of_container() -> Place {
-        place(Socket::Container(ID.into()))
+        match cgroup::owner(&format!("/kubepods/pod1/{ID}")) {
+            Some(CgroupOwner::Container(containers)) => place(Socket::Container(containers)),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

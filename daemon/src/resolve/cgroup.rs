@@ -4,12 +4,41 @@
 /// What was found in a cgroup path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CgroupOwner {
-    /// A container, by its 64-digit id.
-    Container(String),
+    /// A container.
+    Container(Containers),
     /// A systemd unit: `nginx.service`.
     Unit(String),
     /// A machine: `machinectl`'s or nspawn's.
     Machine(String),
+}
+
+/// The containers on a cgroup path, by their 64-digit ids.
+///
+/// Whoever may make cgroups may give them any name: a container that has its own part of the hierarchy, and every user with
+/// a manager of his own. So an id below another container's is only believed where the outer one is unknown (podman's pods
+/// have a cgroup with an id, too), and one below a user's manager never is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Containers {
+    /// The outermost first; never empty.
+    ids: Box<[String]>,
+    of_user: bool,
+}
+
+impl Containers {
+    /// What the innermost calls itself.
+    pub fn own_id(&self) -> &str {
+        self.ids.last().map(String::as_str).unwrap_or_default()
+    }
+
+    /// Ids by which a runtime may know it. The first one that any runtime knows is who it is.
+    pub fn known_ids(&self) -> impl Iterator<Item = &str> {
+        self.ids.iter().filter(|_| !self.of_user).map(String::as_str)
+    }
+
+    /// Whether one of them has this id.
+    pub fn has(&self, id: &str) -> bool {
+        self.ids.iter().any(|known| known == id)
+    }
 }
 
 /// Picks the path that tells most from the lines of `/proc/<pid>/cgroup` (cgroups(7)): the unified one, else that of
@@ -25,15 +54,18 @@ pub fn path(text: &str) -> Option<&str> {
     })
 }
 
-/// Names the owner of a cgroup: the innermost container, else the machine, else the unit on its path. Login sessions and
+/// Names the owner of a cgroup: the containers, else the machine, else the unit on its path. Login sessions and
 /// user managers are nobody's namespace.
 pub fn owner(path: &str) -> Option<CgroupOwner> {
     // Seen from a cgroup namespace below the root, the way begins upwards.
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
-    if let Some(id) = parts.iter().rev().find_map(|part| container_id(part)) {
-        return Some(CgroupOwner::Container(id));
+    let of_user = parts.iter().any(|part| is_user_manager(part));
+    let mut ids: Vec<String> = parts.iter().filter_map(|part| container_id(part)).collect();
+    ids.dedup();
+    if !ids.is_empty() {
+        return Some(CgroupOwner::Container(Containers { ids: ids.into(), of_user }));
     }
-    if let Some(name) = parts.iter().find_map(|part| machine(part)) {
+    if let Some(name) = parts.iter().find_map(|part| machine(part)).filter(|_| !of_user) {
         return Some(CgroupOwner::Machine(name));
     }
     unit(&parts).map(CgroupOwner::Unit)
@@ -124,6 +156,29 @@ mod tests {
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "f123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn containers(path: &str) -> Containers {
+        match owner(path) {
+            Some(CgroupOwner::Container(containers)) => containers,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    fn ids(path: &str) -> (String, Vec<String>) {
+        let found = containers(path);
+        (found.own_id().to_owned(), found.known_ids().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn an_id_is_believed_only_where_nobody_could_make_it_up() {
+        let both = vec![ID.to_owned(), OTHER.to_owned()];
+        assert_eq!(ids(&format!("/docker/{ID}/docker-{OTHER}.scope")), (OTHER.into(), both));
+        let rootless = format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope");
+        assert_eq!(ids(&rootless), (ID.into(), vec![]));
+        let machine = "/user.slice/user-1000.slice/user@1000.service/machine-box.scope";
+        assert_eq!(owner(machine), Some(CgroupOwner::Unit("user@1000.service/machine-box.scope".into())));
+    }
 
     #[test]
     fn the_unified_path_wins_unless_it_says_nothing() {
@@ -147,7 +202,7 @@ mod tests {
             format!("/kubepods-pod1.slice:cri-containerd:{ID}"),
             format!("/kubepods.slice/crio-{ID}.scope"),
         ] {
-            assert_eq!(owner(&part), Some(CgroupOwner::Container(ID.into())), "{part}");
+            assert_eq!(ids(&part), (ID.into(), vec![ID.into()]), "{part}");
         }
     }
 
@@ -166,12 +221,12 @@ mod tests {
             assert_eq!(unit(&format!("/machine.slice/{name}")), Some(name));
         }
         assert_eq!(unit("/libpod_parent/conmon"), None);
-        let id = Some(CgroupOwner::Container(ID.into()));
-        assert_eq!(owner(&format!("/system.slice/web.service/libpod-payload-{ID}")), id);
-        assert_eq!(owner(&format!("/system.slice/k3s.service/kubepods/besteffort/pod1/{ID}")), id);
+        let id = (ID.to_owned(), vec![ID.to_owned()]);
+        assert_eq!(ids(&format!("/system.slice/web.service/libpod-payload-{ID}")), id);
+        assert_eq!(ids(&format!("/system.slice/k3s.service/kubepods/besteffort/pod1/{ID}")), id);
         let rootless =
             format!("/user.slice/user-7.slice/user@7.service/user.slice/libpod-{ID}.scope/container");
-        assert_eq!(owner(&rootless), id);
+        assert_eq!(ids(&rootless), (ID.to_owned(), vec![]));
     }
 
     #[test]
@@ -228,7 +283,7 @@ mod tests {
             assert_eq!(owner(path), Some(CgroupOwner::Machine(name.into())), "{path}");
         }
         let inside = format!("/machine.slice/machine-box.scope/payload/system.slice/docker-{ID}.scope");
-        assert_eq!(owner(&inside), Some(CgroupOwner::Container(ID.into())));
+        assert_eq!(ids(&inside).0, ID);
     }
 
     #[test]

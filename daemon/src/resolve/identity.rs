@@ -55,7 +55,7 @@ pub struct Facts {
 impl Facts {
     fn container(&self) -> Option<&str> {
         self.owners.iter().find_map(|owner| match owner {
-            CgroupOwner::Container(id) => Some(id.as_str()),
+            CgroupOwner::Container(containers) => Some(containers.own_id()),
             _ => None,
         })
     }
@@ -177,10 +177,11 @@ fn by_cgroup(facts: &Facts) -> Option<Identity> {
         CgroupOwner::Machine(_) => 2,
     })?;
     Some(match best {
-        CgroupOwner::Container(id) => {
+        CgroupOwner::Container(containers) => {
+            let id = containers.own_id();
             let name = id.get(..SHORT).unwrap_or(id).to_owned();
             let short = Identity::new(Kind::Container, name, "cgroup");
-            Identity { container_id: Some(id.clone()), awaited: true, ..short }
+            Identity { container_id: Some(id.to_owned()), awaited: true, ..short }
         }
         CgroupOwner::Unit(name) => Identity::new(Kind::Unit, name.clone(), "cgroup"),
         CgroupOwner::Machine(name) => Identity::new(Kind::Machine, name.clone(), "cgroup"),

@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::resolve::book::{Key, Told, Wanted};
-use crate::resolve::cgroup::CgroupOwner;
+use crate::resolve::cgroup::{self, CgroupOwner};
 use crate::resolve::identity::Claimed;
 use crate::resolve::scan;
 use crate::resolve::workload::{Role, Workload};
@@ -64,7 +64,7 @@ impl Places {
         if old == new {
             return;
         }
-        for id in old.iter().map(id) {
+        for id in old.iter().flat_map(ids) {
             if let Some(inodes) = self.by_cgroup.get_mut(id) {
                 inodes.retain(|known| *known != inode);
                 if inodes.is_empty() {
@@ -72,16 +72,17 @@ impl Places {
                 }
             }
         }
-        for id in new.iter().map(id) {
+        for id in new.iter().flat_map(ids) {
             self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
         }
     }
 }
 
-/// What a source would call an owner.
-fn id(owner: &CgroupOwner) -> &str {
+/// What a source may call an owner, the most trustworthy first.
+fn ids(owner: &CgroupOwner) -> Vec<&str> {
     match owner {
-        CgroupOwner::Container(id) | CgroupOwner::Unit(id) | CgroupOwner::Machine(id) => id,
+        CgroupOwner::Container(containers) => containers.known_ids().collect(),
+        CgroupOwner::Unit(name) | CgroupOwner::Machine(name) => vec![name],
     }
 }
 
@@ -148,9 +149,9 @@ impl Worker {
     fn contradicts(&self, workload: &Workload, pid: i32) -> bool {
         let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
         let path = scan::cgroup(&self.roots.proc, pid).filter(|_| is_container);
-        path.is_some_and(|path| {
-            let other = matches!(crate::resolve::cgroup::owner(&path), Some(CgroupOwner::Container(_)));
-            other && !path.contains(&workload.id)
+        path.is_some_and(|path| match cgroup::owner(&path) {
+            Some(CgroupOwner::Container(containers)) => !containers.has(&workload.id),
+            _ => false,
         })
     }
 
@@ -161,9 +162,8 @@ impl Worker {
         found.extend(placed.filter_map(|key| Some((key.clone(), self.book.told(key)?))));
         let own = found.len();
         for owner in owners {
-            for (source, told) in self.book.by_id(id(owner)) {
-                let key = (source, id(owner).to_owned());
-                if is_of(owner, told.workload.role) && !found.iter().any(|(known, _)| *known == key) {
+            for (key, told) in self.told_of(owner) {
+                if !found.iter().any(|(known, _)| *known == key) {
                     found.push((key, told));
                 }
             }
@@ -177,24 +177,38 @@ impl Worker {
         (found.into_iter().map(claim).collect(), secondary)
     }
 
+    /// What the sources say of an owner, by the first of its ids that any of them knows.
+    fn told_of(&self, owner: &CgroupOwner) -> Vec<(Key, Told)> {
+        let of_id = |id: &str| -> Vec<(Key, Told)> {
+            let told = self.book.by_id(id).into_iter();
+            let told = told.filter(|(_, told)| is_of(owner, told.workload.role));
+            told.map(|(source, told)| ((source, id.to_owned()), told)).collect()
+        };
+        ids(owner).into_iter().map(of_id).find(|told| !told.is_empty()).unwrap_or_default()
+    }
+
     /// Asks the sources for owners that none of them has told of.
     pub(super) fn ask_for(&mut self, owners: &[CgroupOwner]) {
         for owner in owners {
-            let (id, wanted) = match owner {
-                CgroupOwner::Container(id) => (id, Wanted::Container(id.clone())),
-                CgroupOwner::Unit(unit) => (unit, Wanted::Unit(unit.clone())),
-                CgroupOwner::Machine(name) => (name, Wanted::Machine(name.clone())),
-            };
-            let asked = self.places.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN);
-            if asked || !self.book.by_id(id).is_empty() {
-                continue;
+            if self.told_of(owner).is_empty() {
+                ids(owner).into_iter().for_each(|id| self.ask_about(owner, id));
             }
-            if self.places.asked.len() >= MAX_ASKED {
-                self.places.asked.clear();
-            }
-            self.places.asked.insert(id.clone(), Instant::now());
-            self.book.ask(&wanted);
         }
+    }
+
+    fn ask_about(&mut self, owner: &CgroupOwner, id: &str) {
+        if self.places.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+            return;
+        }
+        if self.places.asked.len() >= MAX_ASKED {
+            self.places.asked.clear();
+        }
+        self.places.asked.insert(id.to_owned(), Instant::now());
+        self.book.ask(&match owner {
+            CgroupOwner::Container(_) => Wanted::Container(id.to_owned()),
+            CgroupOwner::Unit(_) => Wanted::Unit(id.to_owned()),
+            CgroupOwner::Machine(_) => Wanted::Machine(id.to_owned()),
+        });
     }
 
     /// A process of the namespace that is there now: the leader, another one that was seen, or a container's first.

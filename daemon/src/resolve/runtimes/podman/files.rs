@@ -244,7 +244,7 @@ impl Files {
         let pid: i32 = std::str::from_utf8(&read(&pid, MAX_PIDFILE).ok()?).ok()?.trim().parse().ok()?;
         // The file stays when the process ends, and then somebody else may have the number.
         let owner = cgroup::owner(&scan::cgroup(&self.proc, pid)?)?;
-        if owner != CgroupOwner::Container(id.clone()) {
+        if !matches!(owner, CgroupOwner::Container(containers) if containers.own_id() == id) {
             return None;
         }
         let config = self.config(id).unwrap_or_default();
