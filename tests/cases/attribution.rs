@@ -125,6 +125,7 @@ fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() 
     events_name_pods_containers_and_peers(&daemon, &containerd, &cart, &db, &proxy);
 
     let (before, labels) = (shown(&daemon), labels_of(&text, OPENS));
+    visitors_change_no_names(&daemon, &cart, &proxy, &before);
     containerd.kill();
     containerd_state(&daemon, |source| source.connected_seconds.is_none());
     assert_eq!(
@@ -143,6 +144,56 @@ fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() 
         containerd.remove_pod(pod);
     }
     until("all pods are gone", || (shown(&daemon).len() == 1).then_some(()));
+}
+
+/// A process in a cgroup and a network namespace of its choice; ended when dropped.
+struct Visitor(std::process::Child);
+
+impl Visitor {
+    fn new(container: &Running, enter: &[&str]) -> Visitor {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap();
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", container.pid)).unwrap();
+        let path = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+        let script =
+            format!("echo 0 > {}{path}/cgroup.procs; exec \"$@\"", unified.split(' ').nth(4).unwrap());
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, "sh"]).args(enter).args(["sleep", "1000"]);
+        let visitor = Visitor(command.spawn().unwrap());
+        let comm = format!("/proc/{}/comm", visitor.0.id());
+        until("it is inside", || (std::fs::read_to_string(&comm).ok()?.trim() == "sleep").then_some(()));
+        visitor
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Agents and debuggers enter the namespaces of others; what a container makes itself is its own.
+fn visitors_change_no_names(daemon: &Daemon, cart: &Pod, proxy: &Pod, before: &BTreeSet<(String, String)>) {
+    let agent = &proxy.containers[0];
+    let into_pod = format!("--net=/proc/{}/ns/net", cart.pid);
+    let pod = Visitor::new(agent, &["nsenter", &into_pod]);
+    let blue = Visitor::new(agent, &["nsenter", "--net=/run/netns/blue"]);
+    until("both have been seen", || {
+        let entities = daemon.entities().entities;
+        let processes =
+            |name: &str| entities.iter().find(|entity| entity.id.name == name).map(|e| e.processes);
+        assert_eq!(&shown(daemon), before);
+        (processes("blue") == Some(1) && processes("shop/cart") > Some(3)).then_some(())
+    });
+    drop((pod, blue));
+    let own = Visitor::new(agent, &["unshare", "-n"]);
+    let inode = std::fs::metadata(format!("/proc/{}/ns/net", own.0.id())).unwrap();
+    let name = format!("kube-system/proxy~{}", std::os::unix::fs::MetadataExt::ino(&inode));
+    assert_eq!(named(daemon, &name).id.pod.as_deref(), Some("proxy"));
+    assert!(named(daemon, "kube-system/proxy").host_network);
+    drop(own);
+    until("it is gone", || (&shown(daemon) == before).then_some(()));
 }
 
 /// A reset that a pod's own namespace sends has no socket; the one that a container receives has.
@@ -314,7 +365,7 @@ fn containers_of_docker_have_the_names_that_docker_gives_them() {
     until("both are in one namespace", || (named(&daemon, "web").containers.len() == 2).then_some(()));
     let containers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let from = "docker".to_owned();
-    let shared = (Kind::Container, containers(&["helper", "web"]), false, from.clone());
+    let shared = (Kind::Container, containers(&["web", "helper"]), false, from.clone());
     assert_eq!(summary(&daemon, "web"), shared);
     assert_eq!(summary(&daemon, "agent"), (Kind::Container, containers(&["agent"]), true, from));
     let entity: Entity = daemon.json(&format!("/v1/entities/{}", &web[..12]));

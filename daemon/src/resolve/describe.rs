@@ -39,7 +39,7 @@ pub(super) fn facts(id: &EntityRef, ns: &Namespace) -> Entity {
         since: ns.since.clone(),
         units: if host { Vec::new() } else { units.take(MAX_LISTED).collect() },
         provisional: !ns.settled,
-        ..claimed(id, claims, &addresses)
+        ..claimed(id, claims, ns.identity.container_id.as_deref(), &addresses)
     }
 }
 
@@ -49,20 +49,23 @@ pub fn tenant(tenant: &Tenant) -> Entity {
     add_addresses(&mut addresses, &tenant.claims);
     let mut sources: Vec<String> = tenant.claims.iter().map(|claimed| claimed.source.to_string()).collect();
     sources.dedup();
-    let main = main_container(&tenant.claims);
+    let main = main_container(&tenant.claims, None);
     Entity {
         host_network: true,
         leader: main.and_then(|workload| workload.pid),
         container_id: main.filter(|w| !w.in_pod()).map(|workload| workload.id.clone()),
         since: tenant.claims.iter().map(|c| c.told.first).min().unwrap_or_default().to_string(),
         sources,
-        ..claimed(&tenant.id, &tenant.claims, &addresses)
+        ..claimed(&tenant.id, &tenant.claims, None, &addresses)
     }
 }
 
-fn main_container(claims: &[Claimed]) -> Option<&Workload> {
+/// The pod's sandbox; of several containers without one, that by which they are named.
+fn main_container<'a>(claims: &'a [Claimed], named_by: Option<&str>) -> Option<&'a Workload> {
     let workloads = || claims.iter().map(Claimed::workload);
-    workloads().find(|workload| workload.role == Role::Sandbox).or_else(|| workloads().next())
+    let sandbox = || workloads().find(|workload| workload.role == Role::Sandbox);
+    let namesake = || workloads().find(|workload| Some(workload.id.as_str()) == named_by);
+    sandbox().or_else(namesake).or_else(|| workloads().next())
 }
 
 fn add_addresses(addresses: &mut Vec<IpAddr>, claims: &[Claimed]) {
@@ -74,14 +77,14 @@ fn add_addresses(addresses: &mut Vec<IpAddr>, claims: &[Claimed]) {
 }
 
 /// What sources say, without what the kernel says.
-fn claimed(id: &EntityRef, claims: &[Claimed], addresses: &[IpAddr]) -> Entity {
-    let main = main_container(claims);
+fn claimed(id: &EntityRef, claims: &[Claimed], named_by: Option<&str>, addresses: &[IpAddr]) -> Entity {
+    let main = main_container(claims, named_by);
     let pod = claims.iter().find_map(|claimed| claimed.workload().pod.as_ref());
     let described = claims.iter().map(Claimed::workload).find(|workload| !workload.description.is_empty());
     Entity {
         addresses: addresses.iter().map(ToString::to_string).collect(),
         uid: pod.map(|pod| pod.uid.clone()).filter(|uid| !uid.is_empty()),
-        containers: containers(claims),
+        containers: containers(claims, main),
         description: described.map(|workload| workload.description.clone()),
         labels: merged(main, claims, |workload| &workload.labels),
         annotations: merged(main, claims, |workload| &workload.annotations),
@@ -101,8 +104,8 @@ fn merged(
     same.flat_map(|workload| part(workload).iter()).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Each container once, whoever told of it; the sandbox first, then by name.
-fn containers(claims: &[Claimed]) -> Vec<ContainerInfo> {
+/// Each container once, whoever told of it; the main one first, then by name.
+fn containers(claims: &[Claimed], main: Option<&Workload>) -> Vec<ContainerInfo> {
     let mut found: BTreeMap<&str, ContainerInfo> = BTreeMap::new();
     for workload in claims.iter().map(Claimed::workload) {
         if !matches!(workload.role, Role::Container | Role::Sandbox) {
@@ -125,7 +128,8 @@ fn containers(claims: &[Claimed]) -> Vec<ContainerInfo> {
         container.pid = container.pid.or(workload.pid);
     }
     let mut found: Vec<ContainerInfo> = found.into_values().collect();
-    found.sort_by(|a, b| (!a.sandbox, &a.name).cmp(&(!b.sandbox, &b.name)));
+    let is_main = |container: &ContainerInfo| main.is_some_and(|main| main.id == container.id);
+    found.sort_by(|a, b| (!is_main(a), !a.sandbox, &a.name).cmp(&(!is_main(b), !b.sandbox, &b.name)));
     found.truncate(MAX_LISTED);
     found
 }

@@ -212,7 +212,8 @@ impl Directory {
             known.for_each(|old| guard.keep(&old.extra));
         }
         for ns in newest_first {
-            let is_first = names.insert(ns.identity.name.as_str());
+            // One that its owner only made beside its own never has the plain name.
+            let is_first = !ns.secondary && names.insert(ns.identity.name.as_str());
             let is_only = pods.insert((ns.identity.namespace.as_deref(), labels::pod_name(&ns.identity)));
             let entry = before.reuse(ns, is_first, is_only, labels).unwrap_or_else(|| {
                 let old = before.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();

@@ -119,6 +119,7 @@ impl Watcher {
             places: Places::default(),
             displaced: Vec::new(),
             crowds: FxHashMap::default(),
+            at_home: Vec::new(),
             mounts: FxHashMap::default(),
             unfinished: false,
             inotify: None,
@@ -246,6 +247,8 @@ struct Worker {
     /// Workloads whose namespace turned out to be another one's by now.
     displaced: Vec<Key>,
     crowds: FxHashMap<u32, Crowd>,
+    /// Owners of processes in the node's own namespace, at the last scan.
+    at_home: Vec<cgroup::CgroupOwner>,
     /// Files that lead to namespaces, at the last look.
     mounts: FxHashMap<u32, Vec<PathBuf>>,
     /// Whether one of `/run/netns` led nowhere yet.
@@ -376,7 +379,7 @@ impl Worker {
             self.scan_soon();
         } else if !self.namespaces.contains_key(&inode) {
             self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
-            self.changed |= self.look(inode, Some(pid), None);
+            self.changed |= self.look(inode, Some(pid));
             // It was seen as it began, and may have become another program by then.
             let last = LOOK_AGAIN[LOOK_AGAIN.len() - 1];
             self.again.push((Instant::now() + last, Again::Namespace { inode }));
@@ -390,7 +393,7 @@ impl Worker {
             self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
         }
         if member.is_some() || self.mounts.contains_key(&inode) {
-            self.changed |= self.look(inode, member, None);
+            self.changed |= self.look(inode, member);
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const SETTLES: Duration = Duration::from_secs(2);
 /// Processes of one namespace that are remembered, and owners that are told apart.
 const MAX_PIDS: usize = 16_384;
-const MAX_OWNERS: usize = 64;
+const MAX_OWNERS: usize = 4096;
 
 struct Member {
     /// Index in `owners`; `None` for a cgroup that is nobody's.

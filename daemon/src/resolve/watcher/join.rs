@@ -25,6 +25,8 @@ pub(super) struct Places {
     by_netns: FxHashMap<u32, Vec<Key>>,
     /// Namespaces by the ids of those who own processes in them, as their cgroups say.
     by_cgroup: FxHashMap<String, Vec<u32>>,
+    /// The other way round.
+    owners: FxHashMap<u32, Vec<CgroupOwner>>,
     /// What the sources were asked, and when.
     asked: FxHashMap<String, Instant>,
 }
@@ -60,8 +62,9 @@ impl Places {
     }
 
     /// Whose cgroups the members of a namespace are in.
-    pub(super) fn set_owners(&mut self, inode: u32, old: &[CgroupOwner], new: &[CgroupOwner]) {
-        if old == new {
+    pub(super) fn set_owners(&mut self, inode: u32, owners: &[CgroupOwner]) {
+        let old = self.owners.get(&inode).map(Vec::as_slice).unwrap_or_default();
+        if old == owners {
             return;
         }
         for id in old.iter().flat_map(ids) {
@@ -72,10 +75,23 @@ impl Places {
                 }
             }
         }
-        for id in new.iter().flat_map(ids) {
+        for id in owners.iter().flat_map(ids) {
             self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
         }
+        match owners.is_empty() {
+            true => drop(self.owners.remove(&inode)),
+            false => drop(self.owners.insert(inode, owners.to_vec())),
+        }
     }
+}
+
+/// What the sources say of a namespace.
+pub(super) struct Said {
+    pub(super) claims: Vec<Claimed>,
+    /// Owners of processes inside that are only visitors.
+    pub(super) visitors: Vec<CgroupOwner>,
+    /// Whether it belongs to somebody who has another one that is more his own.
+    pub(super) secondary: bool,
 }
 
 /// What a source may call an owner, the most trustworthy first.
@@ -155,26 +171,35 @@ impl Worker {
         })
     }
 
-    /// What the sources say of a namespace, and whether its owners have another one that is more their own.
-    pub(super) fn claims(&self, inode: u32, owners: &[CgroupOwner]) -> (Vec<Claimed>, bool) {
-        let mut found: Vec<(Key, Told)> = Vec::new();
+    /// What the sources say of a namespace. A container that lives elsewhere is a visitor where somebody else lives or the
+    /// namespace has a name: agents and debuggers enter the namespaces of others. Where nobody else is, it is its own making.
+    pub(super) fn said(&self, inode: u32, owners: &[CgroupOwner], mounted: bool) -> Said {
         let placed = self.places.by_netns.get(&inode).into_iter().flatten();
-        found.extend(placed.filter_map(|key| Some((key.clone(), self.book.told(key)?))));
-        let own = found.len();
+        let mut found: Vec<(Key, Told)> =
+            placed.filter_map(|key| Some((key.clone(), self.book.told(key)?))).collect();
+        let (somebodys, mut visitors, mut secondary) = (mounted || !found.is_empty(), Vec::new(), false);
         for owner in owners {
-            for (key, told) in self.told_of(owner) {
+            let told = self.told_of(owner);
+            let elsewhere = match told.is_empty() {
+                true => self.at_home.contains(owner),
+                false => told.iter().any(|(key, _)| self.places.lives_elsewhere(key, inode)),
+            };
+            if elsewhere && somebodys {
+                visitors.push(owner.clone());
+                continue;
+            }
+            secondary |= elsewhere;
+            for (key, told) in told {
                 if !found.iter().any(|(known, _)| *known == key) {
                     found.push((key, told));
                 }
             }
         }
-        let elsewhere = |(key, _): &(Key, Told)| self.places.lives_elsewhere(key, inode);
-        let secondary = own == 0 && found.iter().any(elsewhere);
         // The same order each time, so that nothing seems to change.
         found.sort_by(|a, b| a.0.cmp(&b.0));
         found.truncate(MAX_CLAIMS);
         let claim = |(key, told): (Key, Told)| Claimed { source: self.book.name(key.0), told };
-        (found.into_iter().map(claim).collect(), secondary)
+        Said { claims: found.into_iter().map(claim).collect(), visitors, secondary }
     }
 
     /// What the sources say of an owner, by the first of its ids that any of them knows.

@@ -10,7 +10,7 @@ use crate::resolve::scan;
 use crate::sources::Access;
 use crate::table::Subject;
 use netskoop_api::Kind;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Worker {
             self.crowds.entry(*inode).or_default().set(&self.roots.proc, &found.pids);
         }
         self.crowds.retain(|inode, _| members.contains_key(inode));
-        let units = self.units_of_host();
+        self.at_home = self.owners_at_home();
         let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
         inodes.sort_unstable();
         inodes.dedup();
@@ -63,7 +63,7 @@ impl Worker {
             let old = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
             let leader = old.filter(|pid| pids.contains(pid)).or(pids.iter().min().copied());
             // One that went a moment ago is told by its own going, which starts the next scan.
-            self.changed |= self.look(inode, leader, Some(&units));
+            self.changed |= self.look(inode, leader);
         }
         self.addresses_of_some();
         self.sweep();
@@ -84,15 +84,10 @@ impl Worker {
         }
     }
 
-    /// Units that have a process in the node's own namespace: they do not own another one.
-    fn units_of_host(&self) -> FxHashSet<String> {
+    /// Owners of processes in the node's own namespace.
+    fn owners_at_home(&self) -> Vec<CgroupOwner> {
         let host = scan::host_namespace(&self.roots.proc).and_then(|inode| self.crowds.get(&inode));
-        let owners = host.map(|crowd| crowd.owners(None)).unwrap_or_default();
-        let unit = |owner| match owner {
-            CgroupOwner::Unit(unit) => Some(unit),
-            _ => None,
-        };
-        owners.into_iter().filter_map(unit).collect()
+        host.map(|crowd| crowd.owners(None)).unwrap_or_default()
     }
 
     fn remove_vanished(&mut self, members: &FxHashMap<u32, scan::Members>) -> bool {
@@ -106,7 +101,7 @@ impl Worker {
     fn remove(&mut self, inode: u32) {
         let Some(ns) = self.namespaces.remove(&inode) else { return };
         self.free.push(ns.subject.0);
-        self.places.set_owners(inode, &ns.facts.owners, &[]);
+        self.places.set_owners(inode, &[]);
         self.crowds.remove(&inode);
         self.displace(inode);
         // The published picture may still show the one that had this inode before.
@@ -127,31 +122,22 @@ impl Worker {
         }
     }
 
-    /// Looks at a namespace: gathers what is known of it, names it, and keeps that. `units` are those of the node's own
-    /// namespace; without them units are left as they were found by the last scan. True if anything that shows changed.
-    pub(super) fn look(
-        &mut self,
-        inode: u32,
-        leader: Option<i32>,
-        units: Option<&FxHashSet<String>>,
-    ) -> bool {
+    /// Looks at a namespace: gathers what is known of it, names it, and keeps that. True if anything that shows changed.
+    pub(super) fn look(&mut self, inode: u32, leader: Option<i32>) -> bool {
         let Some(mut facts) = self.facts(inode, leader) else { return false };
         self.replace(inode, facts.cookie);
-        let owners = self.crowds.get(&inode).map(|crowd| crowd.owners(leader)).unwrap_or_default();
-        let before = self.namespaces.get(&inode).map(|ns| ns.facts.owners.as_slice()).unwrap_or_default();
-        let owns = |owner: &CgroupOwner| match (owner, units) {
-            (CgroupOwner::Unit(unit), Some(units)) => !units.contains(unit),
-            (CgroupOwner::Unit(_), None) => before.contains(owner),
-            _ => true,
-        };
-        // The owners of the node's own processes say nothing of it.
-        facts.owners = owners.into_iter().filter(|owner| !facts.host && owns(owner)).collect();
-        let before = before.to_vec();
-        self.places.set_owners(inode, &before, &facts.owners);
-        let (claims, secondary) = self.claims(inode, &facts.owners);
-        facts.claims = claims;
-        self.ask_for(&facts.owners);
-        self.put(facts, secondary)
+        let mut owners = self.crowds.get(&inode).map(|crowd| crowd.owners(leader)).unwrap_or_default();
+        // A unit with a process in the node's own namespace owns no other one (`ip netns exec` from a service or a login),
+        // and the owners of the node's own processes say nothing of it.
+        let stays_home =
+            |owner: &CgroupOwner| matches!(owner, CgroupOwner::Unit(_)) && self.at_home.contains(owner);
+        owners.retain(|owner| !facts.host && !stays_home(owner));
+        self.places.set_owners(inode, &owners);
+        let said = self.said(inode, &owners, !facts.mounts.is_empty());
+        self.ask_for(&owners);
+        owners.retain(|owner| !said.visitors.contains(owner));
+        (facts.owners, facts.claims) = (owners, said.claims);
+        self.put(facts, said.secondary)
     }
 
     /// Adds or updates a namespace; true if anything that shows changed.
