@@ -126,8 +126,16 @@ fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() 
 
     let (before, labels) = (shown(&daemon), labels_of(&text, OPENS));
     visitors_change_no_names(&daemon, &cart, &proxy, &before);
+    let agent = containerd.run_pod(&PodPlan::new("kube-system", "agent").host_network());
+    named(&daemon, "kube-system/agent");
     containerd.kill();
     containerd_state(&daemon, |source| source.connected_seconds.is_none());
+    // Nobody tells of this end.
+    for pid in [agent.pid, agent.containers[0].pid] {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    until("a pod of the node's network is gone", || (shown(&daemon).len() == before.len()).then_some(()));
     assert_eq!(
         (shown(&daemon), labels_of(&daemon.scrape("/metrics"), OPENS)),
         (before.clone(), labels.clone())
@@ -140,7 +148,7 @@ fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() 
     });
     let late = containerd.run_pod(&PodPlan::new("shop", "late"));
     assert_eq!(named(&daemon, "shop/late").id.netns, late.netns);
-    for pod in [&cart, &db, &proxy, &late] {
+    for pod in [&cart, &db, &proxy, &late, &agent] {
         containerd.remove_pod(pod);
     }
     until("all pods are gone", || (shown(&daemon).len() == 1).then_some(()));

@@ -415,10 +415,12 @@ impl Index {
     }
 }
 
-/// Whether a text is the id of one of the containers, or the beginning of one that is long enough to mean it.
+/// Whether a text is the name or id of one of the containers, or the beginning of an id that is long enough to mean it.
 fn is_container(claims: &[Claimed], text: &str) -> bool {
     let means = |Told { workload, .. }: &Told| {
-        workload.id == text || (text.len() >= 8 && workload.id.starts_with(text))
+        let by_id = workload.id == text || (text.len() >= 8 && workload.id.starts_with(text));
+        // In pods many containers have one name.
+        by_id || (!workload.in_pod() && workload.name == text)
     };
     claims.iter().any(|claimed| means(&claimed.told))
 }

@@ -68,7 +68,7 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Annotations, where the source has them.
     pub annotations: BTreeMap<String, String>,
-    /// Units that share its namespace (`JoinsNamespaceOf=`).
+    /// Whose namespace it joined: units (`JoinsNamespaceOf=`), or the container that was there before (by id).
     pub joins: Vec<String>,
 }
 

@@ -250,6 +250,19 @@ impl Worker {
             .or_else(|| crowd().filter(inside).min())
     }
 
+    /// Workloads in the node's own namespace, which never goes: those whose process has ended are looked for again. Their
+    /// runtime may be gone, and then nobody tells.
+    pub(super) fn displace_ended(&mut self) {
+        let Some(host) = scan::host_namespace(&self.roots.proc) else { return };
+        let keys = self.places.by_netns.get(&host).cloned().unwrap_or_default();
+        let ended = |key: &Key| {
+            let process = self.places.placed.get(key).and_then(|place| place.process);
+            process.is_some_and(|(pid, start)| scan::start_time(&self.roots.proc, pid) != Some(start))
+        };
+        let ended: Vec<Key> = keys.into_iter().filter(ended).collect();
+        self.displaced.extend(ended);
+    }
+
     /// A namespace is gone, or another one has its inode: whoever lived there is looked for again.
     pub(super) fn displace(&mut self, inode: u32) {
         let keys = self.places.by_netns.get(&inode).cloned().unwrap_or_default();

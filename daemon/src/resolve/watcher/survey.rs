@@ -55,6 +55,8 @@ impl Worker {
         }
         self.crowds.retain(|inode, _| members.contains_key(inode));
         self.at_home = self.owners_at_home();
+        self.displace_ended();
+        self.join_changed();
         let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
         inodes.sort_unstable();
         inodes.dedup();

@@ -41,6 +41,8 @@ struct Listed {
     #[serde(deserialize_with = "or_default")]
     network_settings: NetworkSettings,
     #[serde(deserialize_with = "or_default")]
+    host_config: HostConfig,
+    #[serde(deserialize_with = "or_default")]
     pid: i32,
     pod: String,
     pod_name: String,
@@ -58,6 +60,8 @@ pub(super) struct Inspected {
     image_name: String,
     #[serde(deserialize_with = "or_default")]
     network_settings: NetworkSettings,
+    #[serde(deserialize_with = "or_default")]
+    host_config: HostConfig,
     /// Id of podman's pod.
     #[serde(deserialize_with = "or_default")]
     pub(super) pod: String,
@@ -78,6 +82,19 @@ struct Config {
     labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
     annotations: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct HostConfig {
+    network_mode: String,
+}
+
+impl HostConfig {
+    /// The container whose namespace this one is in.
+    fn joins(&self) -> Vec<String> {
+        self.network_mode.strip_prefix("container:").map(str::to_owned).into_iter().collect()
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -166,6 +183,7 @@ impl Listed {
             netns: self.network_settings.netns(),
             addresses: self.network_settings.addresses(),
             labels: self.labels,
+            joins: self.host_config.joins(),
             ..Workload::default()
         };
         with_kubernetes(workload)
@@ -191,6 +209,7 @@ impl Inspected {
             addresses: self.network_settings.addresses(),
             labels: self.config.labels,
             annotations,
+            joins: self.host_config.joins(),
             ..Workload::default()
         };
         Some(with_kubernetes(workload))
@@ -306,4 +325,24 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
         Said::Other => false,
     };
     Ok(if known { said } else { Said::Other })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_joined_another_container_says_so() {
+        let (own, other) = ("a".repeat(64), "b".repeat(64));
+        for (mode, joined) in
+            [("bridge", vec![]), ("host", vec![]), (&*format!("container:{other}"), vec![other.clone()])]
+        {
+            let host = format!("\"HostConfig\":{{\"NetworkMode\":\"{mode}\"}}");
+            let inspected = format!("{{\"Id\":\"{own}\",\"Name\":\"/s2\",\"State\":{{\"Pid\":7}},{host}}}");
+            let inspected: Inspected = serde_json::from_str(&inspected).unwrap();
+            assert_eq!(inspected.workload(None).unwrap().joins, joined);
+            let listed = format!("[{{\"Id\":\"{own}\",\"Names\":[\"/s2\"],\"State\":\"running\",{host}}}]");
+            assert_eq!(serde_json::from_str::<Containers>(&listed).unwrap().0[0].joins, joined);
+        }
+    }
 }
