@@ -76,6 +76,8 @@ enum Place {
     Run(&'static str),
     /// Anywhere.
     Root(&'static str),
+    /// Not a socket, but the directory of state files.
+    Files(&'static str),
 }
 
 /// A kind of source.
@@ -123,7 +125,7 @@ static RUNTIMES: [Runtime; 5] = [
     },
     Runtime {
         name: "podman",
-        places: &[Place::Run("podman/podman.sock"), Place::Root(podman::STORAGE)],
+        places: &[Place::Run("podman/podman.sock"), Place::Files(podman::STORAGE)],
         several: false,
         names: true,
         run: |context| Box::pin(podman::run(context)),
@@ -231,7 +233,7 @@ impl Drop for Runtimes {
 fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<PathBuf>)> {
     let place = |place: &Place| match place {
         Place::Run(path) => run.join(path),
-        Place::Root(path) => PathBuf::from(path),
+        Place::Root(path) | Place::Files(path) => PathBuf::from(path),
     };
     let (paths, several) = match choice {
         Choice::Off => return Vec::new(),
@@ -257,7 +259,10 @@ async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
         context.path = first_there(&places, &context.reporter, worked).await;
         context.reporter.state(State::Connecting);
         let begin = Instant::now();
-        let SourceError(sentence) = guarded((kind.run)(&mut context)).await;
+        let SourceError(sentence) = match is_usable(kind, &context.path) {
+            true => guarded((kind.run)(&mut context)).await,
+            false => SourceError("it is no socket".to_owned()),
+        };
         let sentence = with_path(sentence, &context.path);
         let was_connected = context.reporter.failed(&sentence);
         if was_connected {
@@ -273,6 +278,14 @@ async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
         tokio::time::sleep(retry).await;
         while context.questions.try_recv().is_ok() {}
     }
+}
+
+/// Whether something can be asked there. The kernel says "connection refused" of a plain file, which would mislead.
+fn is_usable(kind: &Runtime, path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let has_files = kind.places.iter().any(|place| matches!(place, Place::Files(_)));
+    // What is gone by now says so when it is asked.
+    std::fs::metadata(path).map_or(true, |file| file.file_type().is_socket() || (has_files && file.is_dir()))
 }
 
 /// Says which socket, if the sentence does not.

@@ -232,9 +232,12 @@ fn bare(name: &str) -> &str {
 }
 
 /// Containers that the kubelet made through cri-dockerd (before: dockershim) say so in their labels; annotations are
-/// labels with a prefix.
+/// labels with a prefix. Labels that only look like it, without the one that says what it is, make no pod.
 fn with_kubernetes(mut workload: Workload) -> Workload {
     let labels = &mut workload.labels;
+    if !labels.contains_key("io.kubernetes.docker.type") {
+        return workload;
+    }
     let (Some(name), Some(namespace)) =
         (labels.remove("io.kubernetes.pod.name"), labels.remove("io.kubernetes.pod.namespace"))
     else {
