@@ -268,7 +268,10 @@ impl Directory {
             let mut index = Index::default();
             for entry in self.entries() {
                 let ns = &entry.namespace;
-                index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
+                // A container is where it lives, not where it has made itself another namespace.
+                if !ns.secondary && !ns.facts.host {
+                    index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
+                }
                 for address in &ns.addresses {
                     let shared = index.by_address.contains_key(address);
                     index.by_address.insert(*address, (!shared).then_some(ns.subject));
