@@ -9,6 +9,9 @@ mod support;
 /// Pods of a real containerd: names, counters and events; for root.
 #[path = "cases/attribution.rs"]
 mod attribution;
+/// A large containerd for the benchmark.
+#[path = "cases/bench_runtime.rs"]
+mod bench_runtime;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
