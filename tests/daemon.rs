@@ -12,6 +12,9 @@ mod attribution;
 /// Sources of names that behave badly.
 #[path = "cases/bad_sources.rs"]
 mod bad_sources;
+/// A large containerd for the benchmark.
+#[path = "cases/bench_runtime.rs"]
+mod bench_runtime;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
