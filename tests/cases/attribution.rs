@@ -34,8 +34,9 @@ fn named(daemon: &Daemon, name: &str) -> Entity {
 
 /// Has a container connect to where nobody listens.
 fn refused(containerd: &Containerd, from: &Running, to: IpAddr, port: u16) {
-    let script = format!("nc -w 5 {to} {port}; true");
-    containerd.exec(from, &["sh", "-c", &script]);
+    let script = format!("nc -w 20 {to} {port} 2>&1; true");
+    let said = containerd.exec(from, &["sh", "-c", &script]);
+    assert!(said.contains("refused"), "{to} {port}: {said}");
 }
 
 /// The event of a type with this port at its far end, as the history shows it once it is as wanted.

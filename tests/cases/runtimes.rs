@@ -169,7 +169,7 @@ fn the_page_outlives_the_connection() {
     sources.connected("containerd");
     drop(containerd);
     let reason = sources.failed("containerd");
-    assert!(reason.starts_with("following the events of containerd: "), "{reason}");
+    assert!(reason.contains(": following the events of containerd: "), "{reason}");
     assert!(!reason.contains('\n') && reason.len() < 300, "{reason}");
     assert_eq!(sources.report("containerd").workloads, 3);
 }
@@ -199,7 +199,7 @@ fn hostile_answers_are_cut_or_refused_in_a_sentence() {
         });
         let sources = Sources::only("containerd", server.socket());
         let reason = sources.failed("containerd");
-        assert!(reason.starts_with("asking containerd for its version: "), "{reason}");
+        assert!(reason.contains(": asking containerd for its version: "), "{reason}");
         assert!(!reason.chars().any(char::is_control) && reason.len() < 300, "{reason}");
     }
 }
