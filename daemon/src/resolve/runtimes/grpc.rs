@@ -129,8 +129,14 @@ mod tests {
         });
         let book = Arc::new(Book::new(|| {}));
         let (reporter, questions) = book.open("it", true);
-        let mut context =
-            Context { path: path.clone(), proc: "/proc".into(), run: "/run".into(), reporter, questions };
+        let mut context = Context {
+            path: path.clone(),
+            proc: "/proc".into(),
+            run: "/run".into(),
+            reporter,
+            questions,
+            unanswered: None,
+        };
         let Err(SourceError(one)) = containerd::run(&mut context).await;
         let Err(SourceError(two)) = cri::run(&mut context).await;
         std::fs::remove_file(&path).unwrap();

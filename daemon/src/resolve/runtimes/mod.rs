@@ -61,6 +61,8 @@ pub(super) struct Context {
     pub(super) reporter: Reporter,
     /// What the watcher wants to know. A source that cannot answer must read it all the same.
     pub(super) questions: mpsc::Receiver<Wanted>,
+    /// A question for which it tries to connect.
+    pub(super) unanswered: Option<Wanted>,
 }
 
 /// Why a source stopped working: one sentence.
@@ -213,7 +215,7 @@ impl Runtimes {
             let page = reporter.clone();
             let first = places.first().cloned().unwrap_or_default();
             let (proc, run) = (self.settings.proc.clone(), self.settings.run.clone());
-            let context = Context { path: first, proc, run, reporter, questions };
+            let context = Context { path: first, proc, run, reporter, questions, unanswered: None };
             let task = self.spawner.spawn(supervise(kind, places, context)).abort_handle();
             self.started.push(Started { kind: kind.name, task, page });
         }

@@ -37,6 +37,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(8);
 /// Watches what is asked about, until the bus or systemd goes away.
 pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError> {
     let mut waiting: VecDeque<Thing> = context.reporter.page().iter().filter_map(|w| remembered(w)).collect();
+    waiting.extend(context.unanswered.clone().and_then(thing));
     if waiting.is_empty() {
         context.reporter.state(State::Idle("no namespace belongs to a unit or machine yet".to_owned()));
         waiting.push_back(first_question(context).await);
@@ -48,6 +49,7 @@ pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError
         .await
         .map_err(|why| SourceError(format!("{why}, on the bus {}", context.path.display())))?;
     context.reporter.connected(&what);
+    context.unanswered = None;
     let mut source = Source {
         context,
         bus,
@@ -73,10 +75,12 @@ fn remembered(workload: &crate::resolve::workload::Workload) -> Option<Thing> {
     }
 }
 
+/// Waits for a question. It stays in mind until there is somebody to answer it.
 async fn first_question(context: &mut Context) -> Thing {
     loop {
         match context.questions.recv().await {
             Some(wanted) => {
+                context.unanswered = Some(wanted.clone());
                 if let Some(thing) = thing(wanted) {
                     return thing;
                 }

@@ -267,6 +267,8 @@ fn with_kubernetes(mut workload: Workload) -> Workload {
 pub(super) enum Said {
     /// The container runs, or something about it changed.
     Changed(String),
+    /// It has just started. Its name is known before it can be asked about: it may not live that long.
+    Started(Box<Workload>),
     /// Something about it changed, if it runs.
     Moved(String),
     /// It does not run any more.
@@ -298,11 +300,22 @@ struct Actor {
     attributes: Attributes,
 }
 
-/// Labels of the container are among them, so that only one is looked at.
+/// Labels of the container are among them, so that only some are looked at.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Attributes {
     container: String,
+    name: String,
+    image: String,
+    /// Of a pod, whose name is another.
+    #[serde(rename = "io.kubernetes.docker.type")]
+    of_pod: Option<IgnoredAny>,
+}
+
+impl Attributes {
+    fn names_it(&self) -> bool {
+        !self.name.is_empty() && self.of_pod.is_none()
+    }
 }
 
 /// Reads an event.
@@ -311,6 +324,10 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
     let is_new = !event.kind.is_empty();
     let (action, id) = if is_new { (event.action, event.actor.id) } else { (event.status, event.id) };
     let said = match (event.kind.as_str(), action.as_str()) {
+        ("container", "start") if is_id(&id) && event.actor.attributes.names_it() => {
+            let Attributes { name, image, .. } = event.actor.attributes;
+            return Ok(Said::Started(Box::new(Workload { id, name, image, ..Workload::default() })));
+        }
         ("container" | "", "start" | "restart" | "restore" | "rename" | "update") => Said::Changed(id),
         // The latter two are podman's.
         ("container" | "", "die" | "destroy" | "died" | "remove") => Said::Gone(id),
@@ -325,7 +342,7 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
     };
     let known = match &said {
         Said::Changed(id) | Said::Moved(id) | Said::Gone(id) => is_id(id),
-        Said::Other => false,
+        Said::Started(_) | Said::Other => false,
     };
     Ok(if known { said } else { Said::Other })
 }

@@ -163,6 +163,7 @@ impl Setting {
             run: "/run".into(),
             reporter,
             questions,
+            unanswered: None,
         };
         Setting { fake, book, context, events, wake }
     }

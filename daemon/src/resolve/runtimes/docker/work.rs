@@ -95,6 +95,13 @@ impl Work {
         self.reporter.event();
         match answers::event(line) {
             Ok(Said::Changed(id)) => self.inspect(id),
+            Ok(Said::Started(workload)) => {
+                let id = workload.id.clone();
+                if self.reporter.known(&id).is_none() {
+                    self.reporter.put(*workload);
+                }
+                self.inspect(id);
+            }
             Ok(Said::Moved(id)) => {
                 // Before it starts and after it ends, networks are connected, too.
                 if self.asking.as_ref() == Some(&id) || self.reporter.known(&id).is_some() {

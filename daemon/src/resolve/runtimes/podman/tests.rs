@@ -81,7 +81,7 @@ impl Tree {
         let book = Arc::new(Book::new(move || waker.notify_one()));
         let (reporter, questions) = book.open("podman", true);
         let (path, proc, run) = (root.join("storage"), root.join("proc"), root.join("run"));
-        let context = Context { path, proc, run, reporter, questions };
+        let context = Context { path, proc, run, reporter, questions, unanswered: None };
         Tree { disk: Disk(root), book, context, wake }
     }
 
