@@ -206,6 +206,9 @@ impl Directory {
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
         let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
+        // What belongs to nobody is shown under this name.
+        names.insert(labels::UNATTRIBUTED);
+        pods.insert((None, labels::UNATTRIBUTED));
         let mut guard = Guard::new(&labels.extra, namespaces.len());
         if guard.is_needed() {
             let known = namespaces.iter().filter_map(|ns| before.known(ns, labels));
@@ -501,6 +504,16 @@ mod tests {
         assert_eq!(directory.by_inode(11).unwrap().id.name, "a");
         assert_eq!(directory.by_inode(10).unwrap().id.name, "a~10");
         assert_eq!(directory.labels(Subject(1), Names::Netskoop), Some("kind=\"netns\",name=\"a~10\""));
+    }
+
+    #[test]
+    fn nobody_takes_the_name_of_what_belongs_to_nobody() {
+        let directory = build(1, &[netns(1, 10, "unattributed", 1)], "n");
+        for names in Names::ALL {
+            let (own, nobodys) =
+                (directory.labels(Subject(1), names), directory.labels(Subject::UNATTRIBUTED, names));
+            assert!(own.is_some() && own != nobodys, "{own:?}");
+        }
     }
 
     #[test]

@@ -2,13 +2,10 @@
 
 use super::book::Told;
 use super::cgroup::CgroupOwner;
-use super::workload::{Role, Workload};
+use super::workload::{Role, SHORT_ID, Workload};
 use netskoop_api::{EntityRef, Kind};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Digits of a container id that people use.
-const SHORT: usize = 12;
 
 /// What a source says of a workload, and which one it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +176,7 @@ fn by_cgroup(facts: &Facts) -> Option<Identity> {
     Some(match best {
         CgroupOwner::Container(containers) => {
             let id = containers.own_id();
-            let name = id.get(..SHORT).unwrap_or(id).to_owned();
+            let name = id.get(..SHORT_ID).unwrap_or(id).to_owned();
             let short = Identity::new(Kind::Container, name, "cgroup");
             Identity { container_id: Some(id.to_owned()), awaited: true, ..short }
         }
@@ -199,7 +196,7 @@ fn by_mount(facts: &Facts) -> Option<Identity> {
 fn made_by_runtime(name: &str) -> bool {
     let name = name.strip_prefix("cni-").or(name.strip_prefix("netns-")).unwrap_or(name);
     let is_uuid = name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    let is_id = matches!(name.len(), SHORT | 64) && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_id = matches!(name.len(), SHORT_ID | 64) && name.bytes().all(|b| b.is_ascii_hexdigit());
     is_uuid || is_id
 }
 

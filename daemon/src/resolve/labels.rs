@@ -19,6 +19,9 @@ const MAX_INFO: usize = 4096;
 pub const ENTITY_LABELS: [&str; 9] =
     ["kind", "name", "namespace", "pod", "node", "netns", "k8s_node", "k8s_namespace", "k8s_pod"];
 
+/// Name of what the kernel counted without telling a namespace.
+pub(super) const UNATTRIBUTED: &str = "unattributed";
+
 /// What labels are made with, beside the names.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {

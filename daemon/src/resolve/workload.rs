@@ -9,6 +9,8 @@ use std::path::PathBuf;
 const MAX_NAME: usize = 253;
 /// Longest value of a label, an image name or a description, in bytes.
 const MAX_VALUE: usize = 256;
+/// Digits of a container's id that people use.
+pub const SHORT_ID: usize = 12;
 /// Labels and annotations of one workload, each, in number and bytes together.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL_BYTES: usize = 2048;
@@ -83,6 +85,11 @@ impl Workload {
                 cut(name, MAX_NAME);
             }
         }
+        // Without names there would be nothing to tell it by.
+        if self.name.is_empty() {
+            self.name = self.id.chars().take(SHORT_ID).collect();
+        }
+        self.pod = self.pod.take().filter(|pod| !pod.name.is_empty());
         cut(&mut self.image, MAX_VALUE);
         cut(&mut self.description, MAX_VALUE);
         self.labels = bounded(std::mem::take(&mut self.labels));
@@ -134,6 +141,13 @@ mod tests {
         let size: usize = huge.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
         assert!(size <= MAX_LABEL_BYTES && huge.labels.len() > 5, "{size}");
         assert!(huge.labels.contains_key("key-0000"));
+    }
+
+    #[test]
+    fn what_has_no_name_goes_by_its_id() {
+        let pod = Some(Pod::default());
+        let bare = Workload { id: "0123456789abcdef".into(), pod, ..Workload::default() }.bounded();
+        assert_eq!((bare.name.as_str(), bare.pod), ("0123456789ab", None));
     }
 
     #[test]

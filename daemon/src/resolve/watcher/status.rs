@@ -42,7 +42,8 @@ impl Watcher {
         let processes = match &health.error {
             Some(error) => format!("failed: {error}"),
             None if health.hidden > 0 => {
-                format!("{} processes cannot be looked at: CAP_SYS_PTRACE is missing", health.hidden)
+                let processes = if health.hidden == 1 { "process" } else { "processes" };
+                format!("{} {processes} cannot be looked at: CAP_SYS_PTRACE is missing", health.hidden)
             }
             None => "scanned".into(),
         };
