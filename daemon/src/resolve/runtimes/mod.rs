@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-/// How often the places of sockets are looked at while nothing is there, and after a source was there a moment ago: a
-/// runtime that restarts takes its socket away.
+/// How often the places of sockets are looked at while nothing is there, and for a moment after a source was there or the
+/// daemon began: a runtime that restarts takes its socket away, and after a boot it comes a little later.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_secs(60);
@@ -255,7 +255,8 @@ fn sources(kind: &Runtime, choice: &Choice, run: &Path) -> Vec<(String, Vec<Path
 /// Runs a source whenever one of its places is there, for ever.
 async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
     let mut retry = FIRST_RETRY;
-    let mut worked: Option<Instant> = None;
+    // After a boot runtimes start at the same time as we do.
+    let mut worked = Instant::now();
     let mut logged: Option<Instant> = None;
     loop {
         context.path = first_there(&places, &context.reporter, worked).await;
@@ -268,7 +269,7 @@ async fn supervise(kind: &Runtime, places: Vec<PathBuf>, mut context: Context) {
         let sentence = with_path(sentence, &context.path);
         let was_connected = context.reporter.failed(&sentence);
         if was_connected {
-            worked = Some(Instant::now());
+            worked = Instant::now();
         }
         // A socket that never answers is tried every few seconds.
         if was_connected || logged.is_none_or(|at| at.elapsed() > LOG_AGAIN) {
@@ -309,7 +310,7 @@ async fn guarded(mut running: Running<'_>) -> SourceError {
 }
 
 /// Waits until one of the places exists.
-async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Option<Instant>) -> PathBuf {
+async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Instant) -> PathBuf {
     let mut told = false;
     loop {
         if let Some(path) = places.iter().find(|path| path.exists()) {
@@ -319,7 +320,7 @@ async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Option<Ins
             let first = places.first().map(|path| path.display().to_string()).unwrap_or_default();
             reporter.state(State::Absent(format!("{first} does not exist")));
         }
-        let lately = worked.is_some_and(|at| at.elapsed() < MOMENT);
+        let lately = worked.elapsed() < MOMENT;
         tokio::time::sleep(if lately { LOOK_AGAIN } else { LOOK }).await;
     }
 }
