@@ -17,7 +17,7 @@ use crate::hooks::{Counters, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Settings};
 use crate::kernel::drop_reasons::ENUMS;
 use crate::kernel::features::Features;
-use crate::kernel::netns_watch::NetnsWatch;
+use crate::kernel::netns_watch::{Exits, NetnsWatch};
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
 use crate::resolve::directory::Directory;
@@ -121,10 +121,10 @@ struct Silent;
 
 impl KernelWatch for Silent {
     fn announce_again(&self, _inode: u32) {}
-    fn known(&self, _: u32, _: u64) {}
+    fn known(&self, _: u32, _: u64, _: Exits) {}
     fn forget(&self, _: u32, _: u64) {}
     fn retain(&self, _: &rustc_hash::FxHashMap<u32, u64>) {}
-    fn rearm(&self, _: u32, _: u64) {}
+    fn rearm(&self, _: u32, _: u64, _: Exits) {}
 }
 
 fn watcher(proc: &Path) -> Watcher {

@@ -257,10 +257,12 @@ pub struct Reporter {
 impl Reporter {
     fn write(&self, action: impl FnOnce(&mut Pages, SourceId)) {
         let mut pages = self.book.pages();
+        let before = pages.changed.len();
         action(&mut pages, self.source);
-        let changed = !pages.changed.is_empty();
+        // What was there before has woken it already.
+        let more = pages.changed.len() > before;
         drop(pages);
-        if changed {
+        if more {
             (self.book.wake)();
         }
     }

@@ -1,6 +1,8 @@
 //! All namespaces of the node with their names and rendered labels, at one moment. Never changed, only replaced: readers
 //! take an `Arc` and see one consistent picture however long they take.
 
+mod patch;
+
 use super::book::Told;
 use super::describe;
 use super::extra::{About, Guard, Shown};
@@ -13,6 +15,7 @@ use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
 use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
+use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -144,7 +147,9 @@ pub struct Directory {
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
     departed: Vec<Departed>,
-    tenants: Vec<Tenant>,
+    tenants: Arc<[Tenant]>,
+    /// Names that are in use.
+    taken: Taken,
     /// Made when the first event asks: most pictures are replaced before.
     index: OnceLock<Index>,
     /// How many namespaces have too many others beside them for each extra label.
@@ -192,6 +197,9 @@ impl Directory {
         departed: Vec<Departed>,
         labels: &Labels,
     ) -> Directory {
+        if let Some(patched) = before.patched(generation, namespaces, &departed, labels) {
+            return patched;
+        }
         let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
         let mut directory = Directory {
             generation,
@@ -199,6 +207,7 @@ impl Directory {
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
             unattributed: labels::unattributed(labels),
             departed,
+            taken: Taken::of(namespaces),
             ..Directory::default()
         };
         directory.slots.resize_with(size.max(1), || None);
@@ -221,7 +230,7 @@ impl Directory {
             directory.slots[ns.subject.0 as usize] = Some(entry);
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
-        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
+        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default().into();
         directory.limited = directory.count_limited(labels);
         directory
     }

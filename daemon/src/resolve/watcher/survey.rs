@@ -29,12 +29,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 impl Worker {
     /// Looks at every process and every mount, and publishes the picture if it changed.
     pub(super) fn full_scan(&mut self) {
-        self.scan_at = None;
+        (self.scan_at, self.missing) = (None, 0);
         self.last_scan = Instant::now();
         // Armed before the look: an exit during the scan is then told, and looked at afterwards.
-        if let Some(hooks) = &self.hooks {
-            self.namespaces.values().for_each(|ns| hooks.rearm(ns.facts.inode, ns.facts.cookie));
-        }
+        self.namespaces.values().for_each(|ns| self.rearm(ns));
         let scan::Processes { members, hidden } = match scan::processes(&self.roots.proc) {
             Ok(found) => found,
             Err(error) => {
@@ -43,7 +41,7 @@ impl Worker {
                 return;
             }
         };
-        let mut files = scan::mounts(&self.roots.netns).files;
+        let mut files = scan::mounts(&self.roots.netns);
         files.extend(scan::all_mounts(&self.roots.proc));
         self.mounts = by_inode(files);
         let mut health = self.health();
@@ -183,6 +181,7 @@ impl Worker {
         let led = same_leader.map_or_else(Instant::now, |old| old.led);
         let same_name = old.as_ref().filter(|old| old.identity == identity);
         let subject = old.as_ref().map_or_else(|| self.slot(), |old| old.subject);
+        self.missing -= i64::from(old.is_none());
         let birth = same_name.map_or(self.births + 1, |old| old.birth);
         let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
@@ -195,8 +194,7 @@ impl Worker {
         if let Some(end) = waits {
             self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));
         }
-        let cookie = facts.cookie;
-        let ns = Namespace {
+        let ns = Arc::new(Namespace {
             subject,
             facts,
             processes,
@@ -211,12 +209,26 @@ impl Worker {
             lost,
             led,
             birth,
-        };
-        self.namespaces.insert(inode, Arc::new(ns));
-        if let Some(hooks) = &self.hooks {
-            hooks.known(inode, cookie);
+        });
+        self.namespaces.insert(inode, Arc::clone(&ns));
+        self.tell_known(&ns);
+        if same_leader.is_none() {
+            self.mind_leader(&ns);
         }
         true
+    }
+
+    /// Only from now on the end of this leader is told: one that has ended already is looked for again.
+    fn mind_leader(&mut self, ns: &Namespace) {
+        let Some(pid) = ns.facts.leader.filter(|_| self.hooks.is_some()) else { return };
+        let inode = ns.facts.inode;
+        if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
+            return;
+        }
+        match ns.facts.mount {
+            Some(_) => self.again.push((Instant::now(), Again::Namespace { inode })),
+            None => self.scan_soon(),
+        }
     }
 
     /// Whether to show a namespace under this name, or to wait for a better one.
