@@ -532,4 +532,41 @@ mod tests {
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());
     }
+
+    /// A picture that is made from the one before is the one that would be built.
+    #[test]
+    fn a_patched_picture_is_as_good_as_a_built_one() {
+        const NAMES: [&str; 7] = ["a", "b", "c", "host", "shop/web", "shop/web~7", "d"];
+        let labels = Labels::default();
+        let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
+        let mut all = vec![namespace(1, host, 1)];
+        let mut before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
+        let (mut random, mut patched) = (7_u32, 0);
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) as usize % below
+        };
+        for birth in 2..500 {
+            for _ in 0..=next(2) {
+                let slot = 2 + u32::try_from(next(6)).unwrap();
+                all.retain(|ns| ns.subject != Subject(slot));
+                if next(3) > 0 {
+                    all.push(netns(slot, slot + 10 * u32::try_from(next(2)).unwrap(), NAMES[next(7)], birth));
+                }
+            }
+            patched += u32::from(before.patched(birth, &all, &[], &labels).is_some());
+            let built = Directory::build(&Directory::default(), birth, &all, vec![], &labels);
+            before = Directory::build(&before, birth, &all, vec![], &labels);
+            let show = |picture: &Directory| -> Vec<String> {
+                picture
+                    .entries()
+                    .map(|entry| format!("{:?} {:?} {:?}", entry.id, entry.labels, entry.is_only))
+                    .collect()
+            };
+            assert_eq!(show(&before), show(&built));
+            all.iter().for_each(|ns| assert_eq!(before.subject(ns.facts.inode), Some(ns.subject)));
+            assert_eq!(before.by_inode.len(), built.by_inode.len());
+        }
+        assert!(patched > 50, "{patched}");
+    }
 }

@@ -52,7 +52,8 @@ pub fn processes(proc_root: &Path) -> io::Result<Processes> {
 
 /// Namespace of a process; `None` if it is gone or hidden.
 pub fn namespace_of(proc_root: &Path, pid: i32) -> Option<u32> {
-    read_inode(&open_dir(proc_root).ok()?, pid, &mut Vec::with_capacity(64)).ok()
+    let link = rustix::fs::readlink(proc_root.join(format!("{pid}/ns/net")), Vec::with_capacity(64)).ok()?;
+    parse_link(link.as_bytes())
 }
 
 /// Namespace of the node: that of process 1, or our own where process 1 may not be looked at.
@@ -153,7 +154,8 @@ fn read_small(path: &Path) -> Option<String> {
 
 fn read_up_to(path: &Path, most: usize) -> Option<String> {
     use std::io::Read;
-    let mut bytes = Vec::new();
+    // Most are shorter: one read then, and one that finds the end.
+    let mut bytes = Vec::with_capacity(1024);
     std::fs::File::open(path).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

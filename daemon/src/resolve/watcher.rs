@@ -133,6 +133,9 @@ impl Watcher {
             changed: false,
             departed_changed: false,
             turn: 0,
+            host: None,
+            doubtful: false,
+            scanning: false,
             sees_node_pids,
         };
         worker.watch_mounts();
@@ -264,6 +267,12 @@ struct Worker {
     departed: VecDeque<(Instant, u64, Arc<EntityRef>)>,
     /// Where the turn of looking at addresses is.
     turn: usize,
+    /// The node's own namespace.
+    host: Option<u32>,
+    /// Whether files may lead elsewhere than at the last look.
+    doubtful: bool,
+    /// Whether this is a look at everything, which also meets what is long there.
+    scanning: bool,
     /// Whether we are in the node's own pid namespace.
     sees_node_pids: bool,
     /// Whether a living namespace is not in the published picture as it is now.
@@ -380,9 +389,6 @@ impl Worker {
         } else if !self.namespaces.contains_key(&inode) {
             self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
             self.changed |= self.look(inode, Some(pid), None);
-            // It was seen as it began, and may have become another program by then.
-            let last = LOOK_AGAIN[LOOK_AGAIN.len() - 1];
-            self.again.push((Instant::now() + last, Again::Namespace { inode }));
         }
     }
 
@@ -489,8 +495,12 @@ impl Worker {
         self.scan_at = Some(self.scan_at.map_or(at, |planned| planned.min(at)));
     }
 
+    fn is_inside(&self, pid: i32, inode: u32) -> bool {
+        scan::namespace_of(&self.roots.proc, pid) == Some(inode)
+    }
+
     /// What is known of a namespace with this leader; `None` if it is gone. A leader that stays is in the namespace that it
-    /// was in, so only then the cookie is the one that is known.
+    /// was in, and so is a file that nobody has touched: only then the cookie is the one that is known.
     fn facts(&self, inode: u32, leader: Option<i32>) -> Option<Facts> {
         let mut mounts = self.mounts.get(&inode).cloned().unwrap_or_default();
         let old = self.namespaces.get(&inode);
@@ -499,7 +509,11 @@ impl Worker {
             // The inode may have been another namespace's at the last look.
             mounts.retain(|path| scan::nsfs_inode(path) == Some(inode));
         }
-        let cookie = same_leader.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, &mounts))?;
+        let is_there = |file: &PathBuf| file.starts_with(&self.roots.netns) && mounts.contains(file);
+        // What was there before and still is keeps the inode from being another's.
+        let same_file = old.filter(|ns| !self.doubtful && ns.facts.mount.as_ref().is_some_and(is_there));
+        let same = same_leader.or(same_file.filter(|_| leader.is_none_or(|pid| self.is_inside(pid, inode))));
+        let cookie = same.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, &mounts))?;
         // The name and cgroup of a leader seldom change once it has led for a while. Before, it is on its way: a shell or a
         // container runtime that has still to become what it starts.
         let settled = same_leader.filter(|ns| ns.led.elapsed() > GRACE).map(|ns| &ns.facts);
@@ -507,7 +521,7 @@ impl Worker {
         Some(Facts {
             inode,
             cookie,
-            host: scan::host_namespace(proc) == Some(inode),
+            host: self.host == Some(inode),
             leader,
             comm: settled.map_or_else(|| scan::comm(proc, leader?), |facts| facts.comm.clone()),
             cgroup: settled.map_or_else(|| scan::cgroup(proc, leader?), |facts| facts.cgroup.clone()),

@@ -1,6 +1,6 @@
 //! Takes stock: looks at every process and every mount, gives namespaces their slots and names, and publishes the picture.
 
-use super::{Again, GRACE, SHORT_GRACE, Worker};
+use super::{Again, GRACE, LOOK_AGAIN, SHORT_GRACE, Worker};
 use crate::kernel::bpf::same_cookie;
 use crate::kernel::procfs::addresses;
 use crate::resolve::cgroup::CgroupOwner;
@@ -21,6 +21,8 @@ const DEPARTED_TIME: Duration = Duration::from_secs(10);
 const DEPARTED_MAX: usize = 512;
 /// Addresses are configured a moment after a namespace is made.
 const ADDRESSES_COME: Duration = Duration::from_secs(10);
+/// Before that, one that has no process yet has no address either.
+const ADDRESSES_FIRST: Duration = Duration::from_millis(500);
 /// Namespaces whose addresses one scan looks at.
 const ADDRESSES_AT_ONCE: usize = 64;
 /// Time between looks for counts that belong to nobody.
@@ -31,6 +33,7 @@ impl Worker {
     pub(super) fn full_scan(&mut self) {
         (self.scan_at, self.missing) = (None, 0);
         self.last_scan = Instant::now();
+        self.host = scan::host_namespace(&self.roots.proc);
         // Armed before the look: an exit during the scan is then told, and looked at afterwards.
         self.namespaces.values().for_each(|ns| self.rearm(ns));
         let scan::Processes { members, hidden } = match scan::processes(&self.roots.proc) {
@@ -56,6 +59,7 @@ impl Worker {
         let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
         inodes.sort_unstable();
         inodes.dedup();
+        (self.doubtful, self.scanning) = (true, true);
         for inode in inodes {
             let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
             let old = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
@@ -63,6 +67,7 @@ impl Worker {
             // One that went a moment ago is told by its own going, which starts the next scan.
             self.changed |= self.look(inode, leader, Some(&units));
         }
+        (self.doubtful, self.scanning) = (false, false);
         self.addresses_of_some();
         self.sweep();
         self.scan_time = self.last_scan.elapsed();
@@ -84,7 +89,7 @@ impl Worker {
 
     /// Units that have a process in the node's own namespace: they do not own another one.
     fn units_of_host(&self) -> FxHashSet<String> {
-        let host = scan::host_namespace(&self.roots.proc).and_then(|inode| self.crowds.get(&inode));
+        let host = self.host.and_then(|inode| self.crowds.get(&inode));
         let owners = host.map(|crowd| crowd.owners(None)).unwrap_or_default();
         let unit = |owner| match owner {
             CgroupOwner::Unit(unit) => Some(unit),
@@ -191,6 +196,10 @@ impl Worker {
             (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
         };
         let waits = (!settled).then(|| seen + grace(&identity)).or(lost.map(|lost| lost + GRACE));
+        if old.is_none() && !self.scanning {
+            // It was seen as it began: its process may have become another program by then, and addresses come.
+            self.again.push((Instant::now() + LOOK_AGAIN[LOOK_AGAIN.len() - 1], Again::Namespace { inode }));
+        }
         if let Some(end) = waits {
             self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));
         }
@@ -240,6 +249,10 @@ impl Worker {
     fn addresses(&self, facts: &Facts, old: Option<&Namespace>) -> Vec<IpAddr> {
         match old {
             Some(old) if old.seen.elapsed() > ADDRESSES_COME => old.addresses.clone(),
+            // One without a process has just been made. It is looked at again.
+            _ if facts.leader.is_none() && !self.scanning && is_new(old) => {
+                old.map(|old| old.addresses.clone()).unwrap_or_default()
+            }
             _ => self.look_up_addresses(facts),
         }
     }
@@ -301,6 +314,11 @@ impl Worker {
 fn lately_lost(old: &Namespace, now: &Identity) -> bool {
     let had_better = now.awaited && !old.identity.awaited;
     had_better && old.lost.is_none_or(|lost| lost.elapsed() < GRACE)
+}
+
+/// Whether a namespace was only just found.
+fn is_new(old: Option<&Namespace>) -> bool {
+    old.is_none_or(|old| old.seen.elapsed() < ADDRESSES_FIRST)
 }
 
 /// How long a namespace without a settled name waits for one.
