@@ -247,7 +247,8 @@ fn a_change_of_one_name_costs_the_same_among_many() {
         let before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
         all[1] = one(2, "new".into());
         let start = crate::counting::allocations();
-        let picture = Directory::build(&before, 2, &all, vec![], &labels);
+        let changes = [(2, Some(&all[1]))];
+        let picture = before.patched(2, changes.into_iter(), &[], &labels).unwrap();
         let allocations = crate::counting::allocations() - start;
         assert_eq!(picture.by_inode(2).unwrap().id.name, "new");
         allocations

@@ -2,6 +2,7 @@
 //! take an `Arc` and see one consistent picture however long they take.
 
 mod patch;
+mod slots;
 
 use super::book::Told;
 use super::describe;
@@ -17,6 +18,7 @@ use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
 use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
+use slots::Slots;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -142,7 +144,7 @@ enum Spot {
 #[derive(Debug, Default)]
 pub struct Directory {
     generation: u64,
-    slots: Vec<Option<Arc<Entry>>>,
+    slots: Slots,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
@@ -197,10 +199,6 @@ impl Directory {
         departed: Vec<Departed>,
         labels: &Labels,
     ) -> Directory {
-        if let Some(patched) = before.patched(generation, namespaces, &departed, labels) {
-            return patched;
-        }
-        let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
         let mut directory = Directory {
             generation,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
@@ -210,7 +208,6 @@ impl Directory {
             taken: Taken::of(namespaces),
             ..Directory::default()
         };
-        directory.slots.resize_with(size.max(1), || None);
         let mut newest_first: Vec<_> = namespaces.iter().collect();
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
@@ -227,7 +224,7 @@ impl Directory {
                 let old = before.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();
                 Arc::new(Entry::new(ns, is_first, is_only, labels, &mut guard, old))
             });
-            directory.slots[ns.subject.0 as usize] = Some(entry);
+            directory.slots.set(ns.subject, Some(entry));
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
         directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default().into();
@@ -237,7 +234,7 @@ impl Directory {
 
     /// The same namespace in the picture before, if the same labels are shown there.
     fn known(&self, ns: &Namespace, labels: &Labels) -> Option<&Entry> {
-        let old = self.slots.get(ns.subject.0 as usize)?.as_deref()?;
+        let old = self.slots.get(ns.subject)?;
         let (is, was) = (ns, &*old.namespace);
         let same =
             (is.facts.inode, is.facts.cookie, is.seen) == (was.facts.inode, was.facts.cookie, was.seen);
@@ -264,7 +261,7 @@ impl Directory {
         is_only: bool,
         labels: &Labels,
     ) -> Option<Arc<Entry>> {
-        let old = self.slots.get(ns.subject.0 as usize)?.as_ref()?;
+        let old = self.slots.get(ns.subject)?;
         let same_name = (old.id.name == ns.identity.name) == is_first;
         let same = Arc::ptr_eq(&old.namespace, ns) && same_name && old.is_only == is_only;
         (same && !labels.changed).then(|| Arc::clone(old))
@@ -330,7 +327,7 @@ impl Directory {
     /// A namespace by slot.
     pub fn entry(&self, subject: Subject) -> Option<&Entry> {
         let subject = if subject == Subject::NODE { self.host() } else { subject };
-        self.slots.get(subject.0 as usize)?.as_deref()
+        self.slots.get(subject).map(|entry| &**entry)
     }
 
     /// A namespace by inode.
@@ -368,7 +365,7 @@ impl Directory {
 
     /// All namespaces, by slot.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.iter().flatten().map(|entry| &**entry)
+        self.slots.iter()
     }
 
     /// Pods and containers that live in the node's own namespace.
@@ -547,6 +544,7 @@ mod tests {
             (random >> 8) as usize % below
         };
         for birth in 2..500 {
+            let was = all.clone();
             for _ in 0..=next(2) {
                 let slot = 2 + u32::try_from(next(6)).unwrap();
                 all.retain(|ns| ns.subject != Subject(slot));
@@ -554,9 +552,19 @@ mod tests {
                     all.push(netns(slot, slot + 10 * u32::try_from(next(2)).unwrap(), NAMES[next(7)], birth));
                 }
             }
-            patched += u32::from(before.patched(birth, &all, &[], &labels).is_some());
+            let inode = |ns: &Arc<Namespace>| ns.facts.inode;
+            let mut inodes: Vec<u32> = was.iter().chain(&all).map(inode).collect();
+            let at = |all: &[Arc<Namespace>], inode| {
+                all.iter().find(|ns| ns.facts.inode == inode).map(Arc::as_ptr)
+            };
+            inodes.retain(|inode| at(&was, *inode) != at(&all, *inode));
+            inodes.sort_unstable();
+            inodes.dedup();
+            let now = |inode: &u32| (*inode, all.iter().find(|ns| ns.facts.inode == *inode));
             let built = Directory::build(&Directory::default(), birth, &all, vec![], &labels);
-            before = Directory::build(&before, birth, &all, vec![], &labels);
+            let next = before.patched(birth, inodes.iter().map(now), &[], &labels);
+            patched += u32::from(next.is_some());
+            before = next.unwrap_or_else(|| Directory::build(&before, birth, &all, vec![], &labels));
             let show = |picture: &Directory| -> Vec<String> {
                 picture
                     .entries()

@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use crowd::Crowd;
 use join::Places;
 use netskoop_api::EntityRef;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use std::collections::VecDeque;
 use std::io;
@@ -134,6 +134,7 @@ impl Watcher {
             departed_changed: false,
             turn: 0,
             host: None,
+            touched: FxHashSet::default(),
             doubtful: false,
             scanning: false,
             sees_node_pids,
@@ -275,6 +276,8 @@ struct Worker {
     scanning: bool,
     /// Whether we are in the node's own pid namespace.
     sees_node_pids: bool,
+    /// Namespaces that came, went or are different since the published picture.
+    touched: FxHashSet<u32>,
     /// Whether a living namespace is not in the published picture as it is now.
     changed: bool,
     /// Whether a departed one is not.
@@ -424,7 +427,6 @@ impl Worker {
         if let Some(delay) = LOOK_AGAIN.get(tries) {
             self.again.push((Instant::now() + *delay, Again::Process { pid, tries }));
         } else if self.missing > 0 {
-            // Those that came with a file or with another process were found without.
             self.scan_soon();
         }
     }
@@ -438,7 +440,9 @@ impl Worker {
             match what {
                 Again::Process { pid, tries } => match scan::namespace_of(&self.roots.proc, pid) {
                     Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
-                    _ => self.again_process(pid, tries + 1),
+                    _ if self.missing > 0 => self.again_process(pid, tries + 1),
+                    // Those that were being made were found without.
+                    _ => {}
                 },
                 Again::Namespace { inode } => self.refresh(inode),
                 Again::File { path, tries } => self.look_at_files(vec![path], Some(tries + 1)),

@@ -50,39 +50,37 @@ impl Taken {
 }
 
 impl Directory {
-    /// This picture with what is different in these namespaces, if that can be told from them alone.
-    pub(super) fn patched(
+    /// This picture with what is different in these namespaces, if that can be told from them alone. Of each its inode is
+    /// given, and what it is now.
+    pub(crate) fn patched<'a>(
         &self,
         generation: u64,
-        namespaces: &[Arc<Namespace>],
+        changes: impl ExactSizeIterator<Item = (u32, Option<&'a Arc<Namespace>>)> + Clone,
         departed: &[Departed],
         labels: &Labels,
     ) -> Option<Directory> {
-        let mut guard = Guard::new(&labels.extra, namespaces.len());
+        let mut guard = Guard::new(&labels.extra, self.by_inode.len() + changes.len());
         let is_limited = guard.is_needed() || self.limited.iter().any(|(_, count)| *count > 0);
-        if labels.changed || is_limited || self.host.is_none() {
+        if labels.changed || is_limited || self.host.is_none() || changes.len() > FEW {
             return None;
         }
-        let (old, new) = self.differences(namespaces)?;
-        let changed = || old.iter().map(|entry| &entry.namespace).chain(new.iter().copied());
-        if changed().any(|ns| ns.facts.host || self.names_tenant(&ns.identity.name)) {
+        let old = changes.clone().filter_map(|(inode, _)| self.by_inode(inode));
+        let new = changes.filter_map(|(_, now)| now);
+        let mut all = old.clone().map(|entry| &entry.namespace).chain(new.clone());
+        if all.any(|ns| ns.facts.host || self.names_tenant(&ns.identity.name)) {
             return None;
         }
         let mut taken = self.taken.clone();
-        old.iter().try_for_each(|entry| taken.give_back(&entry.namespace))?;
-        new.iter().try_for_each(|ns| taken.take(ns))?;
+        old.clone().try_for_each(|entry| taken.give_back(&entry.namespace))?;
+        new.clone().try_for_each(|ns| taken.take(ns))?;
         let (mut slots, mut by_inode) = (self.slots.clone(), self.by_inode.clone());
-        for ns in old.iter().map(|entry| &entry.namespace) {
-            slots[ns.subject.0 as usize] = None;
+        for ns in old.map(|entry| &entry.namespace) {
+            slots.set(ns.subject, None);
             by_inode.remove(&ns.facts.inode);
         }
         for ns in new {
-            let slot = ns.subject.0 as usize;
-            if slot >= slots.len() {
-                slots.resize_with(slot + 1, || None);
-            }
             let shown = self.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();
-            slots[slot] = Some(Arc::new(Entry::new(ns, true, true, labels, &mut guard, shown)));
+            slots.set(ns.subject, Some(Arc::new(Entry::new(ns, true, true, labels, &mut guard, shown))));
             by_inode.insert(ns.facts.inode, ns.subject);
         }
         Some(Directory {
@@ -97,37 +95,6 @@ impl Directory {
             limited: self.limited.clone(),
             ..Directory::default()
         })
-    }
-
-    /// What is in this picture and not in the next, and the other way round; nothing if that is much.
-    fn differences<'a>(
-        &self,
-        namespaces: &'a [Arc<Namespace>],
-    ) -> Option<(Vec<&Entry>, Vec<&'a Arc<Namespace>>)> {
-        let (mut old, mut new, mut same) = (Vec::new(), Vec::new(), 0);
-        let at = |ns: &Namespace| self.slots.get(ns.subject.0 as usize)?.as_deref();
-        for ns in namespaces {
-            if at(ns).is_some_and(|entry| Arc::ptr_eq(&entry.namespace, ns)) {
-                same += 1;
-            } else if new.len() < FEW {
-                new.push(ns);
-            } else {
-                return None;
-            }
-        }
-        old.extend(new.iter().filter_map(|ns| at(ns)));
-        let gone = self.by_inode.len().checked_sub(same + old.len())?;
-        if gone > FEW {
-            return None;
-        }
-        if gone > 0 {
-            let mut lives = vec![false; self.slots.len()];
-            let places = namespaces.iter().map(|ns| ns.subject.0 as usize);
-            places.filter(|place| *place < self.slots.len()).for_each(|place| lives[place] = true);
-            old.extend(self.entries().filter(|entry| !lives[entry.namespace.subject.0 as usize]));
-        }
-        // Otherwise two namespaces had one inode, or one slot.
-        (self.by_inode.len() == same + old.len()).then_some((old, new))
     }
 
     /// Whether a tenant has this name, or had it if it were free.

@@ -108,6 +108,7 @@ impl Worker {
     /// A namespace is gone: its slot is free, and its name is kept for events that are still on their way.
     fn remove(&mut self, inode: u32) {
         let Some(ns) = self.namespaces.remove(&inode) else { return };
+        self.touched.insert(inode);
         self.free.push(ns.subject.0);
         self.places.set_owners(inode, &ns.facts.owners, &[]);
         self.crowds.remove(&inode);
@@ -220,6 +221,7 @@ impl Worker {
             birth,
         });
         self.namespaces.insert(inode, Arc::clone(&ns));
+        self.touched.insert(inode);
         self.tell_known(&ns);
         if same_leader.is_none() {
             self.mind_leader(&ns);
@@ -278,6 +280,7 @@ impl Worker {
             if addresses != ns.addresses {
                 let ns = Namespace { addresses, ..(**ns).clone() };
                 self.namespaces.insert(*inode, Arc::new(ns));
+                self.touched.insert(*inode);
                 self.changed = true;
             }
         }
@@ -293,14 +296,19 @@ impl Worker {
     pub(super) fn publish(&mut self) {
         let grown = u64::from(std::mem::take(&mut self.changed));
         let generation = self.directory.load().generation() + grown;
-        let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
         let old = |at: &Instant| at.elapsed() > DEPARTED_TIME;
         while self.departed.len() > DEPARTED_MAX || self.departed.front().is_some_and(|(at, ..)| old(at)) {
             self.departed.pop_front();
         }
-        let departed = self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
+        let departed: Vec<_> =
+            self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
         let before = self.directory.load_full();
-        let picture = Directory::build(&before, generation, &namespaces, departed, &self.labels);
+        let changes = self.touched.iter().map(|inode| (*inode, self.namespaces.get(inode)));
+        let picture = before.patched(generation, changes, &departed, &self.labels).unwrap_or_else(|| {
+            let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
+            Directory::build(&before, generation, &namespaces, departed, &self.labels)
+        });
+        self.touched.clear();
         self.labels.changed = false;
         self.directory.store(Arc::new(picture));
         if grown > 0 {
