@@ -18,7 +18,7 @@ struct limit limit = {};
 struct known_netns {
 	u64 cookie; /* 0: not known, so it is the right one */
 	u32 pending;
-	u32 pad;
+	u32 leader; /* whose exit is told; 0: everybody's */
 };
 
 /* For its type. */
@@ -106,6 +106,9 @@ int on_exit(u64 *ctx)
 		return 0;
 	old = bpf_map_lookup_elem(&known, &ns.inum);
 	if (!old || old->pending)
+		return 0;
+	/* Most that end in a namespace are not the process through which user space reads it. */
+	if (old->leader && old->leader != (u32)task->pid)
 		return 0;
 	st = stats_here();
 	if (!st)

@@ -170,6 +170,7 @@ struct nsproxy {
 };
 
 struct task_struct {
+	int pid;
 	int tgid;
 	char comm[16];
 	struct nsproxy *nsproxy;

@@ -17,10 +17,12 @@ use crate::hooks::{Counters, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Settings};
 use crate::kernel::drop_reasons::ENUMS;
 use crate::kernel::features::Features;
-use crate::kernel::netns_watch::NetnsWatch;
+use crate::kernel::netns_watch::{Exits, NetnsWatch};
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
 use crate::resolve::directory::Directory;
+use crate::resolve::directory::testing::namespace;
+use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
 use crate::server::exposition::{Budget, write_family, write_infos};
@@ -39,6 +41,8 @@ use std::time::{Duration, Instant};
 const ALLOCATIONS_PER_PASS: u64 = 22;
 /// Allocations more for a hundred namespaces more: their jobs (one for 64) and pieces of the answer. None per series.
 const ALLOCATIONS_PER_100_NAMESPACES: u64 = 20;
+/// Allocations for a new picture of the node in which one namespace is different, whatever the number of the others.
+const ALLOCATIONS_PER_PICTURE: u64 = 34;
 /// System calls about files for each namespace more: two to look at its identity, three for each file.
 const SYSCALLS_PER_NAMESPACE: u64 = 24;
 /// The same for what is read once for the node.
@@ -121,10 +125,10 @@ struct Silent;
 
 impl KernelWatch for Silent {
     fn announce_again(&self, _inode: u32) {}
-    fn known(&self, _: u32, _: u64) {}
+    fn known(&self, _: u32, _: u64, _: Exits) {}
     fn forget(&self, _: u32, _: u64) {}
     fn retain(&self, _: &rustc_hash::FxHashMap<u32, u64>) {}
-    fn rearm(&self, _: u32, _: u64) {}
+    fn rearm(&self, _: u32, _: u64, _: Exits) {}
 }
 
 fn watcher(proc: &Path) -> Watcher {
@@ -222,6 +226,36 @@ fn allocations_do_not_depend_on_the_number_of_series() {
     let (few, many) = (count(3), count(103));
     gate("allocations per pass", few, ALLOCATIONS_PER_PASS);
     gate("allocations for 100 namespaces more", many - few, ALLOCATIONS_PER_100_NAMESPACES);
+}
+
+#[test]
+fn a_change_of_one_name_costs_the_same_among_many() {
+    let count = |namespaces: u32| {
+        let one = |number: u32, name: String| {
+            let host = (number == 1).then_some(1);
+            let facts = Facts {
+                inode: number,
+                host: host.is_some(),
+                leader: host,
+                mounts: vec![name],
+                ..Facts::default()
+            };
+            namespace(number, facts, u64::from(number))
+        };
+        let mut all: Vec<_> = (1..=namespaces).map(|number| one(number, format!("n{number}"))).collect();
+        let labels = Labels::default();
+        let before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
+        all[1] = one(2, "new".into());
+        let start = crate::counting::allocations();
+        let changes = [(2, Some(&all[1]))];
+        let picture = before.patched(2, changes.into_iter(), &[], &labels).unwrap();
+        let allocations = crate::counting::allocations() - start;
+        assert_eq!(picture.by_inode(2).unwrap().id.name, "new");
+        allocations
+    };
+    let (few, many) = (count(10), count(1000));
+    gate("allocations for a picture", many, ALLOCATIONS_PER_PICTURE);
+    assert_eq!(few, many, "it depends on the number of namespaces");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::declare::Probe;
 use crate::events::bus::{Counts, Incoming, Intake};
 use crate::hooks::{Counters, HookTable, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Refused, Settings};
-use crate::kernel::netns_watch::{self, NetnsEvent, NetnsWatch};
+use crate::kernel::netns_watch::{self, Exits, NetnsEvent, NetnsWatch};
 use crate::kernel::record;
 use crate::kernel::ring::Pump;
 use crate::probes::PROBES;
@@ -95,8 +95,8 @@ impl HookTable for Objects {
 }
 
 impl KernelWatch for Objects {
-    fn known(&self, inode: u32, cookie: u64) {
-        self.tell("insert a namespace", |watch| watch.known_insert(inode, cookie));
+    fn known(&self, inode: u32, cookie: u64, exits: Exits) {
+        self.tell("insert a namespace", |watch| watch.known_insert(inode, cookie, exits));
     }
     fn forget(&self, inode: u32, cookie: u64) {
         self.tell("remove a namespace", |watch| watch.known_remove(inode));
@@ -117,8 +117,8 @@ impl KernelWatch for Objects {
             }
         }
     }
-    fn rearm(&self, inode: u32, cookie: u64) {
-        self.tell("watch a namespace again", |watch| watch.clear_pending(inode, cookie));
+    fn rearm(&self, inode: u32, cookie: u64, exits: Exits) {
+        self.tell("watch a namespace again", |watch| watch.clear_pending(inode, cookie, exits));
     }
 }
 

@@ -32,11 +32,23 @@ pub enum NetnsEvent {
         /// The process, by the node's pids.
         pid: u32,
     },
-    /// A thread in the namespace is ending: it may be the last one. Comes once until [`NetnsWatch::clear_pending`].
+    /// A thread in the namespace is ending, one of those that were asked for. Comes once until
+    /// [`NetnsWatch::clear_pending`].
     Exit {
         /// Inode of the namespace.
         inum: u32,
     },
+}
+
+/// Whose exits from a namespace are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exits {
+    /// Every thread's.
+    Any,
+    /// That of this process's first thread, by the node's pids.
+    Of(i32),
+    /// None.
+    None,
 }
 
 /// Decodes a record that carries the number given to [`NetnsWatch::start`]; `None` if it is malformed.
@@ -62,8 +74,8 @@ impl NetnsWatch {
     }
 
     /// Tells that a namespace is known, so that it is not announced and its exits are.
-    pub fn known_insert(&self, inum: u32, cookie: u64) -> io::Result<()> {
-        let idle = known(cookie);
+    pub fn known_insert(&self, inum: u32, cookie: u64, exits: Exits) -> io::Result<()> {
+        let idle = known(cookie, exits);
         self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::ANY).map_err(io_error)
     }
 
@@ -76,8 +88,8 @@ impl NetnsWatch {
     }
 
     /// Asks for the next exit again, **before** looking who is left: an exit in between is then told.
-    pub fn clear_pending(&self, inum: u32, cookie: u64) -> io::Result<()> {
-        let idle = known(cookie);
+    pub fn clear_pending(&self, inum: u32, cookie: u64, exits: Exits) -> io::Result<()> {
+        let idle = known(cookie, exits);
         match self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::EXIST) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(io_error(error)),
             _ => Ok(()),
@@ -101,9 +113,16 @@ impl NetnsWatch {
 }
 
 /// Value of a known namespace whose exits are to be told.
-fn known(cookie: u64) -> [u8; 16] {
+fn known(cookie: u64, exits: Exits) -> [u8; 16] {
+    let leader = match exits {
+        Exits::Any => 0,
+        Exits::Of(pid) => pid.unsigned_abs(),
+        // No process has this number.
+        Exits::None => u32::MAX,
+    };
     let mut value = [0; 16];
     value[..8].copy_from_slice(&cookie.to_ne_bytes());
+    value[12..].copy_from_slice(&leader.to_ne_bytes());
     value
 }
 

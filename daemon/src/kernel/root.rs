@@ -11,7 +11,7 @@
 use super::bpf::{Entries, Handle, Loader, Refused, Settings};
 use super::drop_reasons::ENUMS;
 use super::features::Features;
-use super::netns_watch::{self, NetnsEvent, NetnsWatch};
+use super::netns_watch::{self, Exits, NetnsEvent, NetnsWatch};
 use super::record;
 use super::ring::{Pump, Ring, wait_until};
 use crate::declare::Probe;
@@ -510,7 +510,7 @@ fn two_capabilities_are_enough() {
                 handle.stop().unwrap();
             }
             let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
-            watch.known_insert(1, 0).unwrap();
+            watch.known_insert(1, 0, Exits::None).unwrap();
             watch.stop().unwrap();
             world.pump.stop().unwrap();
         });
@@ -568,16 +568,27 @@ fn namespaces_are_told_as_they_come_and_go() {
                 || events().iter().any(|e| matches!(e, NetnsEvent::Created { pid: p } if *p == pid));
             assert!(wait_until(LIMIT, created), "{how}: {:?}", events());
             // Whether it is also seen cannot be told: the inode may have been another test's a moment ago.
-            watch.known_insert(inum, 0).unwrap();
+            watch.known_insert(inum, 0, Exits::Any).unwrap();
         }
         let exits =
             || events().iter().filter(|e| matches!(e, NetnsEvent::Exit { inum: i } if *i == inum)).count();
         // `stat` above was the first to end there, unless nothing was.
         let before = exits();
-        watch.clear_pending(inum, 0).unwrap();
+        let leader = i32::try_from(process.id()).unwrap();
+        if how == "exec" {
+            // Another's end is of no interest; were it told, it would be told first.
+            watch.clear_pending(inum, 0, Exits::Of(leader)).unwrap();
+            sh(&format!("nsenter -t {leader} -n true"));
+            watch.clear_pending(inum, 0, Exits::None).unwrap();
+            sh(&format!("nsenter -t {leader} -n true"));
+            watch.clear_pending(inum, 0, Exits::Of(leader)).unwrap();
+        } else {
+            watch.clear_pending(inum, 0, Exits::Any).unwrap();
+        }
         drop(process.stdin.take());
         process.wait().unwrap();
         assert!(wait_until(LIMIT, || exits() > before), "{how}: {:?}", events());
+        assert!(how != "exec" || exits() == before + 1, "{how}: {:?}", events());
         watch.known_remove(inum).unwrap();
         watch.known_remove(inum).unwrap();
     }
@@ -604,7 +615,7 @@ fn large_maps_are_read_whole_and_forgotten_in_part() {
     let watch = NetnsWatch::start(PROBE, &world.loader).unwrap();
     // No namespace has such numbers.
     for inum in 1..=5000 {
-        watch.known_insert(inum, 0).unwrap();
+        watch.known_insert(inum, 0, Exits::Any).unwrap();
     }
     let mut entries = Entries::default();
     let mine = |entries: &Entries| {

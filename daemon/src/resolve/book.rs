@@ -264,10 +264,12 @@ pub struct Reporter {
 impl Reporter {
     fn write(&self, action: impl FnOnce(&mut Pages, SourceId)) {
         let mut pages = self.book.pages();
+        let before = (pages.changed.len(), pages.connected);
         action(&mut pages, self.source);
-        let changed = !pages.changed.is_empty() || pages.connected;
+        // What was there before has woken it already.
+        let more = (pages.changed.len(), pages.connected) != before;
         drop(pages);
-        if changed {
+        if more {
             (self.book.wake)();
         }
     }

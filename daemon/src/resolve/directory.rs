@@ -1,6 +1,9 @@
 //! All namespaces of the node with their names and rendered labels, at one moment. Never changed, only replaced: readers
 //! take an `Arc` and see one consistent picture however long they take.
 
+mod patch;
+mod slots;
+
 use super::book::Told;
 use super::describe;
 use super::extra::{About, Guard, Shown};
@@ -13,7 +16,9 @@ use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
 use crate::table::Subject;
 use netskoop_api::{Entity, EntityRef, Kind};
+use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
+use slots::Slots;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -139,12 +144,14 @@ enum Spot {
 #[derive(Debug, Default)]
 pub struct Directory {
     generation: u64,
-    slots: Vec<Option<Arc<Entry>>>,
+    slots: Slots,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
     unattributed: [Box<str>; 3],
     departed: Vec<Departed>,
-    tenants: Vec<Tenant>,
+    tenants: Arc<[Tenant]>,
+    /// Names that are in use.
+    taken: Taken,
     /// Made when the first event asks: most pictures are replaced before.
     index: OnceLock<Index>,
     /// How many namespaces have too many others beside them for each extra label.
@@ -192,16 +199,15 @@ impl Directory {
         departed: Vec<Departed>,
         labels: &Labels,
     ) -> Directory {
-        let size = namespaces.iter().map(|ns| ns.subject.0 as usize + 1).max().unwrap_or(0);
         let mut directory = Directory {
             generation,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
             unattributed: labels::unattributed(labels),
             departed,
+            taken: Taken::of(namespaces),
             ..Directory::default()
         };
-        directory.slots.resize_with(size.max(1), || None);
         let mut newest_first: Vec<_> = namespaces.iter().collect();
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
@@ -222,17 +228,17 @@ impl Directory {
                 let old = before.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();
                 Arc::new(Entry::new(ns, is_first, is_only, labels, &mut guard, old))
             });
-            directory.slots[ns.subject.0 as usize] = Some(entry);
+            directory.slots.set(ns.subject, Some(entry));
         }
         let host = namespaces.iter().find(|ns| ns.facts.host);
-        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default();
+        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default().into();
         directory.limited = directory.count_limited(labels);
         directory
     }
 
     /// The same namespace in the picture before, if the same labels are shown there.
     fn known(&self, ns: &Namespace, labels: &Labels) -> Option<&Entry> {
-        let old = self.slots.get(ns.subject.0 as usize)?.as_deref()?;
+        let old = self.slots.get(ns.subject)?;
         let (is, was) = (ns, &*old.namespace);
         let same =
             (is.facts.inode, is.facts.cookie, is.seen) == (was.facts.inode, was.facts.cookie, was.seen);
@@ -259,7 +265,7 @@ impl Directory {
         is_only: bool,
         labels: &Labels,
     ) -> Option<Arc<Entry>> {
-        let old = self.slots.get(ns.subject.0 as usize)?.as_ref()?;
+        let old = self.slots.get(ns.subject)?;
         let same_name = (old.id.name == ns.identity.name) == is_first;
         let same = Arc::ptr_eq(&old.namespace, ns) && same_name && old.is_only == is_only;
         (same && !labels.changed).then(|| Arc::clone(old))
@@ -328,7 +334,7 @@ impl Directory {
     /// A namespace by slot.
     pub fn entry(&self, subject: Subject) -> Option<&Entry> {
         let subject = if subject == Subject::NODE { self.host() } else { subject };
-        self.slots.get(subject.0 as usize)?.as_deref()
+        self.slots.get(subject).map(|entry| &**entry)
     }
 
     /// A namespace by inode.
@@ -366,7 +372,7 @@ impl Directory {
 
     /// All namespaces, by slot.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.iter().flatten().map(|entry| &**entry)
+        self.slots.iter()
     }
 
     /// Pods and containers that live in the node's own namespace.
@@ -541,5 +547,53 @@ mod tests {
         assert_eq!(directory.find("10").map(|e| e.id.netns), Some(10));
         assert_eq!(directory.find("a").map(|e| e.id.netns), Some(11));
         assert!(directory.find("b").is_none());
+    }
+
+    /// A picture that is made from the one before is the one that would be built.
+    #[test]
+    fn a_patched_picture_is_as_good_as_a_built_one() {
+        const NAMES: [&str; 7] = ["a", "b", "c", "host", "shop/web", "shop/web~7", "d"];
+        let labels = Labels::default();
+        let host = Facts { inode: 1, host: true, leader: Some(1), ..Facts::default() };
+        let mut all = vec![namespace(1, host, 1)];
+        let mut before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
+        let (mut random, mut patched) = (7_u32, 0);
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 8) as usize % below
+        };
+        for birth in 2..500 {
+            let was = all.clone();
+            for _ in 0..=next(2) {
+                let slot = 2 + u32::try_from(next(6)).unwrap();
+                all.retain(|ns| ns.subject != Subject(slot));
+                if next(3) > 0 {
+                    all.push(netns(slot, slot + 10 * u32::try_from(next(2)).unwrap(), NAMES[next(7)], birth));
+                }
+            }
+            let inode = |ns: &Arc<Namespace>| ns.facts.inode;
+            let mut inodes: Vec<u32> = was.iter().chain(&all).map(inode).collect();
+            let at = |all: &[Arc<Namespace>], inode| {
+                all.iter().find(|ns| ns.facts.inode == inode).map(Arc::as_ptr)
+            };
+            inodes.retain(|inode| at(&was, *inode) != at(&all, *inode));
+            inodes.sort_unstable();
+            inodes.dedup();
+            let now = |inode: &u32| (*inode, all.iter().find(|ns| ns.facts.inode == *inode));
+            let built = Directory::build(&Directory::default(), birth, &all, vec![], &labels);
+            let next = before.patched(birth, inodes.iter().map(now), &[], &labels);
+            patched += u32::from(next.is_some());
+            before = next.unwrap_or_else(|| Directory::build(&before, birth, &all, vec![], &labels));
+            let show = |picture: &Directory| -> Vec<String> {
+                picture
+                    .entries()
+                    .map(|entry| format!("{:?} {:?} {:?}", entry.id, entry.labels, entry.is_only))
+                    .collect()
+            };
+            assert_eq!(show(&before), show(&built));
+            all.iter().for_each(|ns| assert_eq!(before.subject(ns.facts.inode), Some(ns.subject)));
+            assert_eq!(before.by_inode.len(), built.by_inode.len());
+        }
+        assert!(patched > 50, "{patched}");
     }
 }

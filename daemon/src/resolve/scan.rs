@@ -52,7 +52,8 @@ pub fn processes(proc_root: &Path) -> io::Result<Processes> {
 
 /// Namespace of a process; `None` if it is gone or hidden.
 pub fn namespace_of(proc_root: &Path, pid: i32) -> Option<u32> {
-    read_inode(&open_dir(proc_root).ok()?, pid, &mut Vec::with_capacity(64)).ok()
+    let link = rustix::fs::readlink(proc_root.join(format!("{pid}/ns/net")), Vec::with_capacity(64)).ok()?;
+    parse_link(link.as_bytes())
 }
 
 /// Namespace of the node: that of process 1, or our own where process 1 may not be looked at.
@@ -153,33 +154,24 @@ fn read_small(path: &Path) -> Option<String> {
 
 fn read_up_to(path: &Path, most: usize) -> Option<String> {
     use std::io::Read;
-    let mut bytes = Vec::new();
+    // Most are shorter: one read then, and one that finds the end.
+    let mut bytes = Vec::with_capacity(1024);
     std::fs::File::open(path).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What `/run/netns` holds.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Mounts {
-    /// Inode and file, sorted by name.
-    pub files: Vec<(u32, PathBuf)>,
-    /// Whether a file is there that is not a namespace yet: `ip netns add` makes the file before it mounts.
-    pub unfinished: bool,
+/// Files of `/run/netns` that lead to namespaces, with their inodes, sorted by name.
+pub fn mounts(dir: &Path) -> Vec<(u32, PathBuf)> {
+    let mut found: Vec<_> =
+        files(dir).into_iter().filter_map(|path| Some((nsfs_inode(&path)?, path))).collect();
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    found
 }
 
-/// Reads the directory. A missing one is empty: nobody has used `ip netns` yet.
-pub fn mounts(dir: &Path) -> Mounts {
-    let mut found = Mounts::default();
-    let Ok(entries) = std::fs::read_dir(dir) else { return found };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        match nsfs_inode(&path) {
-            Some(inode) => found.files.push((inode, path)),
-            None => found.unfinished |= path.is_file(),
-        }
-    }
-    found.files.sort_by(|a, b| a.1.cmp(&b.1));
-    found
+/// Everything in a directory. A missing one is empty: nobody has used `ip netns` yet.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir);
+    entries.map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
 /// Inode of the namespace that a file leads to; `None` if it leads to none.
@@ -231,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_is_an_unfinished_namespace() {
+    fn a_plain_file_leads_to_no_namespace() {
         let dir = std::env::temp_dir().join(format!("netskoop-mounts-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("blue"), "").unwrap();
-        assert_eq!(mounts(&dir), Mounts { files: vec![], unfinished: true });
+        assert_eq!((mounts(&dir), files(&dir).len()), (vec![], 1));
         std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(mounts(&dir), Mounts::default());
+        assert_eq!((mounts(&dir), files(&dir).len()), (vec![], 0));
     }
 }

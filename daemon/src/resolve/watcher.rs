@@ -2,6 +2,7 @@
 //! request wakes it; a slow rescan is only the safety net.
 
 mod crowd;
+mod files;
 mod hooks;
 mod join;
 mod status;
@@ -16,13 +17,13 @@ use super::identity::{self, Facts};
 use super::labels::Labels;
 use super::{cgroup, scan};
 use crate::kernel::netns_cookie::cookie;
+use crate::kernel::netns_watch::Exits;
 use arc_swap::ArcSwap;
 use crowd::Crowd;
 use join::Places;
 use netskoop_api::EntityRef;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
-use rustix::fs::inotify;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -121,7 +122,8 @@ impl Watcher {
             crowds: FxHashMap::default(),
             at_home: Vec::new(),
             mounts: FxHashMap::default(),
-            unfinished: false,
+            unfinished: Vec::new(),
+            missing: 0,
             inotify: None,
             scan_at: None,
             last_scan: Instant::now(),
@@ -132,6 +134,10 @@ impl Watcher {
             changed: false,
             departed_changed: false,
             turn: 0,
+            host: None,
+            touched: FxHashSet::default(),
+            doubtful: false,
+            scanning: false,
             sees_node_pids,
         };
         worker.watch_mounts();
@@ -225,7 +231,7 @@ fn wake(fd: &OwnedFd) {
 /// Something to look at again.
 enum Again {
     Process { pid: i32, tries: usize },
-    Mounts { tries: usize },
+    File { path: PathBuf, tries: usize },
     Namespace { inode: u32 },
 }
 
@@ -251,8 +257,10 @@ struct Worker {
     at_home: Vec<cgroup::CgroupOwner>,
     /// Files that lead to namespaces, at the last look.
     mounts: FxHashMap<u32, Vec<PathBuf>>,
-    /// Whether one of `/run/netns` led nowhere yet.
-    unfinished: bool,
+    /// Those of `/run/netns` that led nowhere yet.
+    unfinished: Vec<PathBuf>,
+    /// Namespaces that the hooks said were being made, less those that were found, since the last scan.
+    missing: i64,
     inotify: Option<OwnedFd>,
     scan_at: Option<Instant>,
     last_scan: Instant,
@@ -263,8 +271,16 @@ struct Worker {
     departed: VecDeque<(Instant, u64, Arc<EntityRef>)>,
     /// Where the turn of looking at addresses is.
     turn: usize,
+    /// The node's own namespace.
+    host: Option<u32>,
+    /// Whether files may lead elsewhere than at the last look.
+    doubtful: bool,
+    /// Whether this is a look at everything, which also meets what is long there.
+    scanning: bool,
     /// Whether we are in the node's own pid namespace.
     sees_node_pids: bool,
+    /// Namespaces that came, went or are different since the published picture.
+    touched: FxHashSet<u32>,
     /// Whether a living namespace is not in the published picture as it is now.
     changed: bool,
     /// Whether a departed one is not.
@@ -337,9 +353,7 @@ impl Worker {
                 self.health().hooked = self.hooks.is_some();
                 // What appeared while nobody watched is found by a scan, which also tells the hooks what is known.
                 self.full_scan();
-                if let Some(hooks) = &self.hooks {
-                    self.namespaces.values().for_each(|ns| hooks.known(ns.facts.inode, ns.facts.cookie));
-                }
+                self.namespaces.values().for_each(|ns| self.tell_known(ns));
             }
             Command::Kernel(event) => {
                 self.health().last_kernel_event = Some(Instant::now());
@@ -353,9 +367,7 @@ impl Worker {
             KernelEvent::Seen { inode, pid, comm, cookie } => {
                 self.read_inotify();
                 // A file that was there before its mount has got it by now: nobody can be inside otherwise.
-                if self.unfinished {
-                    self.scan_mounts(LOOK_AGAIN.len() - 1);
-                }
+                self.look_at_files(self.unfinished.clone(), None);
                 self.replace(inode, cookie);
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
@@ -367,7 +379,10 @@ impl Worker {
                     }
                 }
             }
-            KernelEvent::Created { pid } => self.again_process(pid, 0),
+            KernelEvent::Created { pid } => {
+                self.missing += 1;
+                self.again_process(pid, 0);
+            }
             KernelEvent::Exit { inode } => self.check_leader(inode),
         }
     }
@@ -380,9 +395,6 @@ impl Worker {
         } else if !self.namespaces.contains_key(&inode) {
             self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
             self.changed |= self.look(inode, Some(pid));
-            // It was seen as it began, and may have become another program by then.
-            let last = LOOK_AGAIN[LOOK_AGAIN.len() - 1];
-            self.again.push((Instant::now() + last, Again::Namespace { inode }));
         }
     }
 
@@ -402,6 +414,7 @@ impl Worker {
         if self.namespaces.contains_key(&inode) {
             return;
         }
+        self.missing -= 1;
         let facts = Facts { inode, leader: Some(pid), comm: Some(comm), ..Facts::default() };
         let (identity, _) = identity::identify(&facts);
         let id = identity.entity_ref(inode);
@@ -416,7 +429,7 @@ impl Worker {
     fn again_process(&mut self, pid: i32, tries: usize) {
         if let Some(delay) = LOOK_AGAIN.get(tries) {
             self.again.push((Instant::now() + *delay, Again::Process { pid, tries }));
-        } else {
+        } else if self.missing > 0 {
             self.scan_soon();
         }
     }
@@ -430,26 +443,49 @@ impl Worker {
             match what {
                 Again::Process { pid, tries } => match scan::namespace_of(&self.roots.proc, pid) {
                     Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
-                    _ => self.again_process(pid, tries + 1),
+                    _ if self.missing > 0 => self.again_process(pid, tries + 1),
+                    // Those that were being made were found without.
+                    _ => {}
                 },
                 Again::Namespace { inode } => self.refresh(inode),
-                Again::Mounts { tries } => self.scan_mounts(tries + 1),
+                Again::File { path, tries } => self.look_at_files(vec![path], Some(tries + 1)),
             }
         }
         // A storm of short-lived creators must not grow this list: one scan tells as much.
         if self.again.len() > 256 {
             self.again.clear();
+            self.unfinished.clear();
             self.scan_soon();
+        }
+    }
+
+    /// Tells the hooks of a namespace, and whose exit from it is of interest: that of the process it is read through.
+    fn tell_known(&self, ns: &Namespace) {
+        if let Some(hooks) = &self.hooks {
+            hooks.known(ns.facts.inode, ns.facts.cookie, self.exits(ns.facts.leader));
+        }
+    }
+
+    fn rearm(&self, ns: &Namespace) {
+        if let Some(hooks) = &self.hooks {
+            hooks.rearm(ns.facts.inode, ns.facts.cookie, self.exits(ns.facts.leader));
+        }
+    }
+
+    /// Threads of our own enter namespaces as well, and end there.
+    fn exits(&self, leader: Option<i32>) -> Exits {
+        match leader {
+            None => Exits::None,
+            Some(pid) if self.sees_node_pids => Exits::Of(pid),
+            Some(_) => Exits::Any,
         }
     }
 
     /// A process of the namespace ended: if it was the one we read through, another must be found.
     fn check_leader(&mut self, inode: u32) {
         // Armed first: an exit that comes between the look and the arming would be missed.
-        if let Some(hooks) = &self.hooks {
-            hooks.rearm(inode, self.namespaces.get(&inode).map_or(0, |ns| ns.facts.cookie));
-        }
         let Some(ns) = self.namespaces.get(&inode) else { return self.scan_soon() };
+        self.rearm(ns);
         let (leader, mounted) = (ns.facts.leader, ns.facts.mount.is_some());
         match self.living_member(inode) {
             Some(pid) if Some(pid) == leader => {}
@@ -466,71 +502,12 @@ impl Worker {
         self.scan_at = Some(self.scan_at.map_or(at, |planned| planned.min(at)));
     }
 
-    /// Watches `/run/netns`, or `/run` for its coming.
-    fn watch_mounts(&mut self) {
-        use inotify::{CreateFlags, WatchFlags};
-        let Ok(fd) = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK) else { return };
-        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
-        let watching = inotify::add_watch(&fd, &self.roots.netns, flags).is_ok();
-        if !watching {
-            let parent = self.roots.netns.parent().unwrap_or(&self.roots.netns);
-            // Without even that directory the safety net remains.
-            let _ = inotify::add_watch(&fd, parent, WatchFlags::CREATE | WatchFlags::ONLYDIR);
-        }
-        self.health().watching = watching;
-        self.inotify = Some(fd);
-    }
-
-    fn read_inotify(&mut self) {
-        let Some(fd) = &self.inotify else { return };
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-        let mut events = 0;
-        let mut gone = false;
-        let mut reader = inotify::Reader::new(fd, &mut buffer);
-        while let Ok(event) = reader.next() {
-            events += 1;
-            gone |= event.events().contains(inotify::ReadFlags::IGNORED);
-        }
-        if events == 0 {
-            return;
-        }
-        let watching = self.health().watching;
-        self.health().last_mount_event = Some(Instant::now());
-        if gone || !watching {
-            self.watch_mounts();
-        }
-        self.scan_mounts(0);
-    }
-
-    /// Looks at `/run/netns`, and again a little later while a file is there without its mount. Namespaces whose names came
-    /// or went are looked at; only one that lost its last name may have a process nobody knows of.
-    fn scan_mounts(&mut self, tries: usize) {
-        let mut found = scan::mounts(&self.roots.netns);
-        self.unfinished = found.unfinished && tries < LOOK_AGAIN.len();
-        if found.unfinished
-            && let Some(delay) = LOOK_AGAIN.get(tries)
-        {
-            self.again.push((Instant::now() + *delay, Again::Mounts { tries }));
-        }
-        // Those elsewhere are only looked at by scans.
-        let elsewhere = self.mounts.iter().flat_map(|(inode, files)| files.iter().map(|file| (*inode, file)));
-        let elsewhere = elsewhere.filter(|(_, file)| !file.starts_with(&self.roots.netns));
-        found.files.extend(elsewhere.map(|(inode, file)| (inode, file.clone())));
-        let old = std::mem::replace(&mut self.mounts, survey::by_inode(found.files));
-        let mut touched: Vec<u32> = old.keys().chain(self.mounts.keys()).copied().collect();
-        touched.retain(|inode| old.get(inode) != self.mounts.get(inode));
-        touched.sort_unstable();
-        touched.dedup();
-        for inode in touched {
-            match self.living_member(inode) {
-                None if !self.mounts.contains_key(&inode) => self.scan_soon(),
-                _ => self.refresh(inode),
-            }
-        }
+    fn is_inside(&self, pid: i32, inode: u32) -> bool {
+        scan::namespace_of(&self.roots.proc, pid) == Some(inode)
     }
 
     /// What is known of a namespace with this leader; `None` if it is gone. A leader that stays is in the namespace that it
-    /// was in, so only then the cookie is the one that is known.
+    /// was in, and so is a file that nobody has touched: only then the cookie is the one that is known.
     fn facts(&self, inode: u32, leader: Option<i32>) -> Option<Facts> {
         let mut mounts = self.mounts.get(&inode).cloned().unwrap_or_default();
         let old = self.namespaces.get(&inode);
@@ -539,7 +516,11 @@ impl Worker {
             // The inode may have been another namespace's at the last look.
             mounts.retain(|path| scan::nsfs_inode(path) == Some(inode));
         }
-        let cookie = same_leader.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, &mounts))?;
+        let is_there = |file: &PathBuf| file.starts_with(&self.roots.netns) && mounts.contains(file);
+        // What was there before and still is keeps the inode from being another's.
+        let same_file = old.filter(|ns| !self.doubtful && ns.facts.mount.as_ref().is_some_and(is_there));
+        let same = same_leader.or(same_file.filter(|_| leader.is_none_or(|pid| self.is_inside(pid, inode))));
+        let cookie = same.map(|ns| ns.facts.cookie).or_else(|| self.cookie(inode, leader, &mounts))?;
         // The name and cgroup of a leader seldom change once it has led for a while. Before, it is on its way: a shell or a
         // container runtime that has still to become what it starts.
         let settled = same_leader.filter(|ns| ns.led.elapsed() > GRACE).map(|ns| &ns.facts);
@@ -547,7 +528,7 @@ impl Worker {
         Some(Facts {
             inode,
             cookie,
-            host: scan::host_namespace(proc) == Some(inode),
+            host: self.host == Some(inode),
             leader,
             comm: settled.map_or_else(|| scan::comm(proc, leader?), |facts| facts.comm.clone()),
             cgroup: settled.map_or_else(|| scan::cgroup(proc, leader?), |facts| facts.cgroup.clone()),

@@ -41,8 +41,9 @@ const MAX_WAITING: usize = 1024;
 /// Events that are looked at together, so that a container with several of them is asked for once.
 const BATCH: usize = 256;
 
-/// How long the first of them waits for others: a container that is made is told of several times within milliseconds.
-const WINDOW: Duration = Duration::from_millis(5);
+/// How long the first of them waits for others: a container that is made and started is told of three times, and a pod has
+/// several. Each look wakes two threads and asks containerd, which costs more than the wait: a name may take 100 ms.
+const WINDOW: Duration = Duration::from_millis(20);
 
 /// Keeps the page current until containerd is lost.
 pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError> {

@@ -1,5 +1,6 @@
 //! What passes between the watcher and the hooks in the kernel.
 
+use crate::kernel::netns_watch::Exits;
 use rustc_hash::FxHashMap;
 
 /// What the kernel's hooks say.
@@ -21,7 +22,7 @@ pub enum KernelEvent {
         /// The process.
         pid: i32,
     },
-    /// A process of the namespace ended.
+    /// A process of the namespace ended, whose end was asked for.
     Exit {
         /// The namespace.
         inode: u32,
@@ -30,14 +31,14 @@ pub enum KernelEvent {
 
 /// The hooks' memory of namespaces, kept by us.
 pub trait KernelWatch: Send + Sync {
-    /// Do not announce this one.
-    fn known(&self, inode: u32, cookie: u64);
+    /// Do not announce this one, and tell of the next of these exits.
+    fn known(&self, inode: u32, cookie: u64, exits: Exits);
     /// It is gone: announce it if it comes again.
     fn forget(&self, inode: u32, cookie: u64);
     /// These are all that live: what is counted for others goes.
     fn retain(&self, live: &FxHashMap<u32, u64>);
     /// It was not found: announce it if it is seen again. What is counted for it stays, since it may live.
     fn announce_again(&self, inode: u32);
-    /// The exits of this one were looked at: tell of the next.
-    fn rearm(&self, inode: u32, cookie: u64);
+    /// The exit from this one is about to be looked at: tell of the next.
+    fn rearm(&self, inode: u32, cookie: u64, exits: Exits);
 }

@@ -253,7 +253,7 @@ impl Worker {
     /// Workloads in the node's own namespace, which never goes: those whose process has ended are looked for again. Their
     /// runtime may be gone, and then nobody tells.
     pub(super) fn displace_ended(&mut self) {
-        let Some(host) = scan::host_namespace(&self.roots.proc) else { return };
+        let Some(host) = self.host else { return };
         let keys = self.places.by_netns.get(&host).cloned().unwrap_or_default();
         let ended = |key: &Key| {
             let process = self.places.placed.get(key).and_then(|place| place.process);

@@ -1,6 +1,6 @@
 //! Takes stock: looks at every process and every mount, gives namespaces their slots and names, and publishes the picture.
 
-use super::{Again, GRACE, SHORT_GRACE, Worker};
+use super::{Again, GRACE, LOOK_AGAIN, SHORT_GRACE, Worker};
 use crate::kernel::bpf::same_cookie;
 use crate::kernel::procfs::addresses;
 use crate::resolve::cgroup::CgroupOwner;
@@ -21,6 +21,8 @@ const DEPARTED_TIME: Duration = Duration::from_secs(10);
 const DEPARTED_MAX: usize = 512;
 /// Addresses are configured a moment after a namespace is made.
 const ADDRESSES_COME: Duration = Duration::from_secs(10);
+/// Before that, one that has no process yet has no address either.
+const ADDRESSES_FIRST: Duration = Duration::from_millis(500);
 /// Namespaces whose addresses one scan looks at.
 const ADDRESSES_AT_ONCE: usize = 64;
 /// Time between looks for counts that belong to nobody.
@@ -29,12 +31,11 @@ const SWEEP: Duration = Duration::from_secs(60);
 impl Worker {
     /// Looks at every process and every mount, and publishes the picture if it changed.
     pub(super) fn full_scan(&mut self) {
-        self.scan_at = None;
+        (self.scan_at, self.missing) = (None, 0);
         self.last_scan = Instant::now();
+        self.host = scan::host_namespace(&self.roots.proc);
         // Armed before the look: an exit during the scan is then told, and looked at afterwards.
-        if let Some(hooks) = &self.hooks {
-            self.namespaces.values().for_each(|ns| hooks.rearm(ns.facts.inode, ns.facts.cookie));
-        }
+        self.namespaces.values().for_each(|ns| self.rearm(ns));
         let scan::Processes { members, hidden } = match scan::processes(&self.roots.proc) {
             Ok(found) => found,
             Err(error) => {
@@ -43,7 +44,7 @@ impl Worker {
                 return;
             }
         };
-        let mut files = scan::mounts(&self.roots.netns).files;
+        let mut files = scan::mounts(&self.roots.netns);
         files.extend(scan::all_mounts(&self.roots.proc));
         self.mounts = by_inode(files);
         let mut health = self.health();
@@ -60,6 +61,7 @@ impl Worker {
         let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
         inodes.sort_unstable();
         inodes.dedup();
+        (self.doubtful, self.scanning) = (true, true);
         for inode in inodes {
             let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
             let old = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
@@ -67,6 +69,7 @@ impl Worker {
             // One that went a moment ago is told by its own going, which starts the next scan.
             self.changed |= self.look(inode, leader);
         }
+        (self.doubtful, self.scanning) = (false, false);
         self.addresses_of_some();
         self.sweep();
         self.scan_time = self.last_scan.elapsed();
@@ -88,7 +91,7 @@ impl Worker {
 
     /// Owners of processes in the node's own namespace.
     fn owners_at_home(&self) -> Vec<CgroupOwner> {
-        let host = scan::host_namespace(&self.roots.proc).and_then(|inode| self.crowds.get(&inode));
+        let host = self.host.and_then(|inode| self.crowds.get(&inode));
         host.map(|crowd| crowd.owners(None)).unwrap_or_default()
     }
 
@@ -102,6 +105,7 @@ impl Worker {
     /// A namespace is gone: its slot is free, and its name is kept for events that are still on their way.
     fn remove(&mut self, inode: u32) {
         let Some(ns) = self.namespaces.remove(&inode) else { return };
+        self.touched.insert(inode);
         self.free.push(ns.subject.0);
         self.places.set_owners(inode, &[]);
         self.crowds.remove(&inode);
@@ -171,6 +175,7 @@ impl Worker {
         let led = same_leader.map_or_else(Instant::now, |old| old.led);
         let same_name = old.as_ref().filter(|old| old.identity == identity);
         let subject = old.as_ref().map_or_else(|| self.slot(), |old| old.subject);
+        self.missing -= i64::from(old.is_none());
         let birth = same_name.map_or(self.births + 1, |old| old.birth);
         let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
@@ -180,11 +185,14 @@ impl Worker {
             (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
         };
         let waits = (!settled).then(|| seen + grace(&identity)).or(lost.map(|lost| lost + GRACE));
+        if old.is_none() && !self.scanning {
+            // It was seen as it began: its process may have become another program by then, and addresses come.
+            self.again.push((Instant::now() + LOOK_AGAIN[LOOK_AGAIN.len() - 1], Again::Namespace { inode }));
+        }
         if let Some(end) = waits {
             self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));
         }
-        let cookie = facts.cookie;
-        let ns = Namespace {
+        let ns = Arc::new(Namespace {
             subject,
             facts,
             processes,
@@ -199,12 +207,27 @@ impl Worker {
             lost,
             led,
             birth,
-        };
-        self.namespaces.insert(inode, Arc::new(ns));
-        if let Some(hooks) = &self.hooks {
-            hooks.known(inode, cookie);
+        });
+        self.namespaces.insert(inode, Arc::clone(&ns));
+        self.touched.insert(inode);
+        self.tell_known(&ns);
+        if same_leader.is_none() {
+            self.mind_leader(&ns);
         }
         true
+    }
+
+    /// Only from now on the end of this leader is told: one that has ended already is looked for again.
+    fn mind_leader(&mut self, ns: &Namespace) {
+        let Some(pid) = ns.facts.leader.filter(|_| self.hooks.is_some()) else { return };
+        let inode = ns.facts.inode;
+        if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
+            return;
+        }
+        match ns.facts.mount {
+            Some(_) => self.again.push((Instant::now(), Again::Namespace { inode })),
+            None => self.scan_soon(),
+        }
     }
 
     /// Whether to show a namespace under this name, or to wait for a better one.
@@ -216,6 +239,10 @@ impl Worker {
     fn addresses(&self, facts: &Facts, old: Option<&Namespace>) -> Vec<IpAddr> {
         match old {
             Some(old) if old.seen.elapsed() > ADDRESSES_COME => old.addresses.clone(),
+            // One without a process has just been made. It is looked at again.
+            _ if facts.leader.is_none() && !self.scanning && is_new(old) => {
+                old.map(|old| old.addresses.clone()).unwrap_or_default()
+            }
             _ => self.look_up_addresses(facts),
         }
     }
@@ -241,6 +268,7 @@ impl Worker {
             if addresses != ns.addresses {
                 let ns = Namespace { addresses, ..(**ns).clone() };
                 self.namespaces.insert(*inode, Arc::new(ns));
+                self.touched.insert(*inode);
                 self.changed = true;
             }
         }
@@ -256,14 +284,19 @@ impl Worker {
     pub(super) fn publish(&mut self) {
         let grown = u64::from(std::mem::take(&mut self.changed));
         let generation = self.directory.load().generation() + grown;
-        let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
         let old = |at: &Instant| at.elapsed() > DEPARTED_TIME;
         while self.departed.len() > DEPARTED_MAX || self.departed.front().is_some_and(|(at, ..)| old(at)) {
             self.departed.pop_front();
         }
-        let departed = self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
+        let departed: Vec<_> =
+            self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
         let before = self.directory.load_full();
-        let picture = Directory::build(&before, generation, &namespaces, departed, &self.labels);
+        let changes = self.touched.iter().map(|inode| (*inode, self.namespaces.get(inode)));
+        let picture = before.patched(generation, changes, &departed, &self.labels).unwrap_or_else(|| {
+            let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
+            Directory::build(&before, generation, &namespaces, departed, &self.labels)
+        });
+        self.touched.clear();
         self.labels.changed = false;
         self.directory.store(Arc::new(picture));
         if grown > 0 {
@@ -277,6 +310,11 @@ impl Worker {
 fn lately_lost(old: &Namespace, now: &Identity) -> bool {
     let had_better = now.awaited && !old.identity.awaited;
     had_better && old.lost.is_none_or(|lost| lost.elapsed() < GRACE)
+}
+
+/// Whether a namespace was only just found.
+fn is_new(old: Option<&Namespace>) -> bool {
+    old.is_none_or(|old| old.seen.elapsed() < ADDRESSES_FIRST)
 }
 
 /// How long a namespace without a settled name waits for one.
