@@ -353,7 +353,8 @@ A containerd that `tests/cases/bench_runtime.rs` plays behind a real socket know
 container with labels and a specification of 10 kB; a node with 1000 pods has 2000 of these. "Start": CPU of the daemon's first
 {identity.SETTLED} s without and with that runtime. "Full resync": CPU after the connection broke, with the new one and the whole list, the
 worst of {identity.RESYNCS}. "New pod": {identity.PODS} pods one after the other, each a new namespace below `/run/netns`, then both
-containers' events and processes in cgroups of their own; CPU until nothing is looked at again. "Named after": from the event that
+containers' events and processes in cgroups of their own; CPU until nothing is looked at again, in the median of {identity.GROUPS} groups.
+"Pod that goes": the mean, with the scans that follow. "Named after": from the event that
 tells of the sandbox to the pod's name in the status, which is asked for every 2 ms, in a run of its own; the pod's processes
 are made in that time. "Memory": resident with the runtime less without.
 

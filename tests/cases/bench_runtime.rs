@@ -183,22 +183,29 @@ fn process(known: &Known) -> Option<Process> {
 fn container(pod: usize, netns: Option<&str>) -> Container {
     let name = format!("shop-{pod:05}");
     let kind = if netns.is_some() { "sandbox" } else { "container" };
-    let mut labels = HashMap::from(
-        [
+    let uid = format!("2f1c9f0e-7a55-4d7e-9d0b-{pod:012x}");
+    let both = [
+        ("io.cri-containerd.kind", kind),
+        ("io.kubernetes.pod.name", &name),
+        ("io.kubernetes.pod.namespace", "bench"),
+        ("io.kubernetes.pod.uid", &uid),
+    ];
+    // A sandbox has the pod's labels, a container its name and those of its image.
+    let own: &[(&str, &str)] = match netns {
+        Some(_) => &[
             ("app.kubernetes.io/instance", "shop"),
             ("app.kubernetes.io/name", "web"),
             ("app.kubernetes.io/version", "1.27.3"),
-            ("io.cri-containerd.kind", kind),
-            ("io.kubernetes.pod.name", &*name),
-            ("io.kubernetes.pod.namespace", "bench"),
-            ("io.kubernetes.pod.uid", &*format!("2f1c9f0e-7a55-4d7e-9d0b-{pod:012x}")),
             ("pod-template-hash", "7c5ddbdf54"),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned())),
-    );
-    if netns.is_none() {
-        labels.insert("io.kubernetes.container.name".into(), "web".into());
-    }
+        ],
+        None => &[
+            ("io.kubernetes.container.name", "web"),
+            ("maintainer", "Shop Platform <platform@example.com>"),
+            ("org.opencontainers.image.source", "https://git.example.com/shop/web"),
+        ],
+    };
+    let labels: HashMap<String, String> =
+        both.iter().chain(own).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
         value: specification(pod, netns).to_string().into_bytes(),
