@@ -264,12 +264,10 @@ pub struct Reporter {
 impl Reporter {
     fn write(&self, action: impl FnOnce(&mut Pages, SourceId)) {
         let mut pages = self.book.pages();
-        let before = (pages.changed.len(), pages.connected);
         action(&mut pages, self.source);
-        // What was there before has woken it already.
-        let more = (pages.changed.len(), pages.connected) != before;
+        let changed = !pages.changed.is_empty() || pages.connected;
         drop(pages);
-        if more {
+        if changed {
             (self.book.wake)();
         }
     }
