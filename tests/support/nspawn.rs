@@ -173,7 +173,12 @@ fn base_system() -> Option<PathBuf> {
     // What the machine itself installs from.
     let lists = ["sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources"];
     command.args(lists.map(|list| Path::new("/etc/apt").join(list)).iter().filter(|list| list.exists()));
-    let output = command.output().unwrap();
+    let mut output = command.output().unwrap();
+    if !output.status.success() {
+        // An archive may be busy once.
+        let _ = std::fs::remove_dir_all(&new);
+        output = command.output().unwrap();
+    }
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         skip(&format!("mmdebstrap cannot make a system: {}", said.lines().last().unwrap_or_default()));
