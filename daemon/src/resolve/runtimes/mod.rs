@@ -29,7 +29,7 @@ use tokio::time::Instant;
 /// How often the places of sockets are looked at while nothing is there, and for a moment after a source was there or the
 /// daemon began: a runtime that restarts takes its socket away, and after a boot it comes a little later.
 const LOOK: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_secs(60);
 /// A source that goes on failing without having been connected is logged again after this time.
 const LOG_AGAIN: Duration = Duration::from_secs(600);
