@@ -222,7 +222,7 @@ fn parse_mounts(text: &str) -> Option<Mount> {
 }
 
 /// Undoes the `\040` of `mountinfo`.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

@@ -114,32 +114,12 @@ pub fn all_mounts(proc_root: &Path) -> Vec<(u32, PathBuf)> {
     let parse = |line: &str| {
         let mut words = line.split(' ');
         let inode = parse_link(words.nth(3)?.as_bytes())?;
-        Some((inode, PathBuf::from(unescape_octal(words.next()?))))
+        Some((inode, PathBuf::from(super::cgroup_tree::unescape(words.next()?))))
     };
     let mut found: Vec<(u32, PathBuf)> = text.lines().filter_map(parse).collect();
     found.sort();
     found.dedup();
     found
-}
-
-/// Undoes `\040` and the like.
-fn unescape_octal(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// cgroup path of a process.
@@ -197,19 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn octal_escapes() {
-        assert_eq!(unescape_octal("/run/a\\040b\\134"), "/run/a b\\");
-        assert_eq!(unescape_octal("/x\\9"), "/x\\9");
-    }
-
-    #[test]
     fn mounts_of_namespaces_anywhere() {
         let proc = std::env::temp_dir().join(format!("netskoop-mountinfo-{}", std::process::id()));
         std::fs::create_dir_all(proc.join("self")).unwrap();
-        let text = "36 25 0:4 net:[4026532201] /run/docker/netns/0a rw shared:1 - nsfs nsfs rw\n\
+        let text = "36 25 0:4 net:[4026532201] /run/docker/a\\040b rw shared:1 - nsfs nsfs rw\n\
                     37 25 0:4 mnt:[4026532202] /run/x rw - nsfs nsfs rw\n38 25 0:5 / /proc rw - proc proc rw\n";
         std::fs::write(proc.join("self/mountinfo"), text).unwrap();
-        assert_eq!(all_mounts(&proc), [(4_026_532_201, PathBuf::from("/run/docker/netns/0a"))]);
+        assert_eq!(all_mounts(&proc), [(4_026_532_201, PathBuf::from("/run/docker/a b"))]);
         std::fs::remove_dir_all(&proc).unwrap();
     }
 
