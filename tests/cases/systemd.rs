@@ -1,5 +1,5 @@
-use crate::support::nspawn::Machine;
-use crate::support::{Pids, inside_own_node, test_name, until};
+use crate::support::nspawn::{Machine, inside_own_node};
+use crate::support::{test_name, until};
 use netskoop_api::{Entity, Kind, SourceStatus};
 use netskoopd::resolve::book::{Book, Wanted};
 use netskoopd::resolve::runtimes::{self, Choice, Runtimes, Settings};
@@ -48,7 +48,7 @@ fn named(machine: &Machine, name: &str, ready: impl Fn(&Entity) -> bool) -> Enti
 
 #[test]
 fn units_with_a_network_of_their_own_are_told_by_systemd() {
-    if !inside_own_node(test_name!(), Pids::Own) {
+    if !inside_own_node(test_name!()) {
         return;
     }
     let Some(machine) = Machine::boot(&UNITS) else { return };
@@ -90,7 +90,7 @@ fn units_with_a_network_of_their_own_are_told_by_systemd() {
 
 #[test]
 fn what_systemd_says_of_a_unit() {
-    if !inside_own_node(test_name!(), Pids::Own) {
+    if !inside_own_node(test_name!()) {
         return;
     }
     let Some(machine) = Machine::boot(&UNITS) else { return };

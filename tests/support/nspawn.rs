@@ -1,7 +1,7 @@
 //! A little Debian with a real systemd as its process 1, in a container of systemd-nspawn on this kernel.
 
 use super::docker::{installed, remove_cgroups};
-use super::{Dir, LIMIT, get, run, skip, until};
+use super::{Dir, LIMIT, Pids, get, run, skip, until};
 use netskoop_api::{Entities, Status};
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,14 @@ use std::time::Instant;
 /// What is in it.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,libelf1,zlib1g,procps";
 
-/// A booted system. Call on a little node with process ids of its own: all of it ends with that.
+/// Whether the caller is to go on, with [`Machine::boot`]: on a little node with process ids of its own. The system's
+/// files are made before that, because no archive can be reached from there.
+pub(crate) fn inside_own_node(test: &str) -> bool {
+    let outside = std::env::var_os("NETSKOOP_TEST_NODE").is_none() && super::is_root();
+    (!outside || base_system().is_some()) && super::inside_own_node(test, Pids::Own)
+}
+
+/// A booted system. All of it ends with the little node.
 pub(crate) struct Machine {
     nspawn: Child,
     leader: u32,
@@ -24,12 +31,6 @@ impl Machine {
     /// Boots it, with more files (paths from its root, without the first slash) and the daemon as a service. `None` if
     /// that cannot be done here; the test is noted as skipped then.
     pub(crate) fn boot(files: &[(&str, &str)]) -> Option<Machine> {
-        for program in ["systemd-nspawn", "mmdebstrap"] {
-            if !installed(program) {
-                skip(&format!("{program} is not installed"));
-                return None;
-            }
-        }
         let base = base_system()?;
         let dir = Dir::new();
         let root = overlay(&base, &dir.0);
@@ -153,6 +154,12 @@ fn make_cgroups(name: &str) -> Vec<String> {
 
 /// The tree of files, made once and kept beside what cargo builds.
 fn base_system() -> Option<PathBuf> {
+    for program in ["systemd-nspawn", "mmdebstrap"] {
+        if !installed(program) {
+            skip(&format!("{program} is not installed"));
+            return None;
+        }
+    }
     let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let Some(suite) = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) else {
         skip("no Debian system can be made: /etc/os-release has no VERSION_CODENAME");
@@ -180,8 +187,7 @@ fn base_system() -> Option<PathBuf> {
         output = command.output().unwrap();
     }
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        skip(&format!("mmdebstrap cannot make a system: {}", said.lines().last().unwrap_or_default()));
+        skip(&format!("mmdebstrap cannot make a system: {}", String::from_utf8_lossy(&output.stderr)));
         return None;
     }
     std::fs::rename(&new, &root).unwrap();
