@@ -137,7 +137,8 @@ pub enum Scope {
     HostOnly,
 }
 
-/// One metric name in one generation of names.
+/// One metric name in one generation of names. A metric whose values are in several tables is several families that
+/// follow each other in one probe; the first one's sentence is its HELP.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
     /// Generation it belongs to.
@@ -164,8 +165,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
-    /// Whether the table has thousandths of what is shown.
-    pub milli: bool,
+    /// Places of the table's numbers that stand behind the point: 3 if it has milliseconds and seconds are shown.
+    pub decimals: u8,
 }
 
 impl Family {
@@ -189,7 +190,7 @@ impl Family {
             core: false,
             alarm: "",
             option: None,
-            milli: false,
+            decimals: 0,
         }
     }
     /// A KubeSkoop name. Older generations have no core set: they show what the old systems showed.
@@ -238,9 +239,10 @@ impl Family {
     pub const fn option(self, option: &'static str) -> Family {
         Family { option: Some(option), ..self }
     }
-    /// The table has thousandths: milliseconds that are shown as seconds.
-    pub const fn milli(self) -> Family {
-        Family { milli: true, ..self }
+    /// So many places of the table's numbers stand behind the point: 3 if it has milliseconds and seconds are shown.
+    pub const fn decimals(self, decimals: u8) -> Family {
+        assert!(decimals <= 18, "no number has so many places");
+        Family { decimals, ..self }
     }
     /// Counter or gauge: that of its first column.
     pub fn kind(&self) -> Kind {

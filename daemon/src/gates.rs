@@ -327,12 +327,12 @@ fn answer(directory: &Directory) -> (String, u64) {
         (hooks.fill)(&counters, &known, &mut table);
         tables.push(table);
     }
-    let (mut out, mut budget) = (Vec::new(), Budget::new(u64::MAX));
+    let (mut out, mut budget, mut titled) = (Vec::new(), Budget::new(u64::MAX), "");
     for (probe, _) in active(true) {
         for family in probe.families().filter(|f| f.names == Names::Netskoop && f.core && f.option.is_none())
         {
             let table = tables.iter().find(|table| std::ptr::eq(table.decl(), family.table)).unwrap();
-            write_family(&mut out, family, table, directory, &mut budget);
+            write_family(&mut out, family, table, directory, &mut budget, &mut titled);
         }
     }
     write_infos(&mut out, ENTITY_INFO, directory.infos(), 0, usize::MAX, &mut budget);

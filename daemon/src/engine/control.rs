@@ -341,9 +341,12 @@ impl Engine {
             return;
         }
         *noted = Some(snapshot.taken);
-        let (mut cpu, mut errors) = (lock(&self.cpu), lock(&self.errors));
+        let (mut cpu, mut errors, mut absent) = (lock(&self.cpu), lock(&self.errors), lock(&self.absent));
         for (at, report) in snapshot.reports.iter().enumerate().filter(|(_, report)| report.ran) {
             cpu[at] = super::SourceCpu { last: Some(report.cpu), total: cpu[at].total + report.cpu };
+            if absent[at] != report.not_here {
+                absent[at].clone_from(&report.not_here);
+            }
             if errors[at] != report.error {
                 if let Some(error) = &report.error {
                     let source = self.sources.all[at].name();

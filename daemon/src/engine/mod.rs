@@ -50,6 +50,8 @@ pub struct Engine {
     last_pass: Mutex<Option<LastPass>>,
     cpu: Mutex<Vec<SourceCpu>>,
     errors: Mutex<Vec<Option<String>>>,
+    /// Why this node has nothing of what a source reads, by source.
+    absent: Mutex<Vec<Option<String>>>,
 }
 
 /// What does not change while the daemon runs.
@@ -183,6 +185,7 @@ impl Engine {
             last_pass: Mutex::default(),
             cpu: Mutex::new(vec![SourceCpu::default(); sources]),
             errors: Mutex::new(vec![None; sources]),
+            absent: Mutex::new(vec![None; sources]),
         }
     }
 

@@ -81,6 +81,8 @@ pub struct SourceReport {
     pub over_budget: u64,
     /// The last error.
     pub error: Option<String>,
+    /// Why this node has nothing of what it reads.
+    pub not_here: Option<String>,
 }
 
 impl SourceReport {
@@ -349,6 +351,7 @@ fn take_result(
     report.failed += done.report.failed;
     report.late += done.report.late;
     report.over_budget += over_budget;
+    report.not_here = done.report.not_here.or(report.not_here.take());
     if done.panicked {
         report.error = Some("a bug: the source panicked; the rest goes on".into());
     } else if let Some(error) = done.report.error {

@@ -157,7 +157,11 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
         if !wanted {
             continue;
         }
-        writer.one("netskoop_probe_success", &probe, f64::from(u8::from(*success && state == StateName::On)));
+        // What this node does not have is nothing to be alarmed about.
+        if state != StateName::NotAvailable {
+            let success = *success && state == StateName::On;
+            writer.one("netskoop_probe_success", &probe, f64::from(u8::from(success)));
+        }
         if let Some(cpu) = run.last_collection_ns {
             writer.one("netskoop_probe_duration_seconds", &probe, seconds(cpu));
         }

@@ -152,7 +152,7 @@ const FACTS: [Fact; 32] = [
         "netskoop_tcpext_memory_pressure_seconds_total",
         "Time that TCP spent under memory pressure, which the kernel counts in milliseconds (TcpExt.TCPMemoryPressuresChrono of /proc/net/netstat).",
     )
-    .milli()
+    .decimals(3)
     .old("kubeskoop_tcpext_tcpmemorypressureschrono", "inspector_pod_tcpexttcpmemorypressureschrono"),
     fact(
         "TcpExt.PAWSActive",

@@ -67,6 +67,9 @@ pub struct Report {
     pub over_budget: u32,
     /// One of the failures, for the log.
     pub error: Option<ReadError>,
+    /// Why this node has nothing of what it reads: a sentence that begins small, as `the module ip_vs is not loaded`. Not an
+    /// error; the probe is shown as not available, and asked again at the next pass.
+    pub not_here: Option<String>,
 }
 
 impl Report {
