@@ -77,6 +77,8 @@ pub struct SourceReport {
     pub failed: u32,
     /// Namespaces left out for lack of time.
     pub late: u32,
+    /// Lists that were asked for again.
+    pub retries: u32,
     /// Rows and remembered objects that found no room.
     pub over_budget: u64,
     /// The last error.
@@ -350,6 +352,7 @@ fn take_result(
     report.done += done.report.done;
     report.failed += done.report.failed;
     report.late += done.report.late;
+    report.retries += done.report.retries;
     report.over_budget += over_budget;
     report.not_here = done.report.not_here.or(report.not_here.take());
     if done.panicked {

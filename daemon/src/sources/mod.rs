@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod columns;
 pub mod counters;
 mod devices;
+mod each;
 mod enter;
 pub mod netfiles;
 pub mod nodefiles;
@@ -63,6 +64,8 @@ pub struct Report {
     pub late: u32,
     /// Namespaces that could not be read.
     pub failed: u32,
+    /// Lists that were asked for again, because they changed or were cut while the kernel wrote them.
+    pub retries: u32,
     /// Objects that found no room in a memory of the source: their sum may fall when they vanish.
     pub over_budget: u32,
     /// One of the failures, for the log.
