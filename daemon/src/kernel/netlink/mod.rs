@@ -1,10 +1,12 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
 pub mod message;
+pub mod qdisc;
 
 use message::{HEADER, Message, messages, u32_at};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::net::netdevice::{self, InlinedName};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -136,6 +138,11 @@ impl Netlink {
             Round::Whole(found) => Ok(found),
             Round::Again => Err(NetlinkError::Restless),
         }
+    }
+
+    /// Name of an interface of this namespace; `None` if it is gone.
+    pub fn interface_name(&self, index: u32) -> Option<InlinedName> {
+        netdevice::index_to_name_inlined(&self.socket, index).ok()
     }
 
     fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<(), NetlinkError> {
