@@ -2,6 +2,7 @@
 
 use crate::declare::Probe;
 
+pub mod gone;
 pub mod ip;
 pub mod netdev;
 pub mod packetloss;
@@ -25,6 +26,7 @@ pub static PROBES: &[&Probe] = &[
     &qdisc::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
+    &gone::PROBE,
 ];
 
 #[cfg(test)]
