@@ -6,10 +6,13 @@ pub mod counters;
 mod devices;
 mod each;
 mod enter;
+mod icmp_types;
 mod kept;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
+pub mod slab;
+mod sysctl;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -97,6 +100,7 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
     ]
 }
