@@ -64,7 +64,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
                 && same_keys(family, table, leader, row)
                 && let Some(value) = table.cell(row, column)
             {
-                sum = Some(sum.unwrap_or(0).wrapping_add(value));
+                sum = Some(sum.map_or(value, |sum| family.add(sum, value)));
             }
         }
         sum
@@ -79,7 +79,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
             }
         }
         Points::Sum(columns) => {
-            let value = columns.iter().filter_map(|c| total(*c)).reduce(u64::wrapping_add);
+            let value = columns.iter().filter_map(|c| total(*c)).reduce(|sum, value| family.add(sum, value));
             if let Some(value) = value {
                 emit(Point { subject, row: leader, label: "", value });
             }

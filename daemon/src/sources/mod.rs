@@ -7,10 +7,13 @@ mod devices;
 mod each;
 mod enter;
 pub mod gone;
+mod icmp_types;
 mod kept;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
+pub mod slab;
+mod sysctl;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -100,6 +103,7 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
     ]
 }
