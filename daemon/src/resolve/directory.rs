@@ -419,8 +419,8 @@ impl Index {
     fn add(&mut self, claims: &[Claimed], spot: Spot) {
         for workload in claims.iter().map(|claimed| &claimed.told.workload) {
             let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
-            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
-                self.containers.remove(workload.id.as_str());
+            if is_container && (is_called(workload) || !self.containers.contains_key(&*workload.id)) {
+                self.containers.remove(&*workload.id);
                 self.containers.insert(ById(Arc::clone(workload)), spot);
             }
         }
@@ -430,7 +430,7 @@ impl Index {
 /// Whether a text is the name or id of one of the containers, or the beginning of an id that is long enough to mean it.
 fn is_container(claims: &[Claimed], text: &str) -> bool {
     let means = |Told { workload, .. }: &Told| {
-        let by_id = workload.id == text || (text.len() >= 8 && workload.id.starts_with(text));
+        let by_id = *workload.id == *text || (text.len() >= 8 && workload.id.starts_with(text));
         // In pods many containers have one name.
         by_id || (!workload.in_pod() && workload.name == text)
     };

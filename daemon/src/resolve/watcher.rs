@@ -140,9 +140,18 @@ impl Watcher {
             scanning: false,
             sees_node_pids,
         };
-        worker.watch_mounts();
-        worker.full_scan();
-        let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(move || worker.run())?;
+        let (scanned, first_scan) = mpsc::channel();
+        let work = move || {
+            // On this thread, although it is waited for: what is found is kept in the memory of the thread that finds it,
+            // and only what this thread itself gave back is used again when it is named.
+            worker.watch_mounts();
+            worker.full_scan();
+            // The receiver is there until it has this.
+            let _ = scanned.send(());
+            worker.run();
+        };
+        let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(work)?;
+        first_scan.recv().map_err(|_| io::Error::other("the first scan failed"))?;
         let thread = Mutex::new(Some(thread));
         Ok(Watcher { directory, changes, commands, wake, stop, thread, health, book })
     }

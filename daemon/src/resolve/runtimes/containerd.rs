@@ -22,6 +22,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -82,7 +83,7 @@ pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError
 struct Containerd<'a> {
     channel: Channel,
     reporter: &'a Reporter,
-    namespaces: BTreeSet<String>,
+    namespaces: BTreeSet<Arc<str>>,
 }
 
 impl Containerd<'_> {
@@ -101,7 +102,7 @@ impl Containerd<'_> {
         let list = client.list(ListNamespacesRequest::default());
         let list = grpc::within(LIMIT, list).await;
         let list = list.map_err(|status| grpc::failed("listing the namespaces of containerd", &status))?;
-        let names = list.namespaces.into_iter().map(|namespace| namespace.name);
+        let names = list.namespaces.into_iter().map(|namespace| namespace.name.into());
         self.namespaces = names.take(MAX_NAMESPACES).collect();
         let mut all = Vec::new();
         for namespace in &self.namespaces {
@@ -138,7 +139,7 @@ impl Containerd<'_> {
     /// Appends the containers of a namespace, one by one: each brings a specification of many kilobytes along.
     async fn list_containers(
         &self,
-        namespace: &str,
+        namespace: &Arc<str>,
         pids: &FxHashMap<String, i32>,
         all: &mut Vec<Workload>,
     ) -> Result<(), Status> {
@@ -164,13 +165,15 @@ impl Containerd<'_> {
         if batch.is_empty() {
             return Err(SourceError("the events of containerd ended".into()));
         }
-        let mut touched: FxHashMap<(String, String), Pending> = FxHashMap::default();
+        let mut touched: FxHashMap<(Arc<str>, String), Pending> = FxHashMap::default();
         for change in batch.drain(..) {
             let Change { namespace, id, what } = change?;
             self.reporter.event();
             if !self.namespaces.contains(&namespace) && self.namespaces.len() < MAX_NAMESPACES {
-                self.namespaces.insert(namespace.clone());
+                self.namespaces.insert(Arc::clone(&namespace));
             }
+            // One name for all containers in it.
+            let namespace = self.namespaces.get(&namespace).map_or(namespace, Arc::clone);
             touched.entry((namespace, id)).or_default().add(what);
         }
         for ((namespace, id), pending) in touched {
@@ -179,7 +182,7 @@ impl Containerd<'_> {
         Ok(())
     }
 
-    async fn settle(&self, namespace: &str, id: &str, pending: Pending) -> Result<(), SourceError> {
+    async fn settle(&self, namespace: &Arc<str>, id: &str, pending: Pending) -> Result<(), SourceError> {
         let key = key(namespace, id);
         if pending.gone {
             self.reporter.remove(&key);
@@ -265,15 +268,15 @@ fn running(task: &Process) -> Option<i32> {
 }
 
 /// What a container is known by. Ids that people choose (`ctr run … web`) are unique in their namespace only.
-fn key(namespace: &str, id: &str) -> String {
-    if is_unique_id(id) { id.to_owned() } else { format!("{namespace}/{id}") }
+fn key(namespace: &str, id: &str) -> Arc<str> {
+    if is_unique_id(id) { id.into() } else { format!("{namespace}/{id}").into() }
 }
 
 /// What is kept of a container.
-fn workload(container: Container, namespace: &str, pid: Option<i32>) -> Workload {
+fn workload(container: Container, namespace: &Arc<str>, pid: Option<i32>) -> Workload {
     let mut workload = Workload {
         id: key(namespace, &container.id),
-        scope: namespace.to_owned(),
+        scope: Arc::clone(namespace),
         pid,
         ..Workload::default()
     };
@@ -293,7 +296,7 @@ fn describe(workload: &mut Workload, id: &str, labels: HashMap<String, String>, 
     workload.role = labels.role;
     workload.name = labels.name.unwrap_or_else(|| short_id(id).to_owned());
     workload.pod = labels.pod;
-    workload.labels = labels.others;
+    workload.labels = labels.others.into();
     workload.image = image;
 }
 
@@ -325,7 +328,7 @@ mod tests {
     fn a_sandbox_and_a_container_of_its_pod() {
         let pod = [("io.kubernetes.pod.name", "web-1"), ("io.kubernetes.pod.namespace", "shop")];
         let sandbox = [&pod[..], &[("io.cri-containerd.kind", "sandbox"), ("app", "web")]].concat();
-        let told = workload(container(ID, &sandbox), "k8s.io", Some(7));
+        let told = workload(container(ID, &sandbox), &"k8s.io".into(), Some(7));
         let expected = Workload {
             id: ID.into(),
             role: Role::Sandbox,
@@ -335,23 +338,23 @@ mod tests {
             scope: "k8s.io".into(),
             pid: Some(7),
             netns: Some("/run/netns/cni-1".into()),
-            labels: [("app".to_owned(), "web".to_owned())].into(),
+            labels: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
             ..Workload::default()
         };
         assert_eq!(told, expected);
         let member =
             [&pod[..], &[("io.cri-containerd.kind", "container"), ("io.kubernetes.container.name", "c")]];
-        let told = workload(container(ID, &member.concat()), "k8s.io", None);
+        let told = workload(container(ID, &member.concat()), &"k8s.io".into(), None);
         assert_eq!((told.role, &*told.name, told.netns), (Role::Container, "c", None));
     }
 
     #[test]
     fn others_are_called_by_what_they_have() {
-        let docker = workload(container(ID, &[]), "moby", Some(7));
+        let docker = workload(container(ID, &[]), &"moby".into(), Some(7));
         assert_eq!((&*docker.name, &*docker.scope, docker.pod), ("0123456789ab", "moby", None));
-        let nerdctl = workload(container(ID, &[("nerdctl/name", "db")]), "default", None);
+        let nerdctl = workload(container(ID, &[("nerdctl/name", "db")]), &"default".into(), None);
         assert_eq!((&*nerdctl.id, &*nerdctl.name), (ID, "db"));
-        let ctr = workload(container("web", &[]), "default", None);
+        let ctr = workload(container("web", &[]), &"default".into(), None);
         assert_eq!((&*ctr.id, &*ctr.name), ("default/web", "web"));
     }
 
@@ -360,7 +363,7 @@ mod tests {
         let many: Vec<(String, String)> =
             (0..5_000).map(|i| (format!("k{i}"), "\n\"".repeat(5_000))).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(key, value)| (&**key, &**value)).collect();
-        let told = workload(container(&"x".repeat(1 << 20), &many), &"n".repeat(1 << 20), None);
+        let told = workload(container(&"x".repeat(1 << 20), &many), &"n".repeat(1 << 20).into(), None);
         assert!(told.labels.len() <= 64 && told.id.len() <= 253 && told.scope.len() <= 253);
     }
 

@@ -7,6 +7,7 @@ use crate::resolve::identity::Claimed;
 use crate::resolve::scan;
 use crate::resolve::workload::{Role, Workload};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Something that nobody knew is asked for again after this time.
@@ -24,11 +25,11 @@ pub(super) struct Places {
     /// The other way round.
     by_netns: FxHashMap<u32, Vec<Key>>,
     /// Namespaces by the ids of those who own processes in them, as their cgroups say.
-    by_cgroup: FxHashMap<String, Vec<u32>>,
+    by_cgroup: FxHashMap<Arc<str>, Vec<u32>>,
     /// The other way round.
     owners: FxHashMap<u32, Vec<CgroupOwner>>,
     /// What the sources were asked, and when.
-    asked: FxHashMap<String, Instant>,
+    asked: FxHashMap<Arc<str>, Instant>,
 }
 
 /// A workload's namespace.
@@ -57,7 +58,10 @@ impl Places {
     }
 
     fn put(&mut self, key: Key, place: Place) {
-        self.by_netns.entry(place.inode).or_default().push(key.clone());
+        let keys = self.by_netns.entry(place.inode).or_default();
+        // There are a thousand of these lists, and hardly one of them grows beyond a few.
+        keys.reserve_exact(1);
+        keys.push(key.clone());
         self.placed.insert(key, place);
     }
 
@@ -76,7 +80,7 @@ impl Places {
             }
         }
         for id in owners.iter().flat_map(ids) {
-            self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
+            self.by_cgroup.entry(Arc::clone(id)).or_default().push(inode);
         }
         match owners.is_empty() {
             true => drop(self.owners.remove(&inode)),
@@ -95,7 +99,7 @@ pub(super) struct Said {
 }
 
 /// What a source may call an owner, the most trustworthy first.
-fn ids(owner: &CgroupOwner) -> Vec<&str> {
+fn ids(owner: &CgroupOwner) -> Vec<&Arc<str>> {
     match owner {
         CgroupOwner::Container(containers) => containers.known_ids().collect(),
         CgroupOwner::Unit(name) | CgroupOwner::Machine(name) => vec![name],
@@ -199,15 +203,18 @@ impl Worker {
         found.sort_by(|a, b| a.0.cmp(&b.0));
         found.truncate(MAX_CLAIMS);
         let claim = |(key, told): (Key, Told)| Claimed { source: self.book.name(key.0), told };
-        Said { claims: found.into_iter().map(claim).collect(), visitors, secondary }
+        // Kept as long as the namespace, so not in the larger memory of what it is made from.
+        let mut claims = Vec::with_capacity(found.len());
+        claims.extend(found.into_iter().map(claim));
+        Said { claims, visitors, secondary }
     }
 
     /// What the sources say of an owner, by the first of its ids that any of them knows.
     fn told_of(&self, owner: &CgroupOwner) -> Vec<(Key, Told)> {
-        let of_id = |id: &str| -> Vec<(Key, Told)> {
+        let of_id = |id: &Arc<str>| -> Vec<(Key, Told)> {
             let told = self.book.by_id(id).into_iter();
             let told = told.filter(|(_, told)| is_of(owner, told.workload.role));
-            told.map(|(source, told)| ((source, id.to_owned()), told)).collect()
+            told.map(|(source, told)| ((source, Arc::clone(id)), told)).collect()
         };
         ids(owner).into_iter().map(of_id).find(|told| !told.is_empty()).unwrap_or_default()
     }
@@ -221,18 +228,18 @@ impl Worker {
         }
     }
 
-    fn ask_about(&mut self, owner: &CgroupOwner, id: &str) {
+    fn ask_about(&mut self, owner: &CgroupOwner, id: &Arc<str>) {
         if self.places.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
             return;
         }
         if self.places.asked.len() >= MAX_ASKED {
             self.places.asked.clear();
         }
-        self.places.asked.insert(id.to_owned(), Instant::now());
+        self.places.asked.insert(Arc::clone(id), Instant::now());
         self.book.ask(&match owner {
-            CgroupOwner::Container(_) => Wanted::Container(id.to_owned()),
-            CgroupOwner::Unit(_) => Wanted::Unit(id.to_owned()),
-            CgroupOwner::Machine(_) => Wanted::Machine(id.to_owned()),
+            CgroupOwner::Container(_) => Wanted::Container(id.to_string()),
+            CgroupOwner::Unit(_) => Wanted::Unit(id.to_string()),
+            CgroupOwner::Machine(_) => Wanted::Machine(id.to_string()),
         });
     }
 

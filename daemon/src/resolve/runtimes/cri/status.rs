@@ -87,9 +87,9 @@ pub(super) fn sandbox(sandbox: PodSandbox, details: Details) -> Workload {
         pid: details.pid,
         netns: details.netns,
         addresses: details.addresses,
-        labels: labels.others,
+        labels: labels.others.into(),
         annotations: sandbox.annotations.into_iter().collect(),
-        id: sandbox.id,
+        id: sandbox.id.into(),
         ..Workload::default()
     };
     whole.bounded()
@@ -107,9 +107,9 @@ pub(super) fn container(container: Container, pod: Option<Pod>, details: Details
         pid: details.pid,
         netns: details.netns,
         addresses: details.addresses,
-        labels: labels.others,
+        labels: labels.others.into(),
         annotations: container.annotations.into_iter().collect(),
-        id: container.id,
+        id: container.id.into(),
         ..Workload::default()
     };
     whole.bounded()
