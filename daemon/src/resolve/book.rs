@@ -316,6 +316,11 @@ impl Reporter {
         self.write(|pages, source| pages.put(source, workload));
     }
 
+    /// The same of several, for which the watcher is woken once.
+    pub fn put_all(&self, all: Vec<Workload>) {
+        self.write(|pages, source| all.into_iter().for_each(|workload| pages.put(source, workload)));
+    }
+
     /// The source does not know it any more.
     pub fn remove(&self, id: &str) {
         self.write(|pages, source| pages.remove(source, id));

@@ -170,7 +170,7 @@ mod tests {
 
     fn ids(path: &str) -> (String, Vec<String>) {
         let found = containers(path);
-        (found.own_id().to_owned(), found.known_ids().map(str::to_owned).collect())
+        (found.own_id().to_owned(), found.known_ids().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
 
     fn unit(path: &str) -> Option<String> {
         match owner(path) {
-            Some(CgroupOwner::Unit(name)) => Some(name),
+            Some(CgroupOwner::Unit(name)) => Some(name.to_string()),
             None => None,
             other => panic!("{path}: {other:?}"),
         }

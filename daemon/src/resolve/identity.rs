@@ -227,7 +227,12 @@ mod tests {
 
     fn pod(name: &str) -> Workload {
         let pod = Pod { namespace: "shop".into(), name: name.into(), uid: String::new() };
-        Workload { id: format!("{name}-id"), pod: Some(pod), role: Role::Sandbox, ..Workload::default() }
+        Workload {
+            id: format!("{name}-id").into(),
+            pod: Some(pod),
+            role: Role::Sandbox,
+            ..Workload::default()
+        }
     }
 
     fn container(id: &str, name: &str, pid: i32) -> Workload {

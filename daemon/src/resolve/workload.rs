@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn whatever_comes_is_cut() {
-        let huge = Workload { name: "é".repeat(5_000), id: "é".repeat(5_000).into(), ..Workload::default() };
+        let huge =
+            Workload { name: "é".repeat(5_000), id: "é".repeat(5_000).into(), ..Workload::default() };
         let huge = huge.bounded();
         assert_eq!((huge.name.len(), huge.id.len()), (252, 252), "at a whole character");
     }

@@ -44,7 +44,9 @@ const BATCH: usize = 256;
 
 /// How long the first of them waits for others: a container that is made and started is told of three times, and a pod has
 /// several. Each look wakes two threads and asks containerd, which costs more than the wait: a name may take 100 ms.
-const WINDOW: Duration = Duration::from_millis(20);
+const WINDOW: Duration = Duration::from_millis(40);
+/// Containers that are asked for at the same time.
+const ASKED_AT_ONCE: usize = 32;
 
 /// Keeps the page current until containerd is lost.
 pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError> {
@@ -144,7 +146,7 @@ impl Containerd<'_> {
         all: &mut Vec<Workload>,
     ) -> Result<(), Status> {
         let request = in_namespace(namespace, ListContainersRequest::default())?;
-        let mut client = self.containers();
+        let mut client = containers(self.channel.clone());
         let mut stream = grpc::within(LIMIT_OF_LISTS, client.list_stream(request)).await?;
         while let Some(message) = grpc::next(&mut stream).await? {
             let Some(container) = message.container else { continue };
@@ -176,33 +178,52 @@ impl Containerd<'_> {
             let namespace = self.namespaces.get(&namespace).map_or(namespace, Arc::clone);
             touched.entry((namespace, id)).or_default().add(what);
         }
+        let mut asked = JoinSet::new();
         for ((namespace, id), pending) in touched {
-            self.settle(&namespace, &id, pending).await?;
+            if let Some(pid) = self.settle(&namespace, &id, pending) {
+                asked.spawn(made(self.channel.clone(), namespace, id, pid));
+            }
+            if asked.len() >= ASKED_AT_ONCE {
+                self.take_made(&mut asked).await?;
+            }
+        }
+        while !asked.is_empty() {
+            self.take_made(&mut asked).await?;
         }
         Ok(())
     }
 
-    async fn settle(&self, namespace: &Arc<str>, id: &str, pending: Pending) -> Result<(), SourceError> {
+    /// Writes what is known without asking. If it is not enough, says what the first process is.
+    fn settle(&self, namespace: &Arc<str>, id: &str, pending: Pending) -> Option<Option<i32>> {
         let key = key(namespace, id);
         if pending.gone {
             self.reporter.remove(&key);
-            return Ok(());
+            return None;
         }
         let known = self.reporter.known(&key);
         let pid = pending.pid(known.as_ref().and_then(|known| known.pid));
-        match known.filter(|_| !pending.made) {
-            Some(known) => {
-                let mut workload = Workload { pid, ..(*known).clone() };
-                if let Some(told) = pending.described {
-                    describe(&mut workload, id, told.labels, told.image);
-                }
-                self.reporter.put(workload);
-            }
-            None => match self.container(namespace, id).await? {
-                Some(container) => self.reporter.put(workload(container, namespace, pid)),
-                None => self.reporter.remove(&key),
-            },
+        let Some(known) = known.filter(|_| !pending.made) else { return Some(pid) };
+        let mut workload = Workload { pid, ..(*known).clone() };
+        if let Some(told) = pending.described {
+            describe(&mut workload, id, told.labels, told.image);
         }
+        self.reporter.put(workload);
+        None
+    }
+
+    /// Writes the answers that are there, at least one.
+    async fn take_made(&self, asked: &mut JoinSet<Result<Made, SourceError>>) -> Result<(), SourceError> {
+        let mut next = asked.join_next().await;
+        let mut found = Vec::new();
+        while let Some(made) = next {
+            let ended = |error| SourceError(format!("asking containerd for a container: {error}"));
+            match made.map_err(ended)?? {
+                Ok(workload) => found.push(workload),
+                Err(key) => self.reporter.remove(&key),
+            }
+            next = asked.try_join_next();
+        }
+        self.reporter.put_all(found);
         Ok(())
     }
 
@@ -213,24 +234,12 @@ impl Containerd<'_> {
             if self.reporter.known(&key(namespace, id)).is_some_and(|known| known.pid.is_some()) {
                 return Ok(());
             }
-            let Some(container) = self.container(namespace, id).await? else { continue };
+            let Some(container) = container(self.channel.clone(), namespace, id).await? else { continue };
             let pid = self.pid(namespace, id).await?;
             self.reporter.put(workload(container, namespace, pid));
             return Ok(());
         }
         Ok(())
-    }
-
-    async fn container(&self, namespace: &str, id: &str) -> Result<Option<Container>, SourceError> {
-        let get = async {
-            let request = in_namespace(namespace, GetContainerRequest { id: id.to_owned() })?;
-            grpc::within(LIMIT, self.containers().get(request)).await
-        };
-        match get.await {
-            Ok(answer) => Ok(answer.container),
-            Err(status) if grpc::is_not_found(&status) => Ok(None),
-            Err(status) => Err(grpc::failed("asking containerd for a container", &status)),
-        }
     }
 
     /// First process of a container.
@@ -246,10 +255,37 @@ impl Containerd<'_> {
             Err(status) => Err(grpc::failed("asking containerd for a task", &status)),
         }
     }
+}
 
-    fn containers(&self) -> ContainersClient<Channel> {
-        ContainersClient::new(self.channel.clone()).max_decoding_message_size(grpc::LARGEST_SINGLE)
+/// What containerd answered when it was asked for a container: that, or that there is none with this key.
+type Made = Result<Workload, Arc<str>>;
+
+/// Asks for a container of which only the first process is known.
+async fn made(
+    channel: Channel,
+    namespace: Arc<str>,
+    id: String,
+    pid: Option<i32>,
+) -> Result<Made, SourceError> {
+    let container = container(channel, &namespace, &id).await?;
+    let key = key(&namespace, &id);
+    Ok(container.map(|container| workload(container, &namespace, pid)).ok_or(key))
+}
+
+async fn container(channel: Channel, namespace: &str, id: &str) -> Result<Option<Container>, SourceError> {
+    let get = async {
+        let request = in_namespace(namespace, GetContainerRequest { id: id.to_owned() })?;
+        grpc::within(LIMIT, containers(channel).get(request)).await
+    };
+    match get.await {
+        Ok(answer) => Ok(answer.container),
+        Err(status) if grpc::is_not_found(&status) => Ok(None),
+        Err(status) => Err(grpc::failed("asking containerd for a container", &status)),
     }
+}
+
+fn containers(channel: Channel) -> ContainersClient<Channel> {
+    ContainersClient::new(channel).max_decoding_message_size(grpc::LARGEST_SINGLE)
 }
 
 /// A request about a namespace, which is told in a header.

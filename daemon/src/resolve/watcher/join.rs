@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Questions that are remembered at most.
 const MAX_ASKED: usize = 4096;
+/// Namespaces that get another name in one picture, about: at the first full list all of the node's do.
+const AT_ONCE: usize = 48;
 /// Claims on one namespace at most; only the node's own has many.
 const MAX_CLAIMS: usize = 4096;
 
@@ -131,6 +133,10 @@ impl Worker {
             self.rejoin(&key, &mut touched);
         }
         for inode in touched {
+            // A picture now and then, so that what gets a name is not kept twice for all of the node.
+            if self.touched.len() >= AT_ONCE {
+                self.publish();
+            }
             self.refresh(inode);
         }
     }
@@ -168,7 +174,7 @@ impl Worker {
     /// Whether the cgroup of a process says that it belongs to another container: then the pid was used again.
     fn contradicts(&self, workload: &Workload, pid: i32) -> bool {
         let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
-        let path = scan::cgroup(&self.roots.proc, pid).filter(|_| is_container);
+        let path = self.cgroups.of(pid).filter(|_| is_container);
         path.is_some_and(|path| match cgroup::owner(&path) {
             Some(CgroupOwner::Container(containers)) => !containers.has(&workload.id),
             _ => false,

@@ -170,7 +170,7 @@ mod tests {
         let event = Any { type_url: format!("{prefix}{}", T::full_name()), value: event.encode_to_vec() };
         let change =
             decode(Envelope { namespace: "k8s.io".into(), event: Some(event), ..Envelope::default() })?;
-        assert_eq!(change.namespace, "k8s.io");
+        assert_eq!(&*change.namespace, "k8s.io");
         Some((change.id, change.what))
     }
 

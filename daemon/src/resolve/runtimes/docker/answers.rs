@@ -333,7 +333,12 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
     let said = match (event.kind.as_str(), action.as_str()) {
         ("container", "start") if is_id(&id) && event.actor.attributes.names_it() => {
             let Attributes { name, image, .. } = event.actor.attributes;
-            return Ok(Said::Started(Box::new(Workload { id: id.into(), name, image, ..Workload::default() })));
+            return Ok(Said::Started(Box::new(Workload {
+                id: id.into(),
+                name,
+                image,
+                ..Workload::default()
+            })));
         }
         ("container" | "", "start" | "restart" | "restore" | "rename" | "update") => Said::Changed(id),
         // The latter two are podman's.
