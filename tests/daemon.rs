@@ -15,6 +15,9 @@ mod bad_sources;
 /// A large containerd for the benchmark.
 #[path = "cases/bench_runtime.rs"]
 mod bench_runtime;
+/// Connection tracking in real namespaces; for root.
+#[path = "cases/conntrack.rs"]
+mod conntrack;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;

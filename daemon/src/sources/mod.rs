@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod columns;
+pub mod conntrack;
 pub mod counters;
 mod devices;
 mod each;
@@ -89,6 +90,7 @@ pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
+        Arc::new(conntrack::Conntrack::new(proc)),
     ]
 }
 

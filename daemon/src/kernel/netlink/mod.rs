@@ -1,5 +1,6 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
+pub mod conntrack;
 pub mod message;
 
 use message::{HEADER, Message, messages, u32_at};
