@@ -33,9 +33,15 @@ mod labels;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
+/// Neighbours of real namespaces, and the tables that they share; for root.
+#[path = "cases/neigh.rs"]
+mod neigh;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
+/// Queueing disciplines, compared with `tc`; for root.
+#[path = "cases/qdisc.rs"]
+mod qdisc;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

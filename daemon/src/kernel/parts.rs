@@ -68,7 +68,7 @@ fn find(path: &Path) -> std::io::Result<HashSet<&'static str>> {
 
 /// `ffffffff81a6d5f0 t tcp_diag_get_info`; a fourth word would be the module's name.
 fn function(line: &[u8]) -> Option<&'static str> {
-    let mut words = line.split(|byte| byte.is_ascii_whitespace()).skip(2);
+    let mut words = line.split(u8::is_ascii_whitespace).skip(2);
     let (name, module) = (words.next()?, words.next());
     ALL.iter().map(|part| part.function).find(|function| module.is_none() && function.as_bytes() == name)
 }

@@ -26,8 +26,7 @@ const FACTS: [Fact; 11] = [
         "netskoop_conntrack_invalid_total",
         "Packets that could not be tracked; rules see them in state INVALID (invalid of conntrack -S).",
     )
-    .old("kubeskoop_conntrack_invalid", "inspector_pod_conntrackinvalid")
-    .core(),
+    .old("kubeskoop_conntrack_invalid", "inspector_pod_conntrackinvalid"),
     fact(
         "ignore",
         "netskoop_conntrack_ignored_total",
@@ -51,7 +50,7 @@ const FACTS: [Fact; 11] = [
     fact(
         "drop",
         "netskoop_conntrack_dropped_total",
-        "Packets dropped because there was no room for a new connection (drop of conntrack -S).",
+        "Packets dropped because there was no room for a new connection, or because another packet was faster to put it into the table (drop of conntrack -S).",
     )
     .old("kubeskoop_conntrack_drop", "inspector_pod_conntrackdrop")
     .core()
@@ -62,7 +61,6 @@ const FACTS: [Fact; 11] = [
         "Connections that were thrown out of a full table to make room for new ones (early_drop of conntrack -S).",
     )
     .old("kubeskoop_conntrack_earlydrop", "inspector_pod_conntrackearlydrop")
-    .core()
     .alarm("net.netfilter.nf_conntrack_max is reached"),
     fact(
         "error",

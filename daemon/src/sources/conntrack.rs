@@ -4,7 +4,7 @@
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::{ReadError, Report, Scratch, Source, Target, Want};
-use crate::declare::{Column, ColumnSet, Kind, TableDecl, column};
+use crate::declare::{Column, Kind, TableDecl, column};
 use crate::hooks::Options;
 use crate::kernel::netlink::conntrack::{
     ANY, COUNTERS, Counters, Entry, Fill, GET, GET_STATS, GET_STATS_CPU, Protocol, add_cpu, entry, fill,
@@ -109,12 +109,12 @@ impl Conntrack {
     }
 
     /// Reads one namespace. The second value says whether its counters found no room in the memory.
-    fn visit(&self, visit: Visit<'_>, wanted: &[ColumnSet], out: &mut [Table]) -> Result<bool, ReadError> {
-        let ([numbers, states], [wanted, split]) = (out, wanted) else {
+    fn visit(&self, visit: Visit<'_>, want: &Want<'_>, out: &mut [Table]) -> Result<bool, ReadError> {
+        let ([numbers, states], [wanted, split]) = (out, want.columns) else {
             debug_assert!(false, "tables of another source");
             return Ok(false);
         };
-        let Visit { target, netlink, bytes, deadline } = visit;
+        let Visit { target, netlink, bytes } = visit;
         let mut full = false;
         let counters = if (0..COUNTERS).any(|column| wanted.contains(column as u16)) {
             let ticket = self.known().draw();
@@ -130,7 +130,7 @@ impl Conntrack {
             put(cells, &counters, fill);
         }
         let entries = fill.entries.unwrap_or(u32::MAX);
-        let time = deadline.saturating_duration_since(Instant::now());
+        let time = want.deadline.saturating_duration_since(Instant::now());
         let small = entries <= self.walk_limit.load(Ordering::Relaxed) && PER_ENTRY * entries <= time;
         if !split.is_empty() && small && entries > 0 {
             let found = walk(netlink, bytes).map_err(asking("entries"))?;
@@ -228,7 +228,7 @@ impl Source for Conntrack {
         }
         let mut over_budget = 0;
         let visit = |visit: Visit<'_>, (), out: &mut [Table]| {
-            over_budget += u32::from(self.visit(visit, want.columns, out)?);
+            over_budget += u32::from(self.visit(visit, want, out)?);
             Ok(())
         };
         let report = each(&self.proc, Family::Netfilter, want, scratch, out, || (), visit);

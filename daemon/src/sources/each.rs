@@ -17,8 +17,6 @@ pub(super) struct Visit<'a> {
     pub(super) netlink: &'a mut Netlink,
     /// Memory for what the kernel sends.
     pub(super) bytes: &'a mut Vec<u8>,
-    /// When to stop.
-    pub(super) deadline: Instant,
 }
 
 /// Calls `read` for each namespace of the job, with a socket made inside. `prepare` is called inside before, for files that
@@ -56,7 +54,7 @@ pub(super) fn each<T>(
                 netlink.map_err(|error| End::Failed(failed("open", "a netlink socket".into(), error)))?;
             want.beacon.enter(target.subject, "netlink");
             let bytes = &mut scratch.bytes;
-            let visit = Visit { target, netlink: &mut netlink, bytes, deadline: want.deadline };
+            let visit = Visit { target, netlink: &mut netlink, bytes };
             let done = read(visit, prepared, out);
             report.retries += netlink.take_retries();
             done.map_err(|error| match error {

@@ -7,8 +7,11 @@ pub mod counters;
 mod devices;
 mod each;
 mod enter;
+mod kept;
+pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
+pub mod qdiscs;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -84,13 +87,22 @@ impl Report {
     }
 }
 
-/// All sources that read files under `proc`.
+/// All sources of a node whose procfs is at `proc`.
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+    let mut all = files(proc);
+    all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(conntrack::Conntrack::new(proc)));
+    all.push(Arc::new(neigh::NeighTables));
+    all.push(Arc::new(neigh::Neighbours::new(proc)));
+    all
+}
+
+/// Those that read nothing but files under `proc`, which may be a copy of some of it.
+pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
-        Arc::new(conntrack::Conntrack::new(proc)),
     ]
 }
 
