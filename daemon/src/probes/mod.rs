@@ -2,11 +2,13 @@
 
 use crate::declare::Probe;
 
+pub mod conntrack;
 pub mod gone;
 pub mod icmp;
 pub mod ip;
 pub mod limit;
 pub mod mptcp;
+pub mod neigh;
 pub mod netdev;
 pub mod packetloss;
 pub mod qdisc;
@@ -33,6 +35,8 @@ pub static PROBES: &[&Probe] = &[
     &mptcp::PROBE,
     &slab::PROBE,
     &limit::PROBE,
+    &conntrack::PROBE,
+    &neigh::PROBE,
     &qdisc::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
@@ -146,6 +150,7 @@ mod tests {
             ("tcpext", 32, 33),
             ("sock", 5, 5),
             ("softnet", 2, 3),
+            ("conntrack", 11, 11),
             ("qdisc", 6, 6),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
@@ -229,8 +234,9 @@ mod tests {
                 .map(|(_, family)| points(family).len())
                 .sum()
         };
-        assert!(core(false) <= 45, "{} core series per namespace", core(false));
-        assert!(core(true) <= 50, "{} core series of the host", core(true));
+        assert!(core(false) <= 52, "{} core series per namespace", core(false));
+        // Beside its own it shows what is kept once for the node.
+        assert!(core(true) <= 56, "{} core series of the host", core(true));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod columns;
+pub mod conntrack;
 pub mod counters;
 mod devices;
 mod each;
@@ -9,6 +10,7 @@ mod enter;
 pub mod gone;
 mod icmp_types;
 mod kept;
+pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
@@ -95,6 +97,9 @@ impl Report {
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(conntrack::Conntrack::new(proc)));
+    all.push(Arc::new(neigh::NeighTables));
+    all.push(Arc::new(neigh::Neighbours::new(proc)));
     all
 }
 
