@@ -24,6 +24,9 @@ mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
+/// What is told of namespaces that have ended; for root.
+#[path = "cases/gone.rs"]
+mod gone;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
@@ -33,6 +36,9 @@ mod lifecycle;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
+/// Queueing disciplines, compared with `tc`; for root.
+#[path = "cases/qdisc.rs"]
+mod qdisc;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

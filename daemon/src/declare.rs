@@ -137,7 +137,8 @@ pub enum Scope {
     HostOnly,
 }
 
-/// One metric name in one generation of names.
+/// One metric name in one generation of names. A metric whose values are in several tables is several families that
+/// follow each other in one probe; the first one's sentence is its HELP.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
     /// Generation it belongs to.
@@ -156,6 +157,8 @@ pub struct Family {
     pub only: Option<Only>,
     /// Adds up the rows of a subject; always set where a row key is not shown.
     pub fold: bool,
+    /// Where numbers would be added up the largest one is taken instead: sums of it mean nothing.
+    pub largest: bool,
     /// Subjects it has series for.
     pub scope: Scope,
     /// Whether the default set (`metrics.set = "core"`) shows it.
@@ -164,8 +167,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
-    /// Whether the table has thousandths of what is shown.
-    pub milli: bool,
+    /// Places of the table's numbers that stand behind the point: 3 if it has milliseconds and seconds are shown.
+    pub decimals: u8,
 }
 
 impl Family {
@@ -185,11 +188,12 @@ impl Family {
             keys: &[],
             only: None,
             fold: false,
+            largest: false,
             scope: Scope::Own,
             core: false,
             alarm: "",
             option: None,
-            milli: false,
+            decimals: 0,
         }
     }
     /// A KubeSkoop name. Older generations have no core set: they show what the old systems showed.
@@ -226,6 +230,10 @@ impl Family {
     pub const fn fold(self) -> Family {
         Family { fold: true, ..self }
     }
+    /// Takes the largest of several numbers instead of their sum.
+    pub const fn largest(self) -> Family {
+        Family { largest: true, ..self }
+    }
     /// Shows only some rows.
     pub const fn only(self, only: Only) -> Family {
         Family { only: Some(only), ..self }
@@ -238,9 +246,14 @@ impl Family {
     pub const fn option(self, option: &'static str) -> Family {
         Family { option: Some(option), ..self }
     }
-    /// The table has thousandths: milliseconds that are shown as seconds.
-    pub const fn milli(self) -> Family {
-        Family { milli: true, ..self }
+    /// So many places of the table's numbers stand behind the point: 3 if it has milliseconds and seconds are shown.
+    pub const fn decimals(self, decimals: u8) -> Family {
+        assert!(decimals <= 18, "no number has so many places");
+        Family { decimals, ..self }
+    }
+    /// Two numbers made one.
+    pub fn add(&self, a: u64, b: u64) -> u64 {
+        if self.largest { a.max(b) } else { a.wrapping_add(b) }
     }
     /// Counter or gauge: that of its first column.
     pub fn kind(&self) -> Kind {

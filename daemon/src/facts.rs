@@ -16,12 +16,12 @@ pub struct Fact {
     help: &'static str,
     core: bool,
     alarm: &'static str,
-    milli: bool,
+    decimals: u8,
 }
 
 /// A fact with a native name only.
 pub const fn fact(key: &'static str, native: &'static str, help: &'static str) -> Fact {
-    Fact { v4: key, v6: "", native, kubeskoop: "", inspector: "", help, core: false, alarm: "", milli: false }
+    Fact { v4: key, v6: "", native, kubeskoop: "", inspector: "", help, core: false, alarm: "", decimals: 0 }
 }
 
 impl Fact {
@@ -37,9 +37,10 @@ impl Fact {
     pub const fn core(self) -> Fact {
         Fact { core: true, ..self }
     }
-    /// The kernel counts thousandths of the unit of the native name. The older names show them as they are.
-    pub const fn milli(self) -> Fact {
-        Fact { milli: true, ..self }
+    /// The kernel counts in the unit of the native name divided by ten to that power: 3 for milliseconds that are shown
+    /// as seconds. The older names show the kernel's numbers as they are.
+    pub const fn decimals(self, decimals: u8) -> Fact {
+        Fact { decimals, ..self }
     }
     /// Says what growth means.
     pub const fn alarm(self, alarm: &'static str) -> Fact {
@@ -93,7 +94,7 @@ pub const fn native<const N: usize>(
         let fact = &facts[i];
         let points = if fact.v6.is_empty() { one(table, fact.v4) } else { Points::Cells(&cells[i]) };
         let family = Family::native(fact.native, fact.help, table, points).alarm(fact.alarm);
-        let family = if fact.milli { family.milli() } else { family };
+        let family = family.decimals(fact.decimals);
         all[i] = if fact.core { family.core() } else { family };
         i += 1;
     }

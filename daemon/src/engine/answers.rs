@@ -119,7 +119,7 @@ impl Engine {
                     help: decl.help.into(),
                 })
                 .collect(),
-            metrics: probe.families().map(metric_info).collect(),
+            metrics: metric_infos(probe),
             events: probe.events.iter().map(event_info).collect(),
             state: state.unwrap_or_else(super::status::unknown_state),
         }
@@ -231,7 +231,7 @@ fn value(
         name: short.strip_suffix("_total").unwrap_or(short).into(),
         labels: labels.join(","),
         kind: kind(family.kind()).into(),
-        value: if family.milli { point.value as f64 / 1000.0 } else { point.value as f64 },
+        value: point.value as f64 / 10_f64.powi(i32::from(family.decimals)),
         alarm: (!family.alarm.is_empty()).then(|| family.alarm.to_owned()),
     }
 }
@@ -241,6 +241,13 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
     }
+}
+
+/// The metrics of a probe, each once, however many tables its values are in.
+fn metric_infos(probe: &'static Probe) -> Vec<MetricInfo> {
+    let mut families: Vec<_> = probe.families().collect();
+    families.dedup_by_key(|family| (family.names, family.name));
+    families.into_iter().map(metric_info).collect()
 }
 
 fn metric_info(family: &'static crate::declare::Family) -> MetricInfo {

@@ -182,7 +182,10 @@ impl Engine {
             let wanted = effective(probe, &loaded.config, overrides, unix_now());
             let (enabled, options) = (wanted.enabled, wanted.options.clone());
             self.slots()[at].effective = wanted;
-            self.sources.all.iter().for_each(|source| source.configure(probe.name, &options));
+            for source in &self.sources.all {
+                source.enable(probe.name, enabled);
+                source.configure(probe.name, &options);
+            }
             if enabled {
                 let waits = self.slots()[at].problem.as_ref().is_some_and(Problem::waits);
                 if !waits {
@@ -194,6 +197,7 @@ impl Engine {
                 self.slots()[at].problem = None;
             }
         }
+        self.wake_farewell();
     }
 
     /// Remembers why a probe does not work, and says so once.
@@ -341,9 +345,12 @@ impl Engine {
             return;
         }
         *noted = Some(snapshot.taken);
-        let (mut cpu, mut errors) = (lock(&self.cpu), lock(&self.errors));
+        let (mut cpu, mut errors, mut absent) = (lock(&self.cpu), lock(&self.errors), lock(&self.absent));
         for (at, report) in snapshot.reports.iter().enumerate().filter(|(_, report)| report.ran) {
             cpu[at] = super::SourceCpu { last: Some(report.cpu), total: cpu[at].total + report.cpu };
+            if absent[at] != report.not_here {
+                absent[at].clone_from(&report.not_here);
+            }
             if errors[at] != report.error {
                 if let Some(error) = &report.error {
                     let source = self.sources.all[at].name();

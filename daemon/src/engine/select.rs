@@ -4,7 +4,7 @@ use super::pass::{Snapshot, Sources, Wants};
 use super::self_metrics::ENTITY_INFO;
 use crate::declare::{ColumnSet, Family, Names, Probe};
 use crate::hooks::Options;
-use crate::server::exposition::{Budget, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use netskoop_api::OptionValue;
 use std::sync::Arc;
 
@@ -70,6 +70,7 @@ pub struct Exposition {
     /// Number of the entity whose description is next, if any.
     next_info: Option<usize>,
     budget: Budget,
+    titled: &'static str,
     tail: Option<Vec<u8>>,
     bytes: u64,
     finished: Option<Box<dyn FnOnce(Budget, u64) + Send + Sync>>,
@@ -94,6 +95,7 @@ impl Exposition {
             chosen: chosen.into_iter(),
             next_info: infos.then_some(0),
             budget: Budget::new(max_series),
+            titled: "",
             tail: Some(tail),
             bytes: 0,
             finished: Some(Box::new(finished)),
@@ -109,7 +111,8 @@ impl Iterator for Exposition {
         let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
-            write_family(&mut piece, chosen.family, table, &self.snapshot.directory, &mut self.budget);
+            let whose = Whose { directory: &self.snapshot.directory, groups: &self.snapshot.groups };
+            write_family(&mut piece, chosen.family, table, &whose, &mut self.budget, &mut self.titled);
             if piece.len() >= PIECE {
                 break;
             }

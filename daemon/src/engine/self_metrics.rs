@@ -113,8 +113,9 @@ pub struct ProbeRun {
     pub name: &'static str,
     /// How it stands.
     pub state: ProbeState,
-    /// Whether its sources read everything.
-    pub success: bool,
+    /// Whether its sources read everything; `None` if this node has nothing of what they read, which is nothing to be
+    /// alarmed about.
+    pub success: Option<bool>,
     /// CPU time since the start, seconds.
     pub cpu_seconds: f64,
 }
@@ -157,7 +158,10 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
         if !wanted {
             continue;
         }
-        writer.one("netskoop_probe_success", &probe, f64::from(u8::from(*success && state == StateName::On)));
+        if let Some(success) = success {
+            let success = *success && state == StateName::On;
+            writer.one("netskoop_probe_success", &probe, f64::from(u8::from(success)));
+        }
         if let Some(cpu) = run.last_collection_ns {
             writer.one("netskoop_probe_duration_seconds", &probe, seconds(cpu));
         }

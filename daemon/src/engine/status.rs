@@ -40,11 +40,13 @@ impl Engine {
 
     fn probe_state(&self, slot: &Slot, hook: Option<HookStatus>) -> ProbeState {
         let effective = &slot.effective;
+        let absent = self.absent(slot.probe).filter(|_| effective.enabled && slot.problem.is_none());
         let state = match (&slot.problem, effective.enabled) {
             (_, false) => StateName::Off,
             (Some(problem), true) if problem.never => StateName::NotAvailable,
             (Some(_), true) => StateName::Failed,
             (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
+            (None, true) if absent.is_some() => StateName::NotAvailable,
             (None, true) => StateName::On,
         };
         let reads = state == StateName::On && slot.probe.hooks.is_none();
@@ -54,7 +56,8 @@ impl Engine {
                 .problem
                 .as_ref()
                 .filter(|_| effective.enabled)
-                .map(|problem| problem.sentence.clone()),
+                .map(|problem| problem.sentence.clone())
+                .or(absent),
             via: reads.then(|| "procfs".to_owned()),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -83,6 +86,14 @@ impl Engine {
         owners
     }
 
+    /// Why this node has nothing of what a probe reads, if none of its sources found anything.
+    fn absent(&self, probe: &Probe) -> Option<String> {
+        let absent = lock(&self.absent);
+        let mut sentences = self.sources_of(probe).into_iter().map(|at| absent[at].clone());
+        let first = sentences.next()??;
+        sentences.all(|sentence| sentence.is_some()).then_some(first)
+    }
+
     fn last_cost(&self, probe: &Probe) -> Option<u64> {
         let cpu = lock(&self.cpu);
         self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
@@ -98,7 +109,10 @@ impl Engine {
             ProbeRun {
                 name: standing.probe.name,
                 state: standing.state,
-                success: sources.iter().all(|at| snapshot.reports[*at].success()),
+                success: self
+                    .absent(standing.probe)
+                    .is_none()
+                    .then(|| sources.iter().all(|at| snapshot.reports[*at].success())),
                 cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                     + standing.bpf_seconds,
             }

@@ -67,7 +67,8 @@ fn options(out: &mut String, probe: &Probe) -> std::fmt::Result {
 }
 
 fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::Result {
-    let families: Vec<&Family> = probe.families().filter(|family| family.names == names).collect();
+    let mut families: Vec<&Family> = probe.families().filter(|family| family.names == names).collect();
+    families.dedup_by_key(|family| family.name);
     if families.is_empty() {
         return Ok(());
     }

@@ -1,8 +1,9 @@
 //! The Prometheus text format, written family by family as the client takes it, so that an answer of any size costs the
 //! memory of one family.
 
-use crate::declare::{Family, Kind, Only, Points, Scope};
+use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
+use crate::sources::gone;
 use crate::table::{Subject, Table};
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
@@ -63,7 +64,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
                 && same_keys(family, table, leader, row)
                 && let Some(value) = table.cell(row, column)
             {
-                sum = Some(sum.unwrap_or(0).wrapping_add(value));
+                sum = Some(sum.map_or(value, |sum| family.add(sum, value)));
             }
         }
         sum
@@ -78,7 +79,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
             }
         }
         Points::Sum(columns) => {
-            let value = columns.iter().filter_map(|c| total(*c)).reduce(u64::wrapping_add);
+            let value = columns.iter().filter_map(|c| total(*c)).reduce(|sum, value| family.add(sum, value));
             if let Some(value) = value {
                 emit(Point { subject, row: leader, label: "", value });
             }
@@ -114,22 +115,42 @@ impl Budget {
     }
 }
 
-/// Writes one family: HELP, TYPE and its series; nothing at all if it has none.
+/// Where labels are looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// Names of what lives.
+    pub directory: &'a Directory,
+    /// Labels of the groups of what is gone.
+    pub groups: &'a [String],
+}
+
+impl Whose<'_> {
+    /// Labels of a subject; `None` if it has none (yet) in this generation of names.
+    pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
+        match subject.group_number() {
+            Some(_) => gone::labels(self.groups, subject, names),
+            None => self.directory.labels(subject, names),
+        }
+    }
+}
+
+/// Writes one family: HELP, TYPE and its series; nothing at all if it has none. `titled` is the metric whose title was
+/// written last: one that is made of several families has one title.
 pub fn write_family(
     out: &mut Vec<u8>,
     family: &Family,
     table: &Table,
-    directory: &Directory,
+    whose: &Whose<'_>,
     budget: &mut Budget,
+    titled: &mut &'static str,
 ) {
-    let mut head = false;
     points(family, table, |point| {
         let mut series = |subject: Subject| {
-            let Some(labels) = directory.labels(subject, family.names) else { return };
+            let Some(labels) = whose.labels(subject, family.names) else { return };
             if !budget.take() {
                 return;
             }
-            if !std::mem::replace(&mut head, true) {
+            if std::mem::replace(titled, family.name) != family.name {
                 write_head(out, family);
             }
             write_series(out, family, table, point, labels);
@@ -137,11 +158,11 @@ pub fn write_family(
         match family.scope {
             Scope::Own => series(point.subject),
             Scope::HostOnly => {
-                if point.subject == Subject::NODE || point.subject == directory.host() {
-                    series(directory.host());
+                if point.subject == Subject::NODE || point.subject == whose.directory.host() {
+                    series(whose.directory.host());
                 }
             }
-            Scope::Repeat => directory.subjects().for_each(series),
+            Scope::Repeat => whose.directory.subjects().for_each(series),
         }
     });
 }
@@ -187,17 +208,15 @@ fn write_title(out: &mut Vec<u8>, name: &str, help: &str, kind: &str) {
     }
 }
 
-/// A whole number, or one with three places behind the point.
-fn write_value(out: &mut Vec<u8>, value: u64, milli: bool) {
+/// A number of which so many places stand behind the point.
+fn write_value(out: &mut Vec<u8>, value: u64, decimals: u8) {
     let mut digits = itoa::Buffer::new();
-    if milli {
-        out.extend_from_slice(digits.format(value / 1000).as_bytes());
-        if !value.is_multiple_of(1000) {
-            out.push(b'.');
-            out.extend_from_slice(&digits.format(1000 + value % 1000).as_bytes()[1..]);
-        }
-    } else {
-        out.extend_from_slice(digits.format(value).as_bytes());
+    let unit = 10_u64.pow(u32::from(decimals));
+    out.extend_from_slice(digits.format(value / unit).as_bytes());
+    if !value.is_multiple_of(unit) {
+        out.push(b'.');
+        // The unit in front keeps the zeros behind the point.
+        out.extend_from_slice(&digits.format(unit + value % unit).as_bytes()[1..]);
     }
 }
 
@@ -222,7 +241,7 @@ fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point,
         out.push(b'}');
     }
     out.push(b' ');
-    write_value(out, point.value, family.milli);
+    write_value(out, point.value, family.decimals);
     out.push(b'\n');
 }
 
@@ -231,16 +250,17 @@ mod tests {
     use super::write_value;
 
     #[test]
-    fn thousandths() {
-        for (value, milli, text) in [
-            (0, true, "0"),
-            (7, true, "0.007"),
-            (1000, true, "1"),
-            (61_250, true, "61.250"),
-            (61_250, false, "61250"),
+    fn places_behind_the_point() {
+        for (value, decimals, text) in [
+            (0, 3, "0"),
+            (7, 3, "0.007"),
+            (1000, 3, "1"),
+            (61_250, 3, "61.250"),
+            (61_250, 0, "61250"),
+            (u64::MAX - 1, 18, "18.446744073709551614"),
         ] {
             let mut out = Vec::new();
-            write_value(&mut out, value, milli);
+            write_value(&mut out, value, decimals);
             assert_eq!(String::from_utf8(out).unwrap(), text);
         }
     }

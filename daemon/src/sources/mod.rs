@@ -4,9 +4,16 @@ pub mod addresses;
 pub mod columns;
 pub mod counters;
 mod devices;
+mod each;
 mod enter;
+pub mod gone;
+mod icmp_types;
+mod kept;
 pub mod netfiles;
 pub mod nodefiles;
+pub mod qdiscs;
+pub mod slab;
+mod sysctl;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -36,6 +43,8 @@ pub enum Access {
     Process(i32),
     /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
     Either(i32, PathBuf),
+    /// Somebody holds the namespace open for the moment.
+    Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
 }
@@ -63,10 +72,15 @@ pub struct Report {
     pub late: u32,
     /// Namespaces that could not be read.
     pub failed: u32,
+    /// Lists that were asked for again, because they changed or were cut while the kernel wrote them.
+    pub retries: u32,
     /// Objects that found no room in a memory of the source: their sum may fall when they vanish.
     pub over_budget: u32,
     /// One of the failures, for the log.
     pub error: Option<ReadError>,
+    /// Why this node has nothing of what it reads: a sentence that begins small, as `the module ip_vs is not loaded`. Not an
+    /// error; the probe is shown as not available, and asked again at the next pass.
+    pub not_here: Option<String>,
 }
 
 impl Report {
@@ -77,11 +91,19 @@ impl Report {
     }
 }
 
-/// All sources that read files under `proc`.
+/// All sources of a node whose procfs is at `proc`.
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+    let mut all = files(proc);
+    all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all
+}
+
+/// Those that read nothing but files under `proc`, which may be a copy of some of it.
+pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
     ]
 }
@@ -122,6 +144,8 @@ pub trait Source: Send + Sync {
     }
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Whether a probe is on, at the start and whenever that changes.
+    fn enable(&self, _probe: &str, _enabled: bool) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
     fn configure(&self, _probe: &str, _options: &Options) {}
 }
