@@ -33,6 +33,9 @@ mod lifecycle;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
+/// What is counted by process: in namespaces, and of pods in the node's own; for root.
+#[path = "cases/processes.rs"]
+mod processes;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

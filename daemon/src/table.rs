@@ -3,8 +3,8 @@
 
 use crate::declare::TableDecl;
 
-/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation. Sources speak of
-/// subjects and never see names.
+/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation, or a tenant of the node's
+/// own namespace. Sources speak of subjects and never see names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject(pub u32);
 
@@ -13,6 +13,13 @@ impl Subject {
     pub const NODE: Subject = Subject(0);
     /// What the kernel counted without telling a namespace.
     pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
+    /// The first of those that share the node's own namespace and are known by their processes only.
+    pub const FIRST_TENANT: Subject = Subject(1 << 31);
+
+    /// Whether it is one that has no namespace of its own.
+    pub fn is_tenant(self) -> bool {
+        self >= Subject::FIRST_TENANT && self != Subject::UNATTRIBUTED
+    }
 }
 
 /// This kernel or namespace lacks the field: the series is left out.

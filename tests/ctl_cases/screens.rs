@@ -35,7 +35,7 @@ fn status() {
     let kinds: Vec<(&str, u32)> =
         status.entities.iter().map(|kind| (kind.kind.as_str(), kind.count)).collect();
     assert_eq!(kinds, [("host", 1), ("container", 1), ("unit", 1), ("unknown", 0)]);
-    let on = PROBES.iter().filter(|probe| probe.hooks.is_none()).count();
+    let on = PROBES.iter().filter(|probe| probe.hooks.is_none() && probe.default_on).count();
     assert_eq!((status.probes.on as usize, status.probes.off as usize), (on, PROBES.len() - on));
     assert_eq!((status.collection.namespaces, status.collection.late), (3, 0));
     assert!(status.collection.age_seconds.is_some() && status.metrics_urls.is_empty());
@@ -44,7 +44,7 @@ fn status() {
     for part in [
         "   node worker-7   kernel ",
         "Entities    3   host, 1 container, 1 unit",
-        "Probes      7 on, 2 off\n",
+        &format!("Probes      {on} on, {} off\n", PROBES.len() - on),
         "Collection  ",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
@@ -64,7 +64,8 @@ fn probes_list() {
         assert_eq!(words[1], probe.state.state.as_str());
         assert_eq!(words[3], probe.state.via.as_deref().unwrap_or("-"));
         assert!(row.ends_with(&probe.summary), "{row}");
-        let reads = probe.events.is_empty();
+        let declared = PROBES.iter().find(|declared| declared.name == probe.name).unwrap();
+        let reads = declared.hooks.is_none() && declared.default_on;
         assert_eq!(
             (probe.state.state == StateName::On, probe.state.last_collection_ns.is_some()),
             (reads, reads)

@@ -5,7 +5,7 @@ use super::lanes::{Done, Job, Lanes, Wedged};
 use crate::declare::{ColumnSet, TableDecl};
 use crate::resolve::directory::Directory;
 use crate::resolve::watcher::Watcher;
-use crate::sources::{Source, Target};
+use crate::sources::{Owners, Source, Target};
 use crate::table::{Subject, Table};
 use jiff::Timestamp;
 use std::collections::VecDeque;
@@ -160,6 +160,7 @@ impl Collector {
             spare: vec![],
             chunks: vec![],
             births: vec![],
+            tenants: vec![],
         };
         (collector, task.run())
     }
@@ -200,6 +201,8 @@ struct Task {
     chunks: Vec<Vec<Vec<Table>>>,
     /// Who had each slot at the last pass.
     births: Vec<u64>,
+    /// Who lived in the node's own namespace at the last pass.
+    tenants: Vec<Subject>,
 }
 
 impl Task {
@@ -258,6 +261,8 @@ impl Task {
         }
         let directory = self.watcher.directory();
         self.forget_vanished(&directory);
+        let owners: Arc<dyn Owners> = Arc::<Directory>::clone(&directory);
+        self.sources.all.iter().for_each(|source| source.meet(&owners));
         let targets = Arc::new(directory.targets());
         let mut tables = std::mem::take(&mut self.spare);
         if tables.is_empty() {
@@ -298,6 +303,12 @@ impl Task {
             }
         }
         self.births = births;
+        let lives = |subject: &&Subject| directory.tenant(**subject).is_some();
+        for gone in self.tenants.iter().filter(|subject| !lives(subject)) {
+            self.sources.all.iter().for_each(|source| source.forget(*gone));
+        }
+        self.tenants.clear();
+        self.tenants.extend(directory.tenants().iter().map(|tenant| tenant.subject));
     }
 
     fn jobs(&mut self, wants: &Wants, targets: &Arc<Vec<Target>>, deadline: Instant) -> Vec<Job> {

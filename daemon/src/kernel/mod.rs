@@ -1,14 +1,17 @@
 //! What the kernel offers: files, namespaces, BPF objects, symbols. Knows no metric name.
 
 pub mod bpf;
+pub mod cgroup_mounts;
 pub mod drop_reasons;
 pub mod features;
 pub mod netns_cookie;
 pub mod netns_watch;
 pub mod procfs;
 pub mod record;
+mod refused;
 pub mod ring;
 pub mod symbols;
+pub mod tasks;
 
 #[cfg(test)]
 mod root;

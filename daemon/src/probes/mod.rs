@@ -2,6 +2,7 @@
 
 use crate::declare::Probe;
 
+pub mod io;
 pub mod ip;
 pub mod netdev;
 pub mod packetloss;
@@ -21,6 +22,7 @@ pub static PROBES: &[&Probe] = &[
     &sock::PROBE,
     &softnet::PROBE,
     &ip::PROBE,
+    &io::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
 ];
@@ -132,6 +134,7 @@ mod tests {
             ("tcpext", 32, 33),
             ("sock", 5, 5),
             ("softnet", 2, 3),
+            ("io", 8, 4),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
             assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");

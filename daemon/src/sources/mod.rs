@@ -7,6 +7,7 @@ mod devices;
 mod enter;
 pub mod netfiles;
 pub mod nodefiles;
+mod tenants;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -38,6 +39,18 @@ pub enum Access {
     Either(i32, PathBuf),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
+}
+
+/// Whose processes are: sources that read processes ask it, and see no names.
+pub trait Owners: Send + Sync {
+    /// Inode of the node's own namespace.
+    fn node_netns(&self) -> u32;
+    /// Whose a network namespace is; `None` if it is not known (yet).
+    fn of_netns(&self, inode: u32) -> Option<Subject>;
+    /// The tenant of the node's own namespace that a process belongs to, by the text of its `/proc/<pid>/cgroup`.
+    fn of_cgroup(&self, text: &str) -> Option<Subject>;
+    /// Tells of every container that is a tenant of the node's own namespace: its id, its first process, whose it is.
+    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject));
 }
 
 /// What a job asks of a source.
@@ -123,6 +136,8 @@ pub trait Source: Send + Sync {
     fn whole(&self) -> bool {
         false
     }
+    /// Before each pass: whose namespaces and processes are from now on.
+    fn meet(&self, _owners: &Arc<dyn Owners>) {}
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
