@@ -149,9 +149,75 @@ fn a_pod_of_the_nodes_network_has_what_is_known_by_process() {
     ] {
         assert!(series(&old, name).is_some_and(|value| value >= 100_000.0), "{name}: {old}");
     }
+    daemon.change("fd", r#"{"enabled":true,"runtime":true}"#);
+    let open = open_shown(&daemon.scrape("/metrics"), labels);
+    let pids = std::iter::once(proxy.pid).chain(proxy.containers.iter().map(|container| container.pid));
+    let expected = pids.map(|pid| open_in(u32::try_from(pid).unwrap()).0).sum::<f64>();
+    assert_eq!(open, (Some(expected), Some(0.0)));
     let values: EntityMetrics = daemon.json("/v1/metrics?entity=kube-system/proxy");
     assert!(values.values.iter().any(|value| value.metric == "netskoop_io_write_calls_total"));
-    assert!(values.values.iter().all(|value| value.probe == "io"), "{values:#?}");
+    assert!(values.values.iter().any(|value| value.metric == "netskoop_fd_open" && value.value == expected));
+    assert!(values.values.iter().all(|value| ["io", "fd"].contains(&value.probe.as_str())), "{values:#?}");
     containerd.remove_pod(&proxy);
     until("its series are gone", || shown(labels).is_none().then_some(()));
+}
+
+/// Descriptors and sockets of a process, as its directory shows them.
+fn open_in(pid: u32) -> (f64, f64) {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links: Vec<_> = entries.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap()).collect();
+    let sockets = links.iter().filter(|link| link.to_string_lossy().starts_with("socket:["));
+    (links.len() as f64, sockets.count() as f64)
+}
+
+fn open_shown(text: &str, entity: &str) -> (Option<f64>, Option<f64>) {
+    let value = |family: &str| series(text, &format!("{family}{{{entity}}}"));
+    (value("netskoop_fd_open"), value("netskoop_fd_sockets"))
+}
+
+#[test]
+fn descriptors_are_those_that_the_directory_of_each_process_shows() {
+    own_node!(Pids::Shared);
+    let (blue, red, green) = (Netns::new("blue"), Netns::new("red"), Netns::new("green"));
+    let daemon =
+        Setup::on_node().pull_only().set("probes.fd", "enabled = true\nmax_descriptors = 10000").start();
+    let open = |files: u32, sockets: u32| {
+        format!(
+            "exec bash -c 'for i in $(seq {files}); do exec {{f}}</dev/null; done; \
+             for i in $(seq {sockets}); do exec {{f}}<>/dev/udp/127.0.0.1/9; done; echo done; read line'"
+        )
+    };
+    let small = [Worker::start(&blue, &open(30, 10)), Worker::start(&blue, &open(5, 0))];
+    let huge = Worker::start(&red, &open(15_000, 3));
+    // One with many threads.
+    let threads = Setup::new().pull_only().wrap(&["ip", "netns", "exec", "green"]).start();
+    let text = daemon.scrape("/metrics");
+    let expected =
+        small.iter().map(|worker| open_in(worker.pid())).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    assert!(expected.0 > 50.0 && expected.1 == 10.0, "{expected:?}");
+    assert_eq!(open_shown(&text, &netns("blue")), (Some(expected.0), Some(expected.1)), "{text}");
+    assert_eq!(
+        open_shown(&text, &netns("red")),
+        (Some(open_in(huge.pid()).0), None),
+        "too many to be searched"
+    );
+    let task = std::fs::read_dir(format!("/proc/{}/task", threads.pid())).unwrap();
+    let all = open_in(threads.pid());
+    assert!(task.count() > 1, "it has several threads");
+    assert_eq!(open_shown(&text, &netns("green")), (Some(all.0), Some(all.1)));
+    let old = daemon.scrape("/metrics?names=kubeskoop&names=inspector");
+    let pod = "k8s_node=\"node-1\",k8s_namespace=\"\",k8s_pod=\"blue\"";
+    assert_eq!(series(&old, &format!("kubeskoop_fd_openfd{{{pod}}}")), Some(expected.0));
+    assert_eq!(series(&old, &format!("kubeskoop_fd_opensocket{{{pod}}}")), Some(10.0));
+    let pod = "namespace=\"\",pod=\"blue\",node=\"node-1\"";
+    assert!(
+        old.contains(&format!("\ninspector_pod_fdopensocket{{{pod},netns=\"ns{}\"}} 10\n", blue.inode()))
+    );
+
+    daemon.change("fd", r#"{"options":{"max_descriptors":"100000"},"runtime":true}"#);
+    assert_eq!(open_shown(&daemon.scrape("/metrics"), &netns("red")).1, Some(3.0));
+    daemon.change("fd", r#"{"options":{"sockets":"false"},"runtime":true}"#);
+    let text = daemon.scrape("/metrics");
+    assert_eq!(open_shown(&text, &netns("blue")), (Some(expected.0), None));
+    drop((threads, green));
 }

@@ -2,6 +2,7 @@
 
 use crate::declare::Probe;
 
+pub mod fd;
 pub mod io;
 pub mod ip;
 pub mod netdev;
@@ -22,6 +23,7 @@ pub static PROBES: &[&Probe] = &[
     &sock::PROBE,
     &softnet::PROBE,
     &ip::PROBE,
+    &fd::PROBE,
     &io::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
@@ -135,6 +137,7 @@ mod tests {
             ("sock", 5, 5),
             ("softnet", 2, 3),
             ("io", 8, 4),
+            ("fd", 2, 2),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
             assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");

@@ -439,15 +439,16 @@ impl Owners for Directory {
     }
 
     fn of_cgroup(&self, text: &str) -> Option<Subject> {
-        if self.tenants().is_empty() {
-            return None;
-        }
         let CgroupOwner::Container(containers) = cgroup::owner(cgroup::path(text)?)? else { return None };
         let spot = |id: &str| self.index().containers.get(id).copied();
         match containers.known_ids().find_map(spot)? {
             Spot::Tenant(at) => Some(self.tenants().get(at)?.subject),
-            Spot::Namespace(_) => None,
+            Spot::Namespace(subject) => Some(subject),
         }
+    }
+
+    fn has_tenants(&self) -> bool {
+        !self.tenants().is_empty()
     }
 
     fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject)) {

@@ -7,6 +7,7 @@ mod devices;
 mod enter;
 pub mod netfiles;
 pub mod nodefiles;
+pub mod processes;
 mod tenants;
 
 use crate::declare::{ColumnSet, TableDecl};
@@ -47,8 +48,10 @@ pub trait Owners: Send + Sync {
     fn node_netns(&self) -> u32;
     /// Whose a network namespace is; `None` if it is not known (yet).
     fn of_netns(&self, inode: u32) -> Option<Subject>;
-    /// The tenant of the node's own namespace that a process belongs to, by the text of its `/proc/<pid>/cgroup`.
+    /// Whose container a process is part of, by the text of its `/proc/<pid>/cgroup`.
     fn of_cgroup(&self, text: &str) -> Option<Subject>;
+    /// Whether anybody shares the node's own namespace with it.
+    fn has_tenants(&self) -> bool;
     /// Tells of every container that is a tenant of the node's own namespace: its id, its first process, whose it is.
     fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject));
 }
@@ -99,6 +102,7 @@ pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
+        Arc::new(processes::Processes::new(proc)),
     ]
 }
 
