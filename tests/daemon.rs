@@ -42,6 +42,9 @@ mod neigh;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
+/// What is counted by process: in namespaces, and of pods in the node's own; for root.
+#[path = "cases/processes.rs"]
+mod processes;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;

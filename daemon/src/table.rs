@@ -3,8 +3,8 @@
 
 use crate::declare::TableDecl;
 
-/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation. Sources speak of
-/// subjects and never see names.
+/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation, or a tenant of the node's
+/// own namespace. Sources speak of subjects and never see names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject(pub u32);
 
@@ -25,6 +25,14 @@ impl Subject {
     pub fn group_number(self) -> Option<usize> {
         let is_group = self != Subject::UNATTRIBUTED;
         self.0.checked_sub(Subject::FIRST_GROUP.0).filter(|_| is_group).map(|number| number as usize)
+    }
+
+    /// The first of those that share the node's own namespace and are known by their processes only.
+    pub const FIRST_TENANT: Subject = Subject(1 << 31);
+
+    /// Whether it is one that has no namespace of its own.
+    pub fn is_tenant(self) -> bool {
+        (Subject::FIRST_TENANT..Subject::FIRST_GROUP).contains(&self)
     }
 }
 

@@ -3,8 +3,10 @@
 use crate::declare::Probe;
 
 pub mod conntrack;
+pub mod fd;
 pub mod gone;
 pub mod icmp;
+pub mod io;
 pub mod ip;
 pub mod limit;
 pub mod mptcp;
@@ -38,6 +40,8 @@ pub static PROBES: &[&Probe] = &[
     &conntrack::PROBE,
     &neigh::PROBE,
     &qdisc::PROBE,
+    &fd::PROBE,
+    &io::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
     &gone::PROBE,
@@ -152,6 +156,8 @@ mod tests {
             ("softnet", 2, 3),
             ("conntrack", 11, 11),
             ("qdisc", 6, 6),
+            ("io", 8, 4),
+            ("fd", 2, 2),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
             assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");

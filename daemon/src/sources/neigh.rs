@@ -169,7 +169,7 @@ fn count(census: &mut Census, family: u8, state: usize) {
     census[family][state] += 1;
 }
 
-fn visit(visit: Visit<'_>, out: &mut [Table]) -> Result<(), ReadError> {
+fn census(visit: &mut Visit<'_>, out: &mut [Table]) -> Result<(), ReadError> {
     let listed = visit.netlink.dump(GET, &ALL, visit.bytes, Census::default, |census, message| {
         if let Some((family, state)) = entry(message) {
             count(census, family, state);
@@ -195,7 +195,15 @@ impl Source for Neighbours {
     }
 
     fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report {
-        each(&self.proc, Family::Route, want, scratch, out, || (), |each, (), out| visit(each, out))
+        each(
+            &self.proc,
+            Family::Route,
+            want,
+            scratch,
+            out,
+            || (),
+            |mut visit, (), out| census(&mut visit, out),
+        )
     }
 }
 
