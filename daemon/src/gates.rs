@@ -25,7 +25,7 @@ use crate::resolve::directory::testing::namespace;
 use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
-use crate::server::exposition::{Budget, write_family, write_infos};
+use crate::server::exposition::{Budget, View, write_family, write_infos};
 use crate::sources::{self, Beacon, Scratch, Want};
 use crate::table::Table;
 use std::collections::BTreeMap;
@@ -119,7 +119,7 @@ impl Drop for Node {
 
 /// The default set of the native names.
 fn selection() -> Selection {
-    Selection { names: vec![Names::Netskoop], full: false, probes: None }
+    Selection { names: vec![Names::Netskoop], target: false, full: false, probes: None }
 }
 
 fn active(hooks: bool) -> Vec<Active> {
@@ -166,7 +166,7 @@ fn child() {
         let deadline = Instant::now() + Duration::from_secs(60);
         let snapshot = collector.collect(wanted.clone(), Duration::ZERO, deadline).await.unwrap();
         assert!(snapshot.reports.iter().all(|report| report.success() || !report.ran));
-        Exposition::new(snapshot, chosen.clone(), true, u64::MAX, vec![], |_, _| ())
+        Exposition::new(snapshot, chosen.clone(), false, true, u64::MAX, vec![], |_, _| ())
             .map(|piece| piece.len())
             .sum::<usize>()
     };
@@ -341,7 +341,8 @@ fn answer(directory: &Directory) -> (String, u64) {
             let table = tables.iter().find(|table| std::ptr::eq(table.decl(), family.table));
             // What is asked over netlink is not in a copy of files.
             let Some(table) = table else { continue };
-            write_family(&mut out, family, table, directory, &mut budget, &mut titled);
+            let view = View { table, directory, target: false };
+            write_family(&mut out, family, view, &mut budget, &mut titled);
         }
     }
     write_infos(&mut out, ENTITY_INFO, directory.infos(), 0, usize::MAX, &mut budget);

@@ -13,6 +13,8 @@ impl Subject {
     pub const NODE: Subject = Subject(0);
     /// What the kernel counted without telling a namespace.
     pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
+    /// All that found no room under their own names.
+    pub const OTHER: Subject = Subject(u32::MAX - 1);
 }
 
 /// This kernel or namespace lacks the field: the series is left out.

@@ -1,8 +1,9 @@
 //! The Prometheus text format, written family by family as the client takes it, so that an answer of any size costs the
 //! memory of one family.
 
-use crate::declare::{Family, Kind, Only, Points, Scope};
+use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
+use crate::resolve::labels::write_target;
 use crate::table::{Subject, Table};
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
@@ -114,16 +115,27 @@ impl Budget {
     }
 }
 
+/// Where the series of a family come from, and how they are labelled.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Its numbers.
+    pub table: &'a Table,
+    /// Names.
+    pub directory: &'a Directory,
+    /// Whether the inspector's names have the labels of its release 0.1.
+    pub target: bool,
+}
+
 /// Writes one family: HELP, TYPE and its series; nothing at all if it has none. `titled` is the metric whose title was
 /// written last: one that is made of several families has one title.
 pub fn write_family(
     out: &mut Vec<u8>,
     family: &Family,
-    table: &Table,
-    directory: &Directory,
+    view: View<'_>,
     budget: &mut Budget,
     titled: &mut &'static str,
 ) {
+    let View { table, directory, .. } = view;
     points(family, table, |point| {
         let mut series = |subject: Subject| {
             let Some(labels) = directory.labels(subject, family.names) else { return };
@@ -133,7 +145,9 @@ pub fn write_family(
             if std::mem::replace(titled, family.name) != family.name {
                 write_head(out, family);
             }
-            write_series(out, family, table, point, labels);
+            let target =
+                (view.target && family.names == Names::Inspector).then(|| !directory.is_only(subject));
+            write_series(out, family, table, point, (labels, target));
         };
         match family.scope {
             Scope::Own => series(point.subject),
@@ -200,29 +214,44 @@ fn write_value(out: &mut Vec<u8>, value: u64, decimals: u8) {
     }
 }
 
-fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point, labels: &str) {
+/// Of the labels of the entity the second part says that they are written as the first release had them, and whether
+/// then the namespace must be told.
+fn write_series(
+    out: &mut Vec<u8>,
+    family: &Family,
+    table: &Table,
+    point: Point,
+    (labels, target): (&str, Option<bool>),
+) {
     out.extend_from_slice(family.name.as_bytes());
     let mut separator = b'{';
-    let mut part = |out: &mut Vec<u8>, text: &[u8]| {
-        if !text.is_empty() {
-            out.push(std::mem::replace(&mut separator, b','));
-            out.extend_from_slice(text);
-        }
-    };
-    part(out, labels.as_bytes());
+    if let Some(netns) = target {
+        out.push(b'{');
+        write_target(out, labels, netns);
+        separator = b',';
+    } else {
+        write_part(out, &mut separator, labels.as_bytes());
+    }
     for (name, key) in family.keys {
-        part(out, name.as_bytes());
+        write_part(out, &mut separator, name.as_bytes());
         out.extend_from_slice(b"=\"");
         out.extend_from_slice(table.key(point.row, *key));
         out.push(b'"');
     }
-    part(out, point.label.as_bytes());
+    write_part(out, &mut separator, point.label.as_bytes());
     if separator == b',' {
         out.push(b'}');
     }
     out.push(b' ');
     write_value(out, point.value, family.decimals);
     out.push(b'\n');
+}
+
+fn write_part(out: &mut Vec<u8>, separator: &mut u8, text: &[u8]) {
+    if !text.is_empty() {
+        out.push(std::mem::replace(separator, b','));
+        out.extend_from_slice(text);
+    }
 }
 
 #[cfg(test)]
