@@ -25,7 +25,7 @@ use crate::resolve::directory::testing::namespace;
 use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
-use crate::server::exposition::{Budget, View, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use crate::sources::{self, Beacon, Scratch, Want};
 use crate::table::Table;
 use std::collections::BTreeMap;
@@ -159,7 +159,7 @@ fn child() {
     }
     let sources = Arc::new(Sources::new(sources::files(&proc)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (collector, task) = Collector::new(Arc::clone(&sources), watcher, None);
+    let (collector, task) = Collector::new(Arc::clone(&sources), watcher, None, None);
     let chosen = selection().choose(&active(false), &sources);
     let wanted = wants(&chosen, &sources);
     let once = async || {
@@ -334,6 +334,7 @@ fn answer(directory: &Directory) -> (String, u64) {
         (hooks.fill)(&counters, &known, &mut table);
         tables.push(table);
     }
+    let whose = Whose { directory, groups: &[], target: false };
     let (mut out, mut budget, mut titled) = (Vec::new(), Budget::new(u64::MAX), "");
     for (probe, _) in active(true) {
         for family in probe.families().filter(|f| f.names == Names::Netskoop && f.core && f.option.is_none())
@@ -341,8 +342,7 @@ fn answer(directory: &Directory) -> (String, u64) {
             let table = tables.iter().find(|table| std::ptr::eq(table.decl(), family.table));
             // What is asked over netlink is not in a copy of files.
             let Some(table) = table else { continue };
-            let view = View { table, directory, target: false };
-            write_family(&mut out, family, view, &mut budget, &mut titled);
+            write_family(&mut out, family, table, &whose, &mut budget, &mut titled);
         }
     }
     write_infos(&mut out, ENTITY_INFO, directory.infos(), 0, usize::MAX, &mut budget);

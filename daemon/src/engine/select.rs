@@ -4,7 +4,7 @@ use super::pass::{Snapshot, Sources, Wants};
 use super::self_metrics::ENTITY_INFO;
 use crate::declare::{ColumnSet, Family, Names, Probe};
 use crate::hooks::Options;
-use crate::server::exposition::{Budget, View, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use netskoop_api::OptionValue;
 use std::sync::Arc;
 
@@ -116,9 +116,12 @@ impl Iterator for Exposition {
         let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
-            let directory = &self.snapshot.directory;
-            let view = View { table, directory, target: self.target };
-            write_family(&mut piece, chosen.family, view, &mut self.budget, &mut self.titled);
+            let whose = Whose {
+                directory: &self.snapshot.directory,
+                groups: &self.snapshot.groups,
+                target: self.target,
+            };
+            write_family(&mut piece, chosen.family, table, &whose, &mut self.budget, &mut self.titled);
             if piece.len() >= PIECE {
                 break;
             }

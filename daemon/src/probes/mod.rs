@@ -2,10 +2,13 @@
 
 use crate::declare::Probe;
 
+pub mod conntrack;
+pub mod gone;
 pub mod icmp;
 pub mod ip;
 pub mod limit;
 pub mod mptcp;
+pub mod neigh;
 pub mod netdev;
 pub mod packetloss;
 pub mod qdisc;
@@ -32,9 +35,12 @@ pub static PROBES: &[&Probe] = &[
     &mptcp::PROBE,
     &slab::PROBE,
     &limit::PROBE,
+    &conntrack::PROBE,
+    &neigh::PROBE,
     &qdisc::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
+    &gone::PROBE,
 ];
 
 #[cfg(test)]
@@ -211,8 +217,9 @@ mod tests {
                 .map(|(_, family)| points(family).len())
                 .sum()
         };
-        assert!(core(false) <= 45, "{} core series per namespace", core(false));
-        assert!(core(true) <= 50, "{} core series of the host", core(true));
+        assert!(core(false) <= 52, "{} core series per namespace", core(false));
+        // Beside its own it shows what is kept once for the node.
+        assert!(core(true) <= 56, "{} core series of the host", core(true));
     }
 
     #[test]

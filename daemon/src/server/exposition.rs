@@ -4,6 +4,7 @@
 use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
 use crate::resolve::labels::write_target;
+use crate::sources::gone;
 use crate::table::{Subject, Table};
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
@@ -115,15 +116,25 @@ impl Budget {
     }
 }
 
-/// Where the series of a family come from, and how they are labelled.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    /// Its numbers.
-    pub table: &'a Table,
-    /// Names.
+/// Where labels are looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// Names of what lives.
     pub directory: &'a Directory,
+    /// Labels of the groups of what is gone.
+    pub groups: &'a [String],
     /// Whether the inspector's names have the labels of its release 0.1.
     pub target: bool,
+}
+
+impl Whose<'_> {
+    /// Labels of a subject; `None` if it has none (yet) in this generation of names.
+    pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
+        match subject.group_number() {
+            Some(_) => gone::labels(self.groups, subject, names),
+            None => self.directory.labels(subject, names),
+        }
+    }
 }
 
 /// Writes one family: HELP, TYPE and its series; nothing at all if it has none. `titled` is the metric whose title was
@@ -131,14 +142,14 @@ pub struct View<'a> {
 pub fn write_family(
     out: &mut Vec<u8>,
     family: &Family,
-    view: View<'_>,
+    table: &Table,
+    whose: &Whose<'_>,
     budget: &mut Budget,
     titled: &mut &'static str,
 ) {
-    let View { table, directory, .. } = view;
     points(family, table, |point| {
         let mut series = |subject: Subject| {
-            let Some(labels) = directory.labels(subject, family.names) else { return };
+            let Some(labels) = whose.labels(subject, family.names) else { return };
             if !budget.take() {
                 return;
             }
@@ -146,17 +157,17 @@ pub fn write_family(
                 write_head(out, family);
             }
             let target =
-                (view.target && family.names == Names::Inspector).then(|| !directory.is_only(subject));
+                (whose.target && family.names == Names::Inspector).then(|| !whose.directory.is_only(subject));
             write_series(out, family, table, point, (labels, target));
         };
         match family.scope {
             Scope::Own => series(point.subject),
             Scope::HostOnly => {
-                if point.subject == Subject::NODE || point.subject == directory.host() {
-                    series(directory.host());
+                if point.subject == Subject::NODE || point.subject == whose.directory.host() {
+                    series(whose.directory.host());
                 }
             }
-            Scope::Repeat => directory.subjects().for_each(series),
+            Scope::Repeat => whose.directory.subjects().for_each(series),
         }
     });
 }

@@ -2,12 +2,15 @@
 
 pub mod addresses;
 pub mod columns;
+pub mod conntrack;
 pub mod counters;
 mod devices;
 mod each;
 mod enter;
+pub mod gone;
 mod icmp_types;
 mod kept;
+pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
@@ -42,6 +45,8 @@ pub enum Access {
     Process(i32),
     /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
     Either(i32, PathBuf),
+    /// Somebody holds the namespace open for the moment.
+    Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
 }
@@ -92,6 +97,9 @@ impl Report {
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(conntrack::Conntrack::new(proc)));
+    all.push(Arc::new(neigh::NeighTables));
+    all.push(Arc::new(neigh::Neighbours::new(proc)));
     all
 }
 
@@ -141,6 +149,8 @@ pub trait Source: Send + Sync {
     }
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Whether a probe is on, at the start and whenever that changes.
+    fn enable(&self, _probe: &str, _enabled: bool) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
     fn configure(&self, _probe: &str, _options: &Options) {}
 }
