@@ -44,7 +44,7 @@ fn status() {
     for part in [
         "   node worker-7   kernel ",
         "Entities    3   host, 1 container, 1 unit",
-        "Probes      7 on, 2 off\n",
+        "Probes      9 on, 2 off\n",
         "Collection  ",
     ] {
         assert!(text.contains(part), "{part}\n{text}");

@@ -11,6 +11,7 @@ pub mod softnet;
 pub mod tcp;
 pub mod tcpext;
 pub mod tcpreset;
+pub mod tcpsummary;
 pub mod udp;
 
 /// Every probe, in the order in which they are listed.
@@ -23,6 +24,7 @@ pub static PROBES: &[&Probe] = &[
     &softnet::PROBE,
     &ip::PROBE,
     &qdisc::PROBE,
+    &tcpsummary::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
 ];
@@ -84,8 +86,13 @@ mod tests {
                 Names::Kubeskoop => format!("kubeskoop_{}_", probe.name),
                 Names::Inspector => format!("inspector_pod_{}", probe.name),
             };
-            // The inspector had these two beside names that follow its own rule.
-            let second = ["inspector_pod_totalloss", "inspector_pod_abnormalloss"].contains(&family.name);
+            // The inspector had these two beside names that follow its own rule; the other is of a document.
+            let second = [
+                "inspector_pod_totalloss",
+                "inspector_pod_abnormalloss",
+                "kubeskoop_pod_tcpsummarytcptimewaitconn",
+            ]
+            .contains(&family.name);
             assert!(
                 second || family.name.starts_with(&prefix),
                 "{} does not start with {prefix}",
@@ -135,6 +142,7 @@ mod tests {
             ("sock", 5, 5),
             ("softnet", 2, 3),
             ("qdisc", 6, 6),
+            ("tcpsummary", 8, 8),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
             assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");

@@ -10,6 +10,7 @@ mod kept;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
+pub mod sockets;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -89,6 +90,7 @@ impl Report {
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(sockets::Sockets::new(proc)));
     all
 }
 
@@ -110,6 +112,9 @@ pub enum ReadError {
     /// The process or namespace is gone.
     #[error("it vanished")]
     Vanished,
+    /// The time was too short.
+    #[error("the time was too short")]
+    Late,
     /// Anything else.
     #[error("{doing} {what}: {source}")]
     Failed {
