@@ -24,6 +24,9 @@ mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
+/// What is told of namespaces that have ended; for root.
+#[path = "cases/gone.rs"]
+mod gone;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;

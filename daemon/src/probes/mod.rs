@@ -2,10 +2,15 @@
 
 use crate::declare::Probe;
 
+pub mod gone;
+pub mod icmp;
 pub mod ip;
+pub mod limit;
+pub mod mptcp;
 pub mod netdev;
 pub mod packetloss;
 pub mod qdisc;
+pub mod slab;
 pub mod sock;
 pub mod softnet;
 pub mod tcp;
@@ -13,6 +18,7 @@ pub mod tcpext;
 pub mod tcpreset;
 pub mod tcpsummary;
 pub mod udp;
+pub mod udplite;
 
 /// Every probe, in the order in which they are listed.
 pub static PROBES: &[&Probe] = &[
@@ -20,13 +26,19 @@ pub static PROBES: &[&Probe] = &[
     &tcp::PROBE,
     &tcpext::PROBE,
     &udp::PROBE,
+    &udplite::PROBE,
     &sock::PROBE,
     &softnet::PROBE,
     &ip::PROBE,
+    &icmp::PROBE,
+    &mptcp::PROBE,
+    &slab::PROBE,
+    &limit::PROBE,
     &qdisc::PROBE,
     &tcpsummary::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
+    &gone::PROBE,
 ];
 
 #[cfg(test)]
@@ -225,8 +237,8 @@ mod tests {
                 .map(|(_, family)| points(family).len())
                 .sum()
         };
-        assert!(core(false) <= 52, "{} core series per namespace", core(false));
-        assert!(core(true) <= 52, "{} core series of the host", core(true));
+        assert!(core(false) <= 45, "{} core series per namespace", core(false));
+        assert!(core(true) <= 50, "{} core series of the host", core(true));
     }
 
     #[test]

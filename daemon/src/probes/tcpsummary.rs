@@ -8,15 +8,19 @@ const fn connection(key: &str) -> u16 {
     column(&TCP_SOCKETS, key)
 }
 
-static STATES: [(&str, u16); 11] = [
+/// The states that tell of trouble first.
+static IMPORTANT: [(&str, u16); 4] = [
     ("state=\"established\"", connection("established")),
     ("state=\"syn_sent\"", connection("syn_sent")),
     ("state=\"syn_recv\"", connection("syn_recv")),
+    ("state=\"close_wait\"", connection("close_wait")),
+];
+
+static OTHERS: [(&str, u16); 7] = [
     ("state=\"fin_wait1\"", connection("fin_wait1")),
     ("state=\"fin_wait2\"", connection("fin_wait2")),
     ("state=\"time_wait\"", connection("time_wait")),
     ("state=\"close\"", connection("close")),
-    ("state=\"close_wait\"", connection("close_wait")),
     ("state=\"last_ack\"", connection("last_ack")),
     ("state=\"listen\"", connection("listen")),
     ("state=\"closing\"", connection("closing")),
@@ -32,15 +36,18 @@ static ALL_QUEUES: [(&str, u16); 2] =
 
 const CONNECTIONS_HELP: &str = "TCP sockets by state, IPv4 and IPv6 together; of state listen, those that wait for connections (State of `ss -tan`, over sock_diag).";
 
-static NATIVE: [Family; 9] = [
-    Family::native("netskoop_tcpsummary_connections", CONNECTIONS_HELP, &TCP_SOCKETS, Points::Cells(&STATES))
+static NATIVE: [Family; 10] = [
+    Family::native("netskoop_tcpsummary_connections", CONNECTIONS_HELP, &TCP_SOCKETS, Points::Cells(&IMPORTANT))
+        .core()
         .alarm("close_wait: the program does not close; syn_sent, syn_recv: the other side does not answer"),
+    Family::native("netskoop_tcpsummary_connections", CONNECTIONS_HELP, &TCP_SOCKETS, Points::Cells(&OTHERS)),
     Family::native(
         "netskoop_tcpsummary_queue_bytes",
         "Bytes in the queues of established TCP connections: tx was sent and is not acknowledged, or waits to be sent; rx was received and is not read (Send-Q and Recv-Q of `ss -tan`, over sock_diag).",
         &TCP_SOCKETS,
         Points::Cells(&QUEUES),
     )
+    .core()
     .alarm("rx: the program does not read; tx: the network or the other side is slow"),
     Family::native(
         "netskoop_tcpsummary_queue_all_bytes",

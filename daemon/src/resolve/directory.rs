@@ -1,20 +1,21 @@
 //! All namespaces of the node with their names and rendered labels, at one moment. Never changed, only replaced: readers
 //! take an `Arc` and see one consistent picture however long they take.
 
+mod index;
 mod patch;
 mod slots;
 
 use super::book::Told;
 use super::describe;
 use super::extra::{About, Guard, Shown};
-use super::identity::{Claimed, Facts, Identity, is_called};
+use super::identity::{Claimed, Facts, Identity};
 use super::labels::{self, Labels};
 use super::tenants::{self, Tenant};
-use super::workload::{Role, Workload};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
 use crate::sources::{Access, Target};
 use crate::table::Subject;
+use index::{Index, Spot};
 use netskoop_api::{Entity, EntityRef, Kind};
 use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -133,13 +134,6 @@ pub struct ContainerRef<'a> {
 /// A namespace that is gone: events that happened in it may still be on their way.
 pub type Departed = (u64, Arc<EntityRef>);
 
-/// Where something is in a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spot {
-    Namespace(Subject),
-    Tenant(usize),
-}
-
 /// The picture.
 #[derive(Debug, Default)]
 pub struct Directory {
@@ -157,38 +151,6 @@ pub struct Directory {
     /// How many namespaces have too many others beside them for each extra label.
     limited: Vec<(String, usize)>,
 }
-
-/// Where containers and addresses are.
-#[derive(Debug, Default)]
-struct Index {
-    containers: FxHashMap<ById, Spot>,
-    /// `None` for an address that several namespaces have.
-    by_address: FxHashMap<IpAddr, Option<Subject>>,
-}
-
-/// A workload that is found by its id.
-#[derive(Debug)]
-struct ById(Arc<Workload>);
-
-impl std::borrow::Borrow<str> for ById {
-    fn borrow(&self) -> &str {
-        &self.0.id
-    }
-}
-
-impl std::hash::Hash for ById {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.id.hash(state);
-    }
-}
-
-impl PartialEq for ById {
-    fn eq(&self, other: &ById) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl Eq for ById {}
 
 impl Directory {
     /// Names everything and renders the labels. What has not changed is taken over from the picture before.
@@ -273,24 +235,7 @@ impl Directory {
 
     /// Finds containers and addresses.
     fn index(&self) -> &Index {
-        self.index.get_or_init(|| {
-            let mut index = Index::default();
-            for entry in self.entries() {
-                let ns = &entry.namespace;
-                // A container is where it lives, not where it has made itself another namespace.
-                if !ns.secondary && !ns.facts.host {
-                    index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
-                }
-                for address in &ns.addresses {
-                    let shared = index.by_address.contains_key(address);
-                    index.by_address.insert(*address, (!shared).then_some(ns.subject));
-                }
-            }
-            for (at, tenant) in self.tenants.iter().enumerate() {
-                index.add(&tenant.claims, Spot::Tenant(at));
-            }
-            index
-        })
+        self.index.get_or_init(|| Index::of(self))
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
@@ -307,18 +252,17 @@ impl Directory {
 
     /// A container that a source knows, by its full id.
     pub fn container(&self, id: &str) -> Option<ContainerRef<'_>> {
-        let (ById(workload), spot) = self.index().containers.get_key_value(id)?;
+        let (workload, spot) = self.index().container(id)?;
         let entity: &EntityRef = match spot {
-            Spot::Namespace(subject) => &self.entry(*subject)?.id,
-            Spot::Tenant(at) => &self.tenants.get(*at)?.id,
+            Spot::Namespace(subject) => &self.entry(subject)?.id,
+            Spot::Tenant(at) => &self.tenants.get(at)?.id,
         };
         Some(ContainerRef { entity, name: &workload.name })
     }
 
     /// Whose address this is; `None` if nobody's on this node, or several have it.
     pub fn by_address(&self, address: IpAddr) -> Option<&EntityRef> {
-        let subject = (*self.index().by_address.get(&address)?)?;
-        Some(&self.entry(subject)?.id)
+        Some(&self.entry(self.index().address(address)?)?.id)
     }
 
     /// Grows with every change.
@@ -414,23 +358,10 @@ impl Directory {
     }
 }
 
-impl Index {
-    /// Of two sources that know a container, the one that has a name for it counts.
-    fn add(&mut self, claims: &[Claimed], spot: Spot) {
-        for workload in claims.iter().map(|claimed| &claimed.told.workload) {
-            let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
-            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
-                self.containers.remove(workload.id.as_str());
-                self.containers.insert(ById(Arc::clone(workload)), spot);
-            }
-        }
-    }
-}
-
 /// Whether a text is the name or id of one of the containers, or the beginning of an id that is long enough to mean it.
 fn is_container(claims: &[Claimed], text: &str) -> bool {
     let means = |Told { workload, .. }: &Told| {
-        let by_id = workload.id == text || (text.len() >= 8 && workload.id.starts_with(text));
+        let by_id = *workload.id == *text || (text.len() >= 8 && workload.id.starts_with(text));
         // In pods many containers have one name.
         by_id || (!workload.in_pod() && workload.name == text)
     };

@@ -6,11 +6,15 @@ pub mod counters;
 mod devices;
 mod each;
 mod enter;
+pub mod gone;
+mod icmp_types;
 mod kept;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod qdiscs;
+pub mod slab;
 pub mod sockets;
+mod sysctl;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -40,6 +44,8 @@ pub enum Access {
     Process(i32),
     /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
     Either(i32, PathBuf),
+    /// Somebody holds the namespace open for the moment.
+    Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
 }
@@ -99,6 +105,7 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
     ]
 }
@@ -142,6 +149,8 @@ pub trait Source: Send + Sync {
     }
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Whether a probe is on, at the start and whenever that changes.
+    fn enable(&self, _probe: &str, _enabled: bool) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
     fn configure(&self, _probe: &str, _options: &Options) {}
 }
