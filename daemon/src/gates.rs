@@ -213,7 +213,7 @@ fn gate(what: &str, found: u64, limit: u64) {
     assert!(found * 3 / 2 + 2 >= limit, "{what}: only {found} by now, so lower the limit from {limit}");
 }
 
-fn skip(test: &str, why: &str) {
+pub(crate) fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("NETSKOOP_NO_SKIP").is_none(), "{test}: {why}");
     eprintln!("SKIP {test}: {why}");
     if let Some(path) = std::env::var_os("NETSKOOP_SKIPS") {

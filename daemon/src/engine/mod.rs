@@ -105,11 +105,12 @@ struct LastAnswer {
     over: u64,
 }
 
-/// CPU time of a source.
+/// CPU time of a source, and how often it asked again.
 #[derive(Clone, Copy, Debug, Default)]
 struct SourceCpu {
     last: Option<Duration>,
     total: Duration,
+    retries: u64,
 }
 
 /// How a probe stands.

@@ -20,6 +20,7 @@ pub mod softnet;
 pub mod tcp;
 pub mod tcpext;
 pub mod tcpreset;
+pub mod tcpsummary;
 pub mod udp;
 pub mod udplite;
 
@@ -42,6 +43,7 @@ pub static PROBES: &[&Probe] = &[
     &qdisc::PROBE,
     &fd::PROBE,
     &io::PROBE,
+    &tcpsummary::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
     &gone::PROBE,

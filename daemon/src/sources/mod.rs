@@ -16,6 +16,7 @@ pub mod nodefiles;
 pub mod processes;
 pub mod qdiscs;
 pub mod slab;
+pub mod sockets;
 mod sysctl;
 mod tenants;
 
@@ -116,6 +117,7 @@ pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
     all.push(Arc::new(conntrack::Conntrack::new(proc)));
     all.push(Arc::new(neigh::NeighTables));
     all.push(Arc::new(neigh::Neighbours::new(proc)));
+    all.push(Arc::new(sockets::Sockets::new(proc)));
     all
 }
 
@@ -139,6 +141,9 @@ pub enum ReadError {
     /// The process or namespace is gone.
     #[error("it vanished")]
     Vanished,
+    /// The time was too short.
+    #[error("the time was too short")]
+    Late,
     /// Anything else.
     #[error("{doing} {what}: {source}")]
     Failed {
