@@ -27,6 +27,9 @@ mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
+/// What is told of namespaces that have ended; for root.
+#[path = "cases/gone.rs"]
+mod gone;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
@@ -39,6 +42,9 @@ mod neigh;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
+/// What is counted by process: in namespaces, and of pods in the node's own; for root.
+#[path = "cases/processes.rs"]
+mod processes;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;

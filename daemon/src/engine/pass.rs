@@ -2,10 +2,11 @@
 //! away without disturbing it, and whoever comes while it is fresh shares it.
 
 use super::lanes::{Done, Job, Lanes, Wedged};
+use super::ledger::Ledger;
 use crate::declare::{ColumnSet, TableDecl};
 use crate::resolve::directory::Directory;
 use crate::resolve::watcher::Watcher;
-use crate::sources::{Source, Target};
+use crate::sources::{Owners, Source, Target};
 use crate::table::{Subject, Table};
 use jiff::Timestamp;
 use std::collections::VecDeque;
@@ -102,6 +103,8 @@ pub struct Snapshot {
     pub wants: Wants,
     /// Names as they were when the pass began.
     pub directory: Arc<Directory>,
+    /// Labels of the groups of what is gone.
+    pub groups: Vec<String>,
     /// When it ended.
     pub taken: Instant,
     /// The same as a date.
@@ -148,6 +151,7 @@ impl Collector {
         sources: Arc<Sources>,
         watcher: Arc<Watcher>,
         home: Option<Arc<OwnedFd>>,
+        ledger: Option<Arc<Ledger>>,
     ) -> (Collector, impl Future<Output = ()>) {
         // Requests beyond this many wait where they are made.
         let (requests, inbox) = mpsc::channel(64);
@@ -162,6 +166,8 @@ impl Collector {
             spare: vec![],
             chunks: vec![],
             births: vec![],
+            ledger,
+            tenants: vec![],
         };
         (collector, task.run())
     }
@@ -202,6 +208,10 @@ struct Task {
     chunks: Vec<Vec<Vec<Table>>>,
     /// Who had each slot at the last pass.
     births: Vec<u64>,
+    /// What was shown of namespaces that may end.
+    ledger: Option<Arc<Ledger>>,
+    /// Who lived in the node's own namespace at the last pass.
+    tenants: Vec<Subject>,
 }
 
 impl Task {
@@ -248,6 +258,9 @@ impl Task {
 
     /// Keeps the new snapshot, and the memory of the old one if nobody reads it.
     fn replace(&mut self, snapshot: Arc<Snapshot>) {
+        if let Some(ledger) = &self.ledger {
+            ledger.end(&snapshot);
+        }
         if let Some(old) = self.last.replace(snapshot).and_then(Arc::into_inner) {
             self.spare = old.tables;
         }
@@ -255,11 +268,16 @@ impl Task {
 
     async fn pass(&mut self, wants: Wants, deadline: Instant) -> Snapshot {
         let begin = Instant::now();
+        if let Some(ledger) = &self.ledger {
+            ledger.begin();
+        }
         if !self.watcher.hooked() {
             self.watcher.rescan().await;
         }
         let directory = self.watcher.directory();
         self.forget_vanished(&directory);
+        let owners: Arc<dyn Owners> = Arc::<Directory>::clone(&directory);
+        self.sources.all.iter().for_each(|source| source.meet(&owners));
         let targets = Arc::new(directory.targets());
         let mut tables = std::mem::take(&mut self.spare);
         if tables.is_empty() {
@@ -271,6 +289,7 @@ impl Task {
         let (sources, chunks) = (Arc::clone(&self.sources), &mut self.chunks);
         let left_out =
             self.lanes.run(jobs, |done| take_result(&sources, done, &mut tables, &mut reports, chunks)).await;
+        let groups = self.ledger.as_ref().map(|ledger| ledger.append(&mut tables)).unwrap_or_default();
         for (report, source) in reports.iter_mut().zip(&sources.all) {
             report.late += left_out.of(source.name());
         }
@@ -278,6 +297,7 @@ impl Task {
             tables,
             wants,
             directory,
+            groups,
             taken: Instant::now(),
             time: Timestamp::now(),
             cpu: reports.iter().map(|report| report.cpu).sum(),
@@ -300,6 +320,12 @@ impl Task {
             }
         }
         self.births = births;
+        let lives = |subject: &&Subject| directory.tenant(**subject).is_some();
+        for gone in self.tenants.iter().filter(|subject| !lives(subject)) {
+            self.sources.all.iter().for_each(|source| source.forget(*gone));
+        }
+        self.tenants.clear();
+        self.tenants.extend(directory.tenants().iter().map(|tenant| tenant.subject));
     }
 
     fn jobs(&mut self, wants: &Wants, targets: &Arc<Vec<Target>>, deadline: Instant) -> Vec<Job> {

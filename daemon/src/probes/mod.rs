@@ -3,19 +3,27 @@
 use crate::declare::Probe;
 
 pub mod conntrack;
+pub mod fd;
+pub mod gone;
+pub mod icmp;
+pub mod io;
 pub mod ip;
 pub mod ipvs;
+pub mod limit;
+pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
 pub mod packetloss;
 pub mod qdisc;
 pub mod rdma;
+pub mod slab;
 pub mod sock;
 pub mod softnet;
 pub mod tcp;
 pub mod tcpext;
 pub mod tcpreset;
 pub mod udp;
+pub mod udplite;
 
 /// Every probe, in the order in which they are listed.
 pub static PROBES: &[&Probe] = &[
@@ -23,16 +31,24 @@ pub static PROBES: &[&Probe] = &[
     &tcp::PROBE,
     &tcpext::PROBE,
     &udp::PROBE,
+    &udplite::PROBE,
     &sock::PROBE,
     &softnet::PROBE,
     &ip::PROBE,
+    &icmp::PROBE,
+    &mptcp::PROBE,
+    &slab::PROBE,
+    &limit::PROBE,
     &conntrack::PROBE,
     &neigh::PROBE,
     &ipvs::PROBE,
     &rdma::PROBE,
     &qdisc::PROBE,
+    &fd::PROBE,
+    &io::PROBE,
     &tcpreset::PROBE,
     &packetloss::PROBE,
+    &gone::PROBE,
 ];
 
 #[cfg(test)]
@@ -147,6 +163,8 @@ mod tests {
             ("ipvs", 5, 16),
             ("rdma", 112, 0),
             ("qdisc", 6, 6),
+            ("io", 8, 4),
+            ("fd", 2, 2),
         ] {
             assert_eq!(count(Names::Kubeskoop, probe), kubeskoop, "kubeskoop {probe}");
             assert_eq!(count(Names::Inspector, probe), inspector, "inspector {probe}");
@@ -231,7 +249,7 @@ mod tests {
         };
         assert!(core(false) <= 52, "{} core series per namespace", core(false));
         // Beside its own it shows what is kept once for the node; two are there only with an RDMA device.
-        assert!(core(true) <= 57, "{} core series of the host", core(true));
+        assert!(core(true) <= 58, "{} core series of the host", core(true));
     }
 
     #[test]

@@ -47,13 +47,7 @@ pub(super) fn render(
     extra: &[Shown],
 ) -> [Box<str>; 3] {
     let (host, node) = (ns.facts.host, with.node.as_str());
-    let mut native = Pairs::default();
-    native.add("kind", id.kind.as_str());
-    native.add("name", &id.name);
-    if let (Some(namespace), Some(pod)) = (&id.namespace, &id.pod) {
-        native.add("namespace", namespace);
-        native.add("pod", pod);
-    }
+    let native = native(id);
     let (namespace, pod) = match &id.pod {
         Some(pod) => (id.namespace.as_deref().unwrap_or_default(), pod.as_str()),
         None => ("", id.name.as_str()),
@@ -73,6 +67,31 @@ pub(super) fn render(
     first.add("node", node);
     first.add("netns", if host { "ns0" } else { &inode });
     [native, second, first].map(|pairs| pairs.and(&with.extra, extra).finish())
+}
+
+fn native(id: &EntityRef) -> Pairs {
+    let mut pairs = Pairs::default();
+    pairs.add("kind", id.kind.as_str());
+    pairs.add("name", &id.name);
+    if let (Some(namespace), Some(pod)) = (&id.namespace, &id.pod) {
+        pairs.add("namespace", namespace);
+        pairs.add("pod", pod);
+    }
+    pairs
+}
+
+/// Labels of what lives in the node's own namespace, for what is known by process: under its own name, in the older
+/// generations as well. `pod` is what these call it.
+pub(super) fn of_tenant(id: &EntityRef, pod: &str, with: &Labels, extra: &[Shown]) -> [Box<str>; 3] {
+    let (namespace, node) = (id.namespace.as_deref().unwrap_or_default(), with.node.as_str());
+    let of = |all: &[(&str, &str)]| {
+        let mut pairs = Pairs::default();
+        all.iter().for_each(|(name, value)| pairs.add(name, value));
+        pairs
+    };
+    let second = of(&[("k8s_node", node), ("k8s_namespace", namespace), ("k8s_pod", pod)]);
+    let first = of(&[("namespace", namespace), ("pod", pod), ("node", node), ("netns", "ns0")]);
+    [native(id), second, first].map(|pairs| pairs.and(&with.extra, extra).finish())
 }
 
 /// Labels of what the kernel counted without telling a namespace.

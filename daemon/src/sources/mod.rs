@@ -7,13 +7,19 @@ pub mod counters;
 mod devices;
 mod each;
 mod enter;
+pub mod gone;
+mod icmp_types;
 pub mod ipvs;
 mod kept;
 pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
+pub mod processes;
 pub mod qdiscs;
 pub mod rdma;
+pub mod slab;
+mod sysctl;
+mod tenants;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -43,8 +49,24 @@ pub enum Access {
     Process(i32),
     /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
     Either(i32, PathBuf),
+    /// Somebody holds the namespace open for the moment.
+    Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
+}
+
+/// Whose processes are: sources that read processes ask it, and see no names.
+pub trait Owners: Send + Sync {
+    /// Inode of the node's own namespace.
+    fn node_netns(&self) -> u32;
+    /// Whose a network namespace is; `None` if it is not known (yet).
+    fn of_netns(&self, inode: u32) -> Option<Subject>;
+    /// Whose container a process is part of, by the text of its `/proc/<pid>/cgroup`.
+    fn of_cgroup(&self, text: &str) -> Option<Subject>;
+    /// Whether anybody shares the node's own namespace with it.
+    fn has_tenants(&self) -> bool;
+    /// Tells of every container that is a tenant of the node's own namespace: its id, its first process, whose it is.
+    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject));
 }
 
 /// What a job asks of a source.
@@ -106,7 +128,9 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
+        Arc::new(processes::Processes::new(proc)),
     ]
 }
 
@@ -144,8 +168,12 @@ pub trait Source: Send + Sync {
     fn whole(&self) -> bool {
         false
     }
+    /// Before each pass: whose namespaces and processes are from now on.
+    fn meet(&self, _owners: &Arc<dyn Owners>) {}
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Whether a probe is on, at the start and whenever that changes.
+    fn enable(&self, _probe: &str, _enabled: bool) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
     fn configure(&self, _probe: &str, _options: &Options) {}
 }

@@ -169,16 +169,15 @@ fn count(census: &mut Census, family: u8, state: usize) {
     census[family][state] += 1;
 }
 
-fn visit(visit: Visit<'_>, out: &mut [Table]) -> Result<(), ReadError> {
-    let Visit { target, netlink, bytes } = visit;
-    let listed = netlink.dump(GET, &ALL, bytes, Census::default, |census, message| {
+fn census(visit: &mut Visit<'_>, out: &mut [Table]) -> Result<(), ReadError> {
+    let listed = visit.netlink.dump(GET, &ALL, visit.bytes, Census::default, |census, message| {
         if let Some((family, state)) = entry(message) {
             count(census, family, state);
         }
     });
     let census = listed.map_err(|error| failed("list", "neighbours".into(), error))?;
     for (family, states) in ["ipv4", "ipv6"].iter().zip(&census) {
-        if let Some(cells) = out[0].row(target.subject, &[family.as_bytes()]) {
+        if let Some(cells) = out[0].row(visit.target.subject, &[family.as_bytes()]) {
             cells.copy_from_slice(states);
         }
     }
@@ -196,7 +195,15 @@ impl Source for Neighbours {
     }
 
     fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report {
-        each(&self.proc, Family::Route, want, scratch, out, || (), |each, (), out| visit(each, out))
+        each(
+            &self.proc,
+            Family::Route,
+            want,
+            scratch,
+            out,
+            || (),
+            |mut visit, (), out| census(&mut visit, out),
+        )
     }
 }
 

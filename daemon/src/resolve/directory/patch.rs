@@ -62,7 +62,8 @@ impl Directory {
         departed: &[Departed],
         labels: &Labels,
     ) -> Option<Directory> {
-        let mut guard = Guard::new(&labels.extra, self.by_inode.len() + changes.len());
+        let entities = self.by_inode.len() + changes.len() + self.tenants().len();
+        let mut guard = Guard::new(&labels.extra, entities);
         let is_limited = guard.is_needed() || self.limited.iter().any(|(_, count)| *count > 0);
         if labels.changed || is_limited || self.host.is_none() || changes.len() > FEW {
             return None;
@@ -105,6 +106,6 @@ impl Directory {
         let like = |tenant: &str| {
             tenant.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
         };
-        self.tenants.iter().any(|tenant| like(&tenant.id.name))
+        self.tenants().iter().any(|tenant| like(&tenant.id.name))
     }
 }
