@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod dev;
+pub mod ip_vs_stats;
 pub mod slabinfo;
 pub mod snmp;
 pub mod snmp6;
