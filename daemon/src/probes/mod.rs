@@ -209,6 +209,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_family_is_shown_with_is_a_probe() {
+        for (probe, family) in families() {
+            let Some(with) = family.with else { continue };
+            assert!(with != probe.name && PROBES.iter().any(|other| other.name == with), "{with}");
+        }
+    }
+
+    #[test]
     fn options_of_families_exist_and_are_boolean() {
         for (probe, family) in families() {
             let Some(name) = family.option else { continue };
