@@ -1,7 +1,7 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{netns, packetloss, tcpreset};
+use crate::{io, netns, packetloss, tcpreset};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -20,6 +20,8 @@ macro_rules! plain {
 }
 
 plain!(
+    io::types::usage,
+    io::types::usage_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,

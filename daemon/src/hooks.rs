@@ -5,6 +5,7 @@ use crate::kernel::bpf::{Entries, Refused, Session};
 use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
 use crate::kernel::symbols::Symbols;
+use crate::kernel::tasks;
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct Hooks {
     pub table: &'static TableDecl,
     /// Adds the entries of the counters map to the table.
     pub fill: fn(&Counters<'_>, &Known, &mut Table),
+    /// Whether the probe has something to show where its object cannot be loaded.
+    pub optional: bool,
 }
 
 /// What the running kernel told about itself; decoders look names up here.
@@ -61,6 +64,27 @@ pub struct Counters<'a> {
     pub memory: &'a Memory,
 }
 
+impl Counters<'_> {
+    /// Fills a table whose columns are what tasks have used, for an object that counts by task.
+    pub fn fill_usage<const N: usize>(&self, table: &mut Table) {
+        let mut sums: BTreeMap<Subject, [u64; N]> = BTreeMap::new();
+        for usage in tasks::usage::<N>(self.entries) {
+            let subject = match usage.tenant {
+                0 => (self.subject)(usage.netns, usage.cookie),
+                tenant => Some(Subject(tenant)),
+            };
+            let Some(subject) = subject else { continue };
+            let sum = sums.entry(subject).or_insert([0; N]);
+            sum.iter_mut().zip(usage.values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
+        }
+        for (subject, sum) in sums {
+            if let Some(cells) = table.row(subject, &[]) {
+                cells.iter_mut().zip(sum).for_each(|(cell, value)| *cell = value);
+            }
+        }
+    }
+}
+
 /// What a probe remembers between fillings: which row keys are shown (`true`) and which belong to `other` for good.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<BTreeMap<u64, bool>>);
@@ -89,6 +113,12 @@ pub trait HookTable: Send + Sync {
         subject: &dyn Fn(u32, u64) -> Option<Subject>,
         table: &mut Table,
     ) -> io::Result<()>;
+    /// Whether the object of a probe is loaded and counts by task.
+    fn counts_tasks(&self, probe: &Probe) -> bool;
+    /// Tells the object of a probe, if it counts by task, whose the cgroups of the node's own namespace are.
+    fn set_tenants(&self, probe: &Probe, tenants: &[tasks::Tenant]) -> io::Result<()>;
+    /// Drops what it has counted for a tenant that is gone.
+    fn forget_tenant(&self, probe: &Probe, tenant: Subject);
 }
 
 /// An event as decoded from its record, before it is known whose it is.

@@ -238,7 +238,8 @@ async fn assemble(
             .map_err(start_error("start the pump of the event ring"))?;
     let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc);
     let table = objects as Arc<dyn HookTable>;
-    let counters = PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table)));
+    let counters =
+        PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table), &config.proc));
     all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
     let gone = Arc::new(Gone::default());
     all.push(Arc::clone(&gone) as Arc<dyn Source>);
@@ -289,7 +290,7 @@ async fn tell_farewell(engine: Arc<Engine>) {
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {
     let config = engine.config();
-    let selection = Selection { names: config.names, full: config.full_set, probes: None };
+    let selection = Selection { names: config.names, target: false, full: config.full_set, probes: None };
     engine.scrape(&selection, None).await.map(drop)
 }
 

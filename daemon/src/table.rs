@@ -3,8 +3,8 @@
 
 use crate::declare::TableDecl;
 
-/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation. Sources speak of
-/// subjects and never see names.
+/// Slot in the engine's registry: [`Subject::NODE`], or a network namespace with its generation, or a tenant of the node's
+/// own namespace. Sources speak of subjects and never see names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject(pub u32);
 
@@ -15,6 +15,8 @@ impl Subject {
     const FIRST_GROUP: Subject = Subject(0xf000_0000);
     /// What the kernel counted without telling a namespace.
     pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
+    /// All that found no room under their own names.
+    pub const OTHER: Subject = Subject(u32::MAX - 1);
 
     /// A group of what is gone.
     pub fn group(number: usize) -> Subject {
@@ -23,8 +25,16 @@ impl Subject {
 
     /// Which group it is; `None` if it is none.
     pub fn group_number(self) -> Option<usize> {
-        let is_group = self != Subject::UNATTRIBUTED;
+        let is_group = self < Subject::OTHER;
         self.0.checked_sub(Subject::FIRST_GROUP.0).filter(|_| is_group).map(|number| number as usize)
+    }
+
+    /// The first of those that share the node's own namespace and are known by their processes only.
+    pub const FIRST_TENANT: Subject = Subject(1 << 31);
+
+    /// Whether it is one that has no namespace of its own.
+    pub fn is_tenant(self) -> bool {
+        (Subject::FIRST_TENANT..Subject::FIRST_GROUP).contains(&self)
     }
 }
 

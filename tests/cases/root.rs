@@ -972,7 +972,7 @@ fn check_churn(text: &str) {
 fn listing(netns: Option<&Netns>) -> String {
     let script = "ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip neigh; \
                   nft list ruleset; tc qdisc; tc filter show dev lo; sysctl -a 2>/dev/null | grep '^net\\.' | \
-                  grep -v 'nf_conntrack_count\\|route.flush\\|stable_secret'; cut -d' ' -f1 /proc/modules; \
+                  grep -v 'nf_conntrack_count\\|route.flush\\|stable_secret'; cut -d' ' -f1 /proc/modules; ls /sys/module; \
                   sysctl kernel.bpf_stats_enabled kernel.kptr_restrict kernel.perf_event_paranoid 2>/dev/null";
     match netns {
         Some(netns) => netns.run("sh", &["-c", script]),

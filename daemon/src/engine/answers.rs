@@ -23,8 +23,11 @@ pub enum NoSuchEntity {
     /// Nobody has it.
     #[error("no entity '{0}'")]
     Unknown(String),
-    /// Its owner shares the node's counters.
-    #[error("'{0}' lives in the node's own network namespace, so the only counters are those of the host")]
+    /// Its owner shares the node's counters, and nothing is counted by process.
+    #[error(
+        "'{0}' lives in the node's own network namespace, so the only counters are those of the host and those by \
+         process, and no probe that counts by process is on"
+    )]
     HostNetwork(String),
 }
 
@@ -151,20 +154,18 @@ impl Engine {
 
     /// `GET /v1/metrics?entity=..`: every native value of one entity.
     pub async fn entity_metrics(&self, text: &str) -> Result<Result<EntityMetrics, NoSuchEntity>, PassError> {
-        let selection = Selection { names: vec![Names::Netskoop], full: true, probes: None };
+        let selection = Selection { names: vec![Names::Netskoop], target: false, full: true, probes: None };
         let chosen = selection.choose(&self.active(), &self.sources);
         if self.watcher.directory().find(text).is_none() {
             self.watcher.rescan().await;
         }
         let timeout = self.config.load().config.timeout;
         let snapshot = self.collect(&chosen, Duration::from_millis(200), timeout).await?;
-        let Some(entry) = snapshot.directory.find(text) else {
-            let tenant = snapshot.directory.find_tenant(text).map(|tenant| tenant.id.name.clone());
-            let unknown = || NoSuchEntity::Unknown(text.into());
-            return Ok(Err(tenant.map_or_else(unknown, NoSuchEntity::HostNetwork)));
-        };
-        let subject = entry.namespace.subject;
-        let host = subject == snapshot.directory.host();
+        let directory = &snapshot.directory;
+        let found = directory.find(text).map(|entry| (entry.namespace.subject, &entry.id));
+        let found = found.or_else(|| directory.find_tenant(text).map(|tenant| (tenant.subject, &tenant.id)));
+        let Some((subject, id)) = found else { return Ok(Err(NoSuchEntity::Unknown(text.into()))) };
+        let host = subject == directory.host();
         let mut values = Vec::new();
         for chosen in &chosen {
             let table = &snapshot.tables[chosen.table];
@@ -174,12 +175,15 @@ impl Engine {
                 }
             });
         }
+        if values.is_empty() && subject.is_tenant() {
+            return Ok(Err(NoSuchEntity::HostNetwork(id.name.clone())));
+        }
         let age = Instant::now().saturating_duration_since(snapshot.taken);
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let now =
             Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
         Ok(Ok(EntityMetrics {
-            entity: (*entry.id).clone(),
+            entity: (**id).clone(),
             time: snapshot.time.to_string(),
             monotonic_ns: nanoseconds(now.saturating_sub(age)),
             values,

@@ -7,6 +7,7 @@ use crate::kernel::bpf::{Entries, Handle, Loader, Refused, Settings};
 use crate::kernel::netns_watch::{self, Exits, NetnsEvent, NetnsWatch};
 use crate::kernel::record;
 use crate::kernel::ring::Pump;
+use crate::kernel::tasks::Tenant;
 use crate::probes::PROBES;
 use crate::resolve::watcher::{KernelEvent, KernelWatch, Watcher};
 use crate::table::{Subject, Table};
@@ -91,6 +92,22 @@ impl HookTable for Objects {
         let counters = Counters { entries: &entries, subject, options, memory: &running.memory };
         (hooks.fill)(&counters, &known, table);
         Ok(())
+    }
+
+    fn counts_tasks(&self, probe: &Probe) -> bool {
+        self.running().get(probe.name).is_some_and(|running| running.handle.counts_tasks())
+    }
+
+    fn set_tenants(&self, probe: &Probe, tenants: &[Tenant]) -> io::Result<()> {
+        self.running().get(probe.name).map_or(Ok(()), |running| running.handle.set_tenants(tenants))
+    }
+
+    fn forget_tenant(&self, probe: &Probe, tenant: Subject) {
+        let running = self.running();
+        let forgotten = running.get(probe.name).map(|running| running.handle.forget_tenant(tenant.0));
+        if let Some(Err(error)) = forgotten {
+            tracing::warn!(%error, probe = probe.name, "cannot delete the counters of a tenant that is gone");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::ledger::Ledger;
 use crate::declare::{ColumnSet, TableDecl};
 use crate::resolve::directory::Directory;
 use crate::resolve::watcher::Watcher;
-use crate::sources::{Source, Target};
+use crate::sources::{Owners, Source, Target};
 use crate::table::{Subject, Table};
 use jiff::Timestamp;
 use std::collections::VecDeque;
@@ -167,6 +167,7 @@ impl Collector {
             chunks: vec![],
             births: vec![],
             ledger,
+            tenants: vec![],
         };
         (collector, task.run())
     }
@@ -209,6 +210,8 @@ struct Task {
     births: Vec<u64>,
     /// What was shown of namespaces that may end.
     ledger: Option<Arc<Ledger>>,
+    /// Who lived in the node's own namespace at the last pass.
+    tenants: Vec<Subject>,
 }
 
 impl Task {
@@ -273,6 +276,8 @@ impl Task {
         }
         let directory = self.watcher.directory();
         self.forget_vanished(&directory);
+        let owners: Arc<dyn Owners> = Arc::<Directory>::clone(&directory);
+        self.sources.all.iter().for_each(|source| source.meet(&owners));
         let targets = Arc::new(directory.targets());
         let mut tables = std::mem::take(&mut self.spare);
         if tables.is_empty() {
@@ -315,6 +320,12 @@ impl Task {
             }
         }
         self.births = births;
+        let lives = |subject: &&Subject| directory.tenant(**subject).is_some();
+        for gone in self.tenants.iter().filter(|subject| !lives(subject)) {
+            self.sources.all.iter().for_each(|source| source.forget(*gone));
+        }
+        self.tenants.clear();
+        self.tenants.extend(directory.tenants().iter().map(|tenant| tenant.subject));
     }
 
     fn jobs(&mut self, wants: &Wants, targets: &Arc<Vec<Target>>, deadline: Instant) -> Vec<Job> {

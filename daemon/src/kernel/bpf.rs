@@ -7,12 +7,15 @@
 )]
 
 use super::features::Features;
+pub use super::refused::Refused;
+pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, wait_until};
+use super::tasks::{Tasks, Tenant};
 use crate::hooks::{Known, Options};
 use libbpf_rs::libbpf_sys::{bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
-    ErrorKind, Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, PrintLevel, set_print,
+    Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
 };
 use netskoop_api::{OptionValue, StreamCounts};
 use netskoop_bpf::netns::types;
@@ -23,7 +26,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Once, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,33 +34,6 @@ use std::time::Duration;
 const LOAD_LIMIT: Duration = Duration::from_secs(10);
 /// The owner thread waits for nothing but commands.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
-/// Bytes of libbpf's messages that are kept to explain a failure.
-const LOG_TAIL: usize = 8 << 10;
-
-/// Why a probe cannot run: one sentence for humans.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// This kernel lacks something, or the process may not use it: trying again will not help.
-    NotHere(String),
-    /// Something went wrong.
-    Failed {
-        /// What was being done: `load packetloss`.
-        doing: String,
-        /// The cause.
-        cause: String,
-    },
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refused::NotHere(sentence) => f.write_str(sentence),
-            Refused::Failed { doing, cause } => write!(f, "cannot {doing}: {cause}"),
-        }
-    }
-}
-
-impl std::error::Error for Refused {}
 
 /// What every object needs to be loaded.
 #[derive(Clone, Debug)]
@@ -122,6 +98,7 @@ struct Attached {
     counters: MapHandle,
     stats: MapHandle,
     buckets: MapHandle,
+    tasks: Option<Tasks>,
 }
 
 #[derive(Debug)]
@@ -167,6 +144,11 @@ impl Session {
         self.loader.features.tracepoint(name)
     }
 
+    /// Whether programs can keep something for each task, or why not.
+    pub fn task_storage(&self) -> Result<(), Refused> {
+        self.loader.features.task_storage()
+    }
+
     /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
     pub fn limited(&self, sentence: impl Into<String>) {
         self.limits.borrow_mut().push(sentence.into());
@@ -199,10 +181,12 @@ impl Session {
         open.load().map_err(|error| refused(&format!("load {}", self.name), &error))
     }
 
-    /// Attaches every program that was loaded. They stay attached as long as the links live.
+    /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
+    /// kernel has are for [`Session::ready`].
     pub fn attach(&self, object: &Object) -> Result<Vec<Link>, Refused> {
         let mut links = Vec::new();
-        for program in object.progs_mut().filter(|program| program.autoload()) {
+        let hooks = |program: &ProgramMut<'_>| program.autoload() && !is_walk(&program.attach_type());
+        for program in object.progs_mut().filter(hooks) {
             let doing = || format!("attach {} of {}", program.name().display(), self.name);
             links.push(program.attach().map_err(|error| refused(&doing(), &error))?);
         }
@@ -224,6 +208,7 @@ impl Session {
             counters: self.map(object, counters)?,
             stats: self.map(object, "stats")?,
             buckets: self.map(object, "buckets")?,
+            tasks: self.tasks(object)?,
         };
         // Whoever asked for the object may have given up: then `serve` ends at once.
         let _ = self.ready.send(Ok(attached));
@@ -237,6 +222,16 @@ impl Session {
             apply(&settings);
             let _ = done.send(());
         }
+    }
+
+    /// What an object has that counts by task.
+    fn tasks(&self, object: &Object) -> Result<Option<Tasks>, Refused> {
+        let Some(walk) = object.progs_mut().find(|program| is_walk(&program.attach_type())) else {
+            return Ok(None);
+        };
+        let walk =
+            walk.attach().map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
+        Ok(Some(Tasks::new(walk, self.map(object, "tenants")?)))
     }
 
     fn map(&self, object: &Object, name: &str) -> Result<MapHandle, Refused> {
@@ -488,8 +483,29 @@ impl Handle {
         &self.attached.counters
     }
 
-    /// Reads all entries of its counters map.
+    /// Whether it counts by task.
+    pub fn counts_tasks(&self) -> bool {
+        self.attached.tasks.is_some()
+    }
+
+    /// Tells whose the cgroups of the node's own namespace are, where it counts by task.
+    pub fn set_tenants(&self, tenants: &[Tenant]) -> std::io::Result<()> {
+        self.attached.tasks.as_ref().map_or(Ok(()), |tasks| tasks.set_tenants(tenants))
+    }
+
+    /// Deletes what it has counted for a tenant that is gone.
+    pub fn forget_tenant(&self, tenant: u32) -> std::io::Result<()> {
+        match self.attached.tasks {
+            Some(_) => self.delete_where(&[&self.attached.counters], |key| super::tasks::is_of(key, tenant)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads all entries of its counters map; where it counts by task, with what the living have used by now.
     pub fn read_counters(&self, entries: &mut Entries) -> std::io::Result<()> {
+        if let Some(tasks) = &self.attached.tasks {
+            tasks.walk()?;
+        }
         entries.read(&self.attached.counters)
     }
 
@@ -527,21 +543,30 @@ impl Handle {
     }
 
     fn delete(&self, gone: impl Fn(u32, u64) -> bool) -> std::io::Result<()> {
+        self.delete_where(&[&self.attached.counters, &self.attached.buckets], |key| {
+            let Some(inode) = key.first_chunk::<4>() else { return false };
+            // Buckets have no cookie in their keys: they belong to whoever has the inode.
+            let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
+            gone(u32::from_ne_bytes(*inode), cookie.map_or(0, |cookie| u64::from_ne_bytes(*cookie)))
+        })
+    }
+
+    fn delete_where(&self, maps: &[&MapHandle], gone: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
         let mut entries = Entries::default();
-        for map in [&self.attached.counters, &self.attached.buckets] {
+        for map in maps {
             entries.read(map)?;
-            for (key, _) in entries.iter() {
-                let Some(inode) = key.first_chunk::<4>() else { continue };
-                // Buckets have no cookie in their keys: they belong to whoever has the inode.
-                let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
-                if gone(u32::from_ne_bytes(*inode), cookie.map_or(0, |cookie| u64::from_ne_bytes(*cookie))) {
-                    // Gone already is as good.
-                    let _ = map.delete(key);
-                }
+            for (key, _) in entries.iter().filter(|(key, _)| gone(key)) {
+                // Gone already is as good.
+                let _ = map.delete(key);
             }
         }
         Ok(())
     }
+}
+
+/// Whether a program runs for each of something that the kernel has, when it is asked.
+fn is_walk(kind: &ProgramAttachType) -> bool {
+    matches!(kind, ProgramAttachType::TraceIter)
 }
 
 /// Whether two cookies can be those of one namespace: 0 is one that is not known.
@@ -564,76 +589,6 @@ fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
         runs: info.run_cnt,
         missed: info.recursion_misses,
     })
-}
-
-thread_local! {
-    /// The last messages of libbpf on this thread; it prints from the call that fails.
-    static LOG: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
-/// Sends libbpf's messages to the log instead of standard error.
-pub(super) fn quiet() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        set_print(Some((PrintLevel::Info, |_, message| {
-            tracing::debug!(target: "libbpf", "{}", message.trim_end());
-            // Called from C, so it must not panic: neither at the end of a thread nor when nested.
-            let _ = LOG.try_with(|log| {
-                let Ok(mut log) = log.try_borrow_mut() else { return };
-                log.push_str(&message);
-                if log.len() > LOG_TAIL {
-                    let cut = (log.len() - LOG_TAIL..=log.len()).find(|at| log.is_char_boundary(*at));
-                    log.drain(..cut.unwrap_or(0));
-                }
-            });
-        })));
-    });
-}
-
-/// Turns an error of libbpf into a sentence.
-pub(super) fn refused(doing: &str, error: &libbpf_rs::Error) -> Refused {
-    let log = LOG.take();
-    if error.kind() == ErrorKind::PermissionDenied {
-        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-        let missing = missing_capabilities(&status);
-        if !missing.is_empty() {
-            return Refused::NotHere(format!(
-                "BPF needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and this process lacks {}",
-                missing.join(" and ")
-            ));
-        }
-    }
-    let cause = match verdict(&log) {
-        Some(line) => format!("{error}: {line}"),
-        None => error.to_string(),
-    };
-    Refused::Failed { doing: doing.to_owned(), cause }
-}
-
-/// The same error in the standard library's terms.
-pub(super) fn io_error(error: libbpf_rs::Error) -> std::io::Error {
-    std::io::Error::other(error)
-}
-
-/// Last line of the verifier's log that is about the program, if there is one.
-fn verdict(log: &str) -> Option<&str> {
-    let (log, _) = log.rsplit_once("-- END PROG LOAD LOG --")?;
-    let skip = |line: &&str| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("-- ");
-    log.lines().map(str::trim).rfind(skip)
-}
-
-/// Capabilities that loading needs and `/proc/.../status` does not list.
-fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    const SYS_ADMIN: u64 = 1 << 21;
-    const WANTED: [(u64, &str); 2] = [(1 << 39, "CAP_BPF"), (1 << 38, "CAP_PERFMON")];
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
-        return Vec::new();
-    };
-    if effective & SYS_ADMIN != 0 {
-        return Vec::new();
-    }
-    WANTED.iter().filter(|(bit, _)| effective & bit == 0).map(|(_, name)| *name).collect()
 }
 
 /// Waits for the end of a thread, for a bounded time.
@@ -661,25 +616,6 @@ mod tests {
     }
 
     #[test]
-    fn the_verifier_has_the_last_word() {
-        let log = "libbpf: prog 'on_x': BPF program load failed: -EACCES\n-- BEGIN PROG LOAD LOG --\n0: (79) r1 = 1\n\
-                   R2 pointer arithmetic prohibited\nprocessed 6 insns (limit 1000000)\n-- END PROG LOAD LOG --\n\
-                   libbpf: failed to load object 'x'\n";
-        assert_eq!(verdict(log), Some("R2 pointer arithmetic prohibited"));
-        assert_eq!(verdict("libbpf: no such file\n"), None);
-    }
-
-    #[test]
-    fn missing_capabilities_are_found() {
-        let status = |hex: &str| format!("Name:\tx\nCapEff:\t{hex}\n");
-        assert_eq!(missing_capabilities(&status("0000000000000000")), ["CAP_BPF", "CAP_PERFMON"]);
-        assert_eq!(missing_capabilities(&status("0000008000000000")), ["CAP_PERFMON"]);
-        assert!(missing_capabilities(&status("000000c000000000")).is_empty());
-        assert!(missing_capabilities(&status("0000000000200000")).is_empty());
-        assert!(missing_capabilities("").is_empty());
-    }
-
-    #[test]
     fn entries_go_in_pairs() {
         let entries = Entries::from_pairs(&[(vec![1, 2], vec![3]), (vec![4, 5], vec![6])]);
         assert_eq!(entries.len(), 2);
@@ -691,11 +627,5 @@ mod tests {
     fn handles_may_be_shared_between_threads() {
         fn shared<T: Send + Sync>() {}
         shared::<(Handle, Loader, Settings, Entries)>();
-    }
-
-    #[test]
-    fn a_refusal_is_a_sentence() {
-        let failed = Refused::Failed { doing: "load x".to_owned(), cause: "no luck".to_owned() };
-        assert_eq!(failed.to_string(), "cannot load x: no luck");
     }
 }

@@ -14,6 +14,7 @@ pub struct Features {
     path: Option<PathBuf>,
     tracepoints: FxHashMap<String, u8>,
     enums: FxHashMap<String, EnumNames>,
+    task_storage: bool,
 }
 
 impl Features {
@@ -43,6 +44,7 @@ impl Features {
                 features.tracepoints.insert(name.to_owned(), params);
             }
         }
+        features.task_storage = has_member(&btf, "task_struct", "bpf_storage");
         for name in enums {
             features.enums.insert((*name).to_owned(), EnumNames::read(&btf, name));
         }
@@ -60,10 +62,21 @@ impl Features {
         found.ok_or_else(|| Refused::NotHere(format!("this kernel has no tracepoint {name}")))
     }
 
+    /// Whether programs of any sort can keep something for each task, or why not.
+    pub fn task_storage(&self) -> Result<(), Refused> {
+        let sentence = "before Linux 5.12 BPF programs cannot remember anything of a task";
+        if self.task_storage { Ok(()) } else { Err(Refused::NotHere(sentence.to_owned())) }
+    }
+
     /// Names of an enumeration that [`Features::load`] was asked for; none if the kernel lacks it.
     pub fn names(&self, name: &str) -> EnumNames {
         self.enums.get(name).cloned().unwrap_or_default()
     }
+}
+
+fn has_member(btf: &Btf<'_>, name: &str, member: &str) -> bool {
+    let found = btf.type_by_name::<types::Struct<'_>>(name);
+    found.is_some_and(|found| found.iter().any(|m| m.name.is_some_and(|name| name == member)))
 }
 
 /// Arguments of a `btf_trace_*` type: a pointer to a function whose first parameter is not passed on.

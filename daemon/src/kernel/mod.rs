@@ -1,6 +1,7 @@
 //! What the kernel offers: files, namespaces, BPF objects, symbols. Knows no metric name.
 
 pub mod bpf;
+pub mod cgroup_mounts;
 pub mod drop_reasons;
 pub mod features;
 pub mod netlink;
@@ -9,8 +10,10 @@ pub mod netns_watch;
 pub mod parts;
 pub mod procfs;
 pub mod record;
+mod refused;
 pub mod ring;
 pub mod symbols;
+pub mod tasks;
 
 #[cfg(test)]
 mod root;

@@ -50,7 +50,7 @@ pub static PROBE: Probe = Probe {
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill }),
+    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: false }),
 };
 
 static TABLE: TableDecl = TableDecl {

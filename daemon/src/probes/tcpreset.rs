@@ -47,7 +47,7 @@ pub static PROBE: Probe = Probe {
     .keys(&[("direction", 0), ("cause", 1)])
     .core()]],
     events: &EVENTS,
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill }),
+    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: false }),
 };
 
 static TABLE: TableDecl = TableDecl {

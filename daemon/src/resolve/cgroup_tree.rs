@@ -4,6 +4,7 @@
 //! cgroup's directory. So one reading of the tree's directories, without a look at any file in them, answers for all of
 //! them, and a path once learned stays true. The tree is read when an id is asked for that was not in it the last time.
 
+use crate::kernel::cgroup_mounts::{Mount, Mounts};
 use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -26,8 +27,6 @@ const DEPARTED: Duration = Duration::from_secs(10);
 const MAX_DEPARTED: usize = 8192;
 /// Ids that a walk did not find. Such an id never comes into the tree, since it was given before it was asked for.
 const MAX_MISSING: usize = 8192;
-/// Longest `/proc/self/mountinfo` that is read.
-const MAX_MOUNTINFO: u64 = 4 << 20;
 
 /// What is known of an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,14 +58,6 @@ struct Known {
     walk: u64,
     /// When a walk first did not.
     departed: Option<Instant>,
-}
-
-/// Where the unified hierarchy can be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    point: PathBuf,
-    /// What comes before the paths below the mount point.
-    prefix: String,
 }
 
 impl CgroupTree {
@@ -199,44 +190,13 @@ fn open_dir(at: &impl std::os::fd::AsFd, path: &Path) -> Result<OwnedFd, Errno> 
 }
 
 fn find_mount(proc_root: &Path) -> Option<Mount> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(proc_root.join("self/mountinfo")).ok()?;
-    file.take(MAX_MOUNTINFO).read_to_end(&mut bytes).ok()?;
-    parse_mounts(&String::from_utf8_lossy(&bytes))
-}
-
-/// The mount of the unified hierarchy that shows most of it, from `mountinfo` (proc_pid_mountinfo(5)).
-fn parse_mounts(text: &str) -> Option<Mount> {
-    let mounts = text.lines().filter_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut parts = before.split(' ').skip(3);
-        let (root, point) = (parts.next()?, parts.next()?);
-        (after.split(' ').next()? == "cgroup2").then(|| (unescape(root), unescape(point)))
-    });
-    // A mount made outside of our cgroup namespace has a root like `/../..`: it shows more than we would see.
-    let rank = |root: &str| if root == "/" || root.starts_with("/..") { 0 } else { root.len() };
-    let (root, point) = mounts.min_by_key(|(root, _)| rank(root))?;
-    let prefix = if rank(&root) == 0 { String::new() } else { root };
-    Some(Mount { point: point.into(), prefix })
-}
-
-/// Undoes the `\040` of `mountinfo`.
-pub(super) fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let digits = (first == b'\\').then(|| tail.get(..3)).flatten();
-        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        out.push(code.unwrap_or(first));
-        rest = if code.is_some() { &tail[3..] } else { tail };
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    Mounts::read(proc_root).unified().cloned()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::kernel::cgroup_mounts::unescape;
     use std::os::unix::fs::MetadataExt;
 
     /// A tree of plain directories, which have inode numbers as well, and a procfs that says it is the hierarchy.
@@ -364,7 +324,8 @@ pub(crate) mod tests {
 
     #[test]
     fn mounts_of_every_layout() {
-        let parse = |text| parse_mounts(text).map(|mount| (mount.point.display().to_string(), mount.prefix));
+        let shown = |mount: &Mount| (mount.point.display().to_string(), mount.prefix.clone());
+        let parse = |text: &str| Mounts::parse(text).unified().map(shown);
         let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       40 31 0:37 / /sys/fs/cgroup/systemd rw shared:9 - cgroup cgroup rw,name=systemd\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:1 master:2 - cgroup2 cgroup2 rw\n";

@@ -6,14 +6,15 @@ mod patch;
 mod slots;
 
 use super::book::Told;
+use super::cgroup::{self, CgroupOwner};
 use super::describe;
 use super::extra::{About, Guard, Shown};
 use super::identity::{Claimed, Facts, Identity};
-use super::labels::{self, Labels};
-use super::tenants::{self, Tenant};
+use super::labels::{self, Labels, Nobodys};
+use super::tenants::{self, Given, Tenant, Tenants};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
-use crate::sources::{Access, Target};
+use crate::sources::{Access, Owners, Target};
 use crate::table::Subject;
 use index::{Index, Spot};
 use netskoop_api::{Entity, EntityRef, Kind};
@@ -141,9 +142,9 @@ pub struct Directory {
     slots: Slots,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
-    unattributed: [Box<str>; 3],
+    nobodys: Arc<Nobodys>,
     departed: Vec<Departed>,
-    tenants: Arc<[Tenant]>,
+    tenants: Arc<Tenants>,
     /// Names that are in use.
     taken: Taken,
     /// Made when the first event asks: most pictures are replaced before.
@@ -165,7 +166,7 @@ impl Directory {
             generation,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
-            unattributed: labels::unattributed(labels),
+            nobodys: Arc::new(Nobodys::new(labels)),
             departed,
             taken: Taken::of(namespaces),
             ..Directory::default()
@@ -174,13 +175,19 @@ impl Directory {
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
         let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
-        // What belongs to nobody is shown under this name.
-        names.insert(labels::UNATTRIBUTED);
-        pods.insert((None, labels::UNATTRIBUTED));
-        let mut guard = Guard::new(&labels.extra, namespaces.len());
+        // What belongs to nobody is shown under these names.
+        for name in [labels::UNATTRIBUTED, labels::OTHER] {
+            names.insert(name);
+            pods.insert((None, name));
+        }
+        let host = namespaces.iter().find(|ns| ns.facts.host);
+        let tenants = host.map_or(0, |host| host.facts.claims.len());
+        let mut guard = Guard::new(&labels.extra, namespaces.len() + tenants);
         if guard.is_needed() {
             let known = namespaces.iter().filter_map(|ns| before.known(ns, labels));
             known.for_each(|old| guard.keep(&old.extra));
+            let tenants = before.tenants().iter().filter(|_| !labels.changed);
+            tenants.for_each(|tenant| guard.keep(&tenant.extra));
         }
         for ns in newest_first {
             // One that its owner only made beside its own never has the plain name.
@@ -192,8 +199,10 @@ impl Directory {
             });
             directory.slots.set(ns.subject, Some(entry));
         }
-        let host = namespaces.iter().find(|ns| ns.facts.host);
-        directory.tenants = host.map(|host| tenants::of(host, &mut names)).unwrap_or_default().into();
+        if let Some(host) = host {
+            let mut given = Given { names: &mut names, pods: &mut pods };
+            directory.tenants = tenants::of(host, &mut given, &before.tenants, labels, &mut guard).into();
+        }
         directory.limited = directory.count_limited(labels);
         directory
     }
@@ -255,7 +264,7 @@ impl Directory {
         let (workload, spot) = self.index().container(id)?;
         let entity: &EntityRef = match spot {
             Spot::Namespace(subject) => &self.entry(subject)?.id,
-            Spot::Tenant(at) => &self.tenants.get(at)?.id,
+            Spot::Tenant(at) => &self.tenants().get(at)?.id,
         };
         Some(ContainerRef { entity, name: &workload.name })
     }
@@ -307,7 +316,7 @@ impl Directory {
 
     /// A pod or container in the node's own namespace, by its name, its pod's name, or a container's id.
     pub fn find_tenant(&self, text: &str) -> Option<&Tenant> {
-        let tenants = || self.tenants.iter();
+        let tenants = || self.tenants().iter();
         tenants()
             .find(|tenant| tenant.id.name == text)
             .or_else(|| tenants().find(|tenant| tenant.id.pod.as_deref() == Some(text)))
@@ -321,7 +330,12 @@ impl Directory {
 
     /// Pods and containers that live in the node's own namespace.
     pub fn tenants(&self) -> &[Tenant] {
-        &self.tenants
+        self.tenants.all()
+    }
+
+    /// One of them by its subject.
+    pub fn tenant(&self, subject: Subject) -> Option<&Tenant> {
+        self.tenants().get(self.tenants.place(subject)?)
     }
 
     /// All slots in use.
@@ -332,17 +346,27 @@ impl Directory {
     /// Rendered labels of a subject. Those of the node are the host's. `None` while a better name is waited for: a series
     /// that is missing for a moment is better than one with a wrong name.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
-        if subject == Subject::UNATTRIBUTED {
-            return Some(&self.unattributed[names as usize]);
+        match subject {
+            Subject::UNATTRIBUTED => return Some(&self.nobodys.unattributed[names as usize]),
+            Subject::OTHER => return Some(&self.nobodys.other[names as usize]),
+            _ => {}
+        }
+        if subject.is_tenant() {
+            return self.tenant(subject)?.labels(names);
         }
         let entry = self.entry(subject).filter(|entry| entry.namespace.settled)?;
         Some(&entry.labels[names as usize])
     }
 
+    /// Whether no other namespace has the same pod or name, so that labels need not say which one it is.
+    pub fn is_only(&self, subject: Subject) -> bool {
+        self.entry(subject).is_none_or(|entry| entry.is_only)
+    }
+
     /// Labels of `netskoop_entity_info`: of all namespaces with a settled name, and of what lives in the node's own.
     pub fn infos(&self) -> impl Iterator<Item = &str> {
         let settled = self.entries().filter(|entry| entry.namespace.settled).map(Entry::info);
-        settled.chain(self.tenants.iter().map(Tenant::info))
+        settled.chain(self.tenants().iter().map(Tenant::info))
     }
 
     /// What sources need to read every namespace.
@@ -355,6 +379,39 @@ impl Directory {
                 access: entry.namespace.access.clone(),
             })
             .collect()
+    }
+}
+
+impl Owners for Directory {
+    fn node_netns(&self) -> u32 {
+        self.entry(Subject::NODE).map_or(0, |entry| entry.namespace.facts.inode)
+    }
+
+    fn of_netns(&self, inode: u32) -> Option<Subject> {
+        self.subject(inode)
+    }
+
+    fn of_cgroup(&self, text: &str) -> Option<Subject> {
+        let CgroupOwner::Container(containers) = cgroup::owner(cgroup::path(text)?)? else { return None };
+        let spot = |id: &Arc<str>| self.index().container(id).map(|(_, spot)| spot);
+        match containers.known_ids().find_map(spot)? {
+            Spot::Tenant(at) => Some(self.tenants().get(at)?.subject),
+            Spot::Namespace(subject) => Some(subject),
+        }
+    }
+
+    fn has_tenants(&self) -> bool {
+        !self.tenants().is_empty()
+    }
+
+    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject)) {
+        for tenant in self.tenants() {
+            for workload in tenant.claims.iter().map(Claimed::workload) {
+                if let Some(pid) = workload.pid {
+                    each(&workload.id, pid, tenant.subject);
+                }
+            }
+        }
     }
 }
 
@@ -445,11 +502,13 @@ mod tests {
 
     #[test]
     fn nobody_takes_the_name_of_what_belongs_to_nobody() {
-        let directory = build(1, &[netns(1, 10, "unattributed", 1)], "n");
-        for names in Names::ALL {
-            let (own, nobodys) =
-                (directory.labels(Subject(1), names), directory.labels(Subject::UNATTRIBUTED, names));
-            assert!(own.is_some() && own != nobodys, "{own:?}");
+        for (name, nobody) in [("unattributed", Subject::UNATTRIBUTED), ("other", Subject::OTHER)] {
+            let directory = build(1, &[netns(1, 10, name, 1)], "n");
+            for names in Names::ALL {
+                let (own, nobodys) = (directory.labels(Subject(1), names), directory.labels(nobody, names));
+                assert!(own.is_some() && own != nobodys, "{own:?}");
+            }
+            assert!(!directory.is_only(Subject(1)) && directory.is_only(nobody));
         }
     }
 

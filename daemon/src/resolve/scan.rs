@@ -1,5 +1,6 @@
 //! Reads procfs and `/run/netns` for namespaces. Never opens a namespace or one of its files, so nothing is pinned.
 
+use crate::kernel::cgroup_mounts::unescape;
 use rustc_hash::FxHashMap;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -114,7 +115,7 @@ pub fn all_mounts(proc_root: &Path) -> Vec<(u32, PathBuf)> {
     let parse = |line: &str| {
         let mut words = line.split(' ');
         let inode = parse_link(words.nth(3)?.as_bytes())?;
-        Some((inode, PathBuf::from(super::cgroup_tree::unescape(words.next()?))))
+        Some((inode, PathBuf::from(unescape(words.next()?))))
     };
     let mut found: Vec<(u32, PathBuf)> = text.lines().filter_map(parse).collect();
     found.sort();

@@ -1,24 +1,45 @@
 //! Reads the counters that BPF programs keep, one source per probe with hooks.
 
-use super::{ReadError, Report, Scratch, Source, Want};
+use super::tenants::TenantCgroups;
+use super::{Owners, ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Probe, TableDecl};
 use crate::hooks::{HookTable, Hooks};
 use crate::kernel::bpf::same_cookie;
 use crate::table::{Subject, Table};
 use rustc_hash::FxHashMap;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The counters map of one probe.
 pub struct CounterSource {
     probe: &'static Probe,
     hooks: &'static Hooks,
     running: Arc<dyn HookTable>,
+    owners: Mutex<Option<Arc<dyn Owners>>>,
+    tenants: Mutex<TenantCgroups>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CounterSource {
-    /// The source of a probe; `None` if it has no hooks.
-    pub fn new(probe: &'static Probe, running: Arc<dyn HookTable>) -> Option<CounterSource> {
-        Some(CounterSource { probe, hooks: probe.hooks.as_ref()?, running })
+    /// The source of a probe, with procfs at `proc`; `None` if it has no hooks.
+    pub fn new(probe: &'static Probe, running: Arc<dyn HookTable>, proc: &Path) -> Option<CounterSource> {
+        Some(CounterSource {
+            probe,
+            hooks: probe.hooks.as_ref()?,
+            running,
+            owners: Mutex::default(),
+            tenants: Mutex::new(TenantCgroups::new(proc)),
+        })
+    }
+
+    /// Tells the programs whose the cgroups of the node's own namespace are, if they want to know.
+    fn tell_tenants(&self) -> std::io::Result<()> {
+        let owners = lock(&self.owners).clone().filter(|_| self.running.counts_tasks(self.probe));
+        let Some(owners) = owners else { return Ok(()) };
+        self.running.set_tenants(self.probe, lock(&self.tenants).look(&*owners))
     }
 }
 
@@ -35,6 +56,17 @@ impl Source for CounterSource {
         true
     }
 
+    fn meet(&self, owners: &Arc<dyn Owners>) {
+        *lock(&self.owners) = Some(Arc::clone(owners));
+    }
+
+    fn forget(&self, subject: Subject) {
+        // What is counted by namespace is dropped with the namespace.
+        if subject.is_tenant() {
+            self.running.forget_tenant(self.probe, subject);
+        }
+    }
+
     fn read(&self, want: &Want<'_>, _: &mut Scratch, out: &mut [Table]) -> Report {
         let subjects: FxHashMap<u32, (u64, Subject)> =
             want.targets.iter().map(|t| (t.inode, (t.cookie, t.subject))).collect();
@@ -46,7 +78,8 @@ impl Source for CounterSource {
             _ => None,
         };
         want.beacon.enter(Subject::NODE, "counters map");
-        let result = self.running.fill(self.probe, &subject, &mut out[0]);
+        let told = self.tell_tenants();
+        let result = told.and_then(|()| self.running.fill(self.probe, &subject, &mut out[0]));
         want.beacon.leave();
         match result {
             Ok(()) => Report { done: want.targets.len() as u32, ..Report::default() },

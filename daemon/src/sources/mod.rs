@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod columns;
+pub mod conntrack;
 pub mod counters;
 mod devices;
 mod each;
@@ -9,12 +10,15 @@ mod enter;
 pub mod gone;
 mod icmp_types;
 mod kept;
+pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
+pub mod processes;
 pub mod qdiscs;
 pub mod slab;
 pub mod sockets;
 mod sysctl;
+mod tenants;
 
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -48,6 +52,20 @@ pub enum Access {
     Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
+}
+
+/// Whose processes are: sources that read processes ask it, and see no names.
+pub trait Owners: Send + Sync {
+    /// Inode of the node's own namespace.
+    fn node_netns(&self) -> u32;
+    /// Whose a network namespace is; `None` if it is not known (yet).
+    fn of_netns(&self, inode: u32) -> Option<Subject>;
+    /// Whose container a process is part of, by the text of its `/proc/<pid>/cgroup`.
+    fn of_cgroup(&self, text: &str) -> Option<Subject>;
+    /// Whether anybody shares the node's own namespace with it.
+    fn has_tenants(&self) -> bool;
+    /// Tells of every container that is a tenant of the node's own namespace: its id, its first process, whose it is.
+    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject));
 }
 
 /// What a job asks of a source.
@@ -96,6 +114,9 @@ impl Report {
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(conntrack::Conntrack::new(proc)));
+    all.push(Arc::new(neigh::NeighTables));
+    all.push(Arc::new(neigh::Neighbours::new(proc)));
     all.push(Arc::new(sockets::Sockets::new(proc)));
     all
 }
@@ -107,6 +128,7 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
         Arc::new(nodefiles::NodeFiles::new(proc)),
         Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
+        Arc::new(processes::Processes::new(proc)),
     ]
 }
 
@@ -147,6 +169,8 @@ pub trait Source: Send + Sync {
     fn whole(&self) -> bool {
         false
     }
+    /// Before each pass: whose namespaces and processes are from now on.
+    fn meet(&self, _owners: &Arc<dyn Owners>) {}
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
     /// Whether a probe is on, at the start and whenever that changes.

@@ -1,6 +1,8 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
+pub mod conntrack;
 pub mod message;
+pub mod neigh;
 pub mod qdisc;
 pub mod sock_diag;
 
@@ -137,6 +139,31 @@ impl Netlink {
         Err(NetlinkError::Restless)
     }
 
+    /// Asks for a list of which only the beginning matters: what `pick` finds in its first piece. The socket ends here, since
+    /// the rest of the list is left unread.
+    pub fn first<T>(
+        mut self,
+        kind: u16,
+        body: &[u8],
+        buffer: &mut Vec<u8>,
+        pick: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Option<T>, NetlinkError> {
+        self.send(kind, DUMP, body)?;
+        let Some(length) = self.piece(buffer)? else { return Err(NetlinkError::Restless) };
+        for message in messages(&buffer[..length]) {
+            let message = message.map_err(NetlinkError::Malformed)?;
+            match (message.kind, code(message.body)) {
+                (DONE | ERROR, Some(0) | None) => return Ok(None),
+                (DONE | ERROR, Some(error)) => return Err(refused(error)),
+                _ => {}
+            }
+            if let Some(found) = pick(message) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// Asks for one thing; `each` gets the answer, if there is one beside the kernel's receipt.
     pub fn ask<T>(
         &mut self,
@@ -174,6 +201,21 @@ impl Netlink {
         Ok(())
     }
 
+    /// Reads the next piece of an answer, its length; `None` if some of it was lost.
+    fn piece(&self, buffer: &mut Vec<u8>) -> Result<Option<usize>, NetlinkError> {
+        if buffer.len() < PIECE {
+            buffer.resize(PIECE, 0);
+        }
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        match rustix::net::recv(&self.socket, &mut buffer[..], flags) {
+            Ok((length, whole)) if whole <= length => Ok(Some(length)),
+            Ok(_) => Err(NetlinkError::Malformed("a piece that is longer than any the kernel sends")),
+            // What is left of it in the queue is told by its number.
+            Err(Errno::NOBUFS) => Ok(None),
+            Err(error) => Err(NetlinkError::Socket(error)),
+        }
+    }
+
     /// Reads pieces until the end of the list. The kernel writes each before it is read, so nothing is waited for.
     fn receive<T>(
         &self,
@@ -181,21 +223,9 @@ impl Netlink {
         mut found: T,
         each: &mut impl FnMut(&mut T, Message<'_>),
     ) -> Result<Round<T>, NetlinkError> {
-        if buffer.len() < PIECE {
-            buffer.resize(PIECE, 0);
-        }
         let mut interrupted = false;
         loop {
-            let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-            let (length, whole) = match rustix::net::recv(&self.socket, &mut buffer[..], flags) {
-                Ok((read, whole)) => (read, whole),
-                // Some of it was lost; what is left of it in the queue is told by its number.
-                Err(Errno::NOBUFS) => return Ok(Round::Again),
-                Err(error) => return Err(NetlinkError::Socket(error)),
-            };
-            if whole > length {
-                return Err(NetlinkError::Malformed("a piece that is longer than any the kernel sends"));
-            }
+            let Some(length) = self.piece(buffer)? else { return Ok(Round::Again) };
             for message in messages(&buffer[..length]) {
                 let message = message.map_err(NetlinkError::Malformed)?;
                 if message.sequence != self.sequence {

@@ -28,9 +28,11 @@ impl Taken {
     pub(super) fn of(namespaces: &[Arc<Namespace>]) -> Taken {
         let map = || FxHashMap::with_capacity_and_hasher(namespaces.len() + FEW, FxBuildHasher);
         let mut taken = Taken { names: map(), pods: map() };
-        // What belongs to nobody is shown under this name.
-        taken.names.insert(FxBuildHasher.hash_one(labels::UNATTRIBUTED), 1);
-        taken.pods.insert(FxBuildHasher.hash_one((None::<&str>, labels::UNATTRIBUTED)), 1);
+        // What belongs to nobody is shown under these names.
+        for name in [labels::UNATTRIBUTED, labels::OTHER] {
+            taken.names.insert(FxBuildHasher.hash_one(name), 1);
+            taken.pods.insert(FxBuildHasher.hash_one((None::<&str>, name)), 1);
+        }
         for (name, pod) in namespaces.iter().map(|ns| hashes(ns)) {
             *taken.names.entry(name).or_default() += 1;
             *taken.pods.entry(pod).or_default() += 1;
@@ -62,7 +64,8 @@ impl Directory {
         departed: &[Departed],
         labels: &Labels,
     ) -> Option<Directory> {
-        let mut guard = Guard::new(&labels.extra, self.by_inode.len() + changes.len());
+        let entities = self.by_inode.len() + changes.len() + self.tenants().len();
+        let mut guard = Guard::new(&labels.extra, entities);
         let is_limited = guard.is_needed() || self.limited.iter().any(|(_, count)| *count > 0);
         if labels.changed || is_limited || self.host.is_none() || changes.len() > FEW {
             return None;
@@ -92,7 +95,7 @@ impl Directory {
             by_inode,
             taken,
             host: self.host,
-            unattributed: self.unattributed.clone(),
+            nobodys: Arc::clone(&self.nobodys),
             departed: departed.to_vec(),
             tenants: Arc::clone(&self.tenants),
             limited: self.limited.clone(),
@@ -105,6 +108,6 @@ impl Directory {
         let like = |tenant: &str| {
             tenant.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
         };
-        self.tenants.iter().any(|tenant| like(&tenant.id.name))
+        self.tenants().iter().any(|tenant| like(&tenant.id.name))
     }
 }
