@@ -69,6 +69,9 @@ mod sockets;
 /// Units of a real systemd, booted in a container; for root.
 #[path = "cases/systemd.rs"]
 mod systemd;
+/// TCP connections, compared with `ss`; for root.
+#[path = "cases/tcpsummary.rs"]
+mod tcpsummary;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

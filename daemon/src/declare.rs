@@ -71,7 +71,7 @@ impl ColumnSet {
 }
 
 /// Generation of metric names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Names {
     /// Ours: `netskoop_tcp_active_opens_total{kind,name,...}`.
     Netskoop,
@@ -106,7 +106,7 @@ pub enum Points {
 
 impl Points {
     /// The columns that are shown.
-    pub fn columns(&self) -> impl Iterator<Item = u16> + '_ {
+    pub fn columns(&self) -> impl Iterator<Item = u16> + Clone + '_ {
         let (cells, sum): (&[(&str, u16)], &[u16]) = match self {
             Points::Cells(cells) => (cells, &[]),
             Points::Sum(columns) => (&[], columns),

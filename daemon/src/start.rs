@@ -290,7 +290,7 @@ async fn tell_farewell(engine: Arc<Engine>) {
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {
     let config = engine.config();
-    let selection = Selection { names: config.names, full: config.full_set, probes: None };
+    let selection = Selection { names: config.names, target: false, full: config.full_set, probes: None };
     engine.scrape(&selection, None).await.map(drop)
 }
 

@@ -7,11 +7,12 @@
 
 use crate::declare::{Cost, Family, Points, Probe, TableDecl, column};
 use crate::sources::columns::SOCKSTAT_NODE;
+use crate::sources::sockets::{LISTEN_LIMIT, PORTS_LIMIT};
 
 const fn used(table: &'static TableDecl, limits: &'static [(&'static str, u16)]) -> Family {
     Family::native(
         "netskoop_limit_used_ratio",
-        "Used part of a limit of the kernel, from 0 to 1: net.ipv4.tcp_mem and udp_mem (the last of their three numbers) and net.ipv4.tcp_max_orphans are limits of the node.",
+        "Used part of a limit of the kernel, from 0 to 1: net.ipv4.tcp_mem and udp_mem (the last of their three numbers) and net.ipv4.tcp_max_orphans are limits of the node; accept_queue is the fullest one of the namespace; ephemeral_ports are those of net.ipv4.ip_local_port_range that TCP connections have as their own, to whatever destination.",
         table,
         Points::Cells(limits),
     )
@@ -27,7 +28,11 @@ static NODE: [(&str, u16); 3] = [
     ("limit=\"tcp_orphans\"", column(&SOCKSTAT_NODE, "tcp_max_orphans.used_ppm")),
 ];
 
-static USED: [Family; 1] = [used(&SOCKSTAT_NODE, &NODE)];
+static ACCEPT: [(&str, u16); 1] = [("limit=\"accept_queue\"", column(&LISTEN_LIMIT, "used_ppm"))];
+static PORTS: [(&str, u16); 1] = [("limit=\"ephemeral_ports\"", column(&PORTS_LIMIT, "used_ppm"))];
+
+static USED: [Family; 3] =
+    [used(&SOCKSTAT_NODE, &NODE), used(&LISTEN_LIMIT, &ACCEPT), used(&PORTS_LIMIT, &PORTS)];
 
 /// The probe.
 pub static PROBE: Probe = Probe {

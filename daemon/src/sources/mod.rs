@@ -18,6 +18,7 @@ pub mod processes;
 pub mod qdiscs;
 pub mod rdma;
 pub mod slab;
+pub mod sockets;
 mod sysctl;
 mod tenants;
 
@@ -120,6 +121,7 @@ pub fn all(proc: &Path, sys: &Path) -> Vec<Arc<dyn Source>> {
     all.push(Arc::new(neigh::Neighbours::new(proc)));
     all.push(Arc::new(ipvs::Ipvs::new(proc)));
     all.push(Arc::new(rdma::Rdma::new(proc, sys)));
+    all.push(Arc::new(sockets::Sockets::new(proc)));
     all
 }
 
@@ -143,6 +145,9 @@ pub enum ReadError {
     /// The process or namespace is gone.
     #[error("it vanished")]
     Vanished,
+    /// The time was too short.
+    #[error("the time was too short")]
+    Late,
     /// Anything else.
     #[error("{doing} {what}: {source}")]
     Failed {
