@@ -187,13 +187,27 @@ impl Engine {
                 let waits = self.slots()[at].problem.as_ref().is_some_and(Problem::waits);
                 if !waits {
                     let result = self.start(probe, &options).await;
-                    self.note_start(at, result.err());
+                    let failed = self.without_hooks(at, result.err());
+                    self.note_start(at, failed);
                 }
             } else {
                 self.stop(probe).await;
                 self.slots()[at].problem = None;
             }
         }
+    }
+
+    /// Takes note that a probe must do without its hooks, if it can. The problem is given back if it cannot, or if they may
+    /// come yet.
+    fn without_hooks(&self, at: usize, failed: Option<Problem>) -> Option<Problem> {
+        let slot = &mut self.slots()[at];
+        let optional = slot.probe.hooks.is_some_and(|hooks| hooks.optional);
+        let (without, failed) = match failed {
+            Some(problem) if problem.never && optional => (Some(problem.sentence), None),
+            failed => (None, failed),
+        };
+        slot.without_hooks = without;
+        failed
     }
 
     /// Remembers why a probe does not work, and says so once.

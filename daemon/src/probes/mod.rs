@@ -2,6 +2,7 @@
 
 use crate::declare::Probe;
 
+pub mod cpu;
 pub mod fd;
 pub mod io;
 pub mod ip;
@@ -23,6 +24,7 @@ pub static PROBES: &[&Probe] = &[
     &sock::PROBE,
     &softnet::PROBE,
     &ip::PROBE,
+    &cpu::PROBE,
     &fd::PROBE,
     &io::PROBE,
     &tcpreset::PROBE,

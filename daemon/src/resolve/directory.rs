@@ -451,6 +451,28 @@ impl Owners for Directory {
         !self.tenants().is_empty()
     }
 
+    fn cgroups(&self, each: &mut dyn FnMut(Subject, i32, &str)) {
+        for ns in self.entries().map(|entry| &entry.namespace).filter(|ns| !ns.facts.host && !ns.secondary) {
+            let mut containers =
+                ns.facts.claims.iter().map(Claimed::workload).filter(|workload| is_cgroup(workload));
+            let mut any = false;
+            containers.by_ref().for_each(|workload| {
+                any = true;
+                each(ns.subject, workload.pid.unwrap_or_default(), &workload.id);
+            });
+            let own = ns.facts.owners.first().filter(|_| !any);
+            let name = match own {
+                Some(CgroupOwner::Container(containers)) => containers.own_id(),
+                Some(CgroupOwner::Unit(name)) => name,
+                Some(CgroupOwner::Machine(_)) | None => continue,
+            };
+            if let Some(leader) = ns.facts.leader {
+                each(ns.subject, leader, name);
+            }
+        }
+        Owners::tenants(self, &mut |id, pid, subject| each(subject, pid, id));
+    }
+
     fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject)) {
         for tenant in self.tenants() {
             for workload in tenant.claims.iter().map(Claimed::workload) {
@@ -460,6 +482,11 @@ impl Owners for Directory {
             }
         }
     }
+}
+
+/// Whether a workload has a cgroup that is found by its process and id.
+fn is_cgroup(workload: &Workload) -> bool {
+    matches!(workload.role, Role::Container | Role::Sandbox) && workload.pid.is_some()
 }
 
 impl Index {
