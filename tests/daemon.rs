@@ -15,6 +15,9 @@ mod bad_sources;
 /// A large containerd for the benchmark.
 #[path = "cases/bench_runtime.rs"]
 mod bench_runtime;
+/// Connection tracking in real namespaces; for root.
+#[path = "cases/conntrack.rs"]
+mod conntrack;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
@@ -24,18 +27,27 @@ mod docker;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
+/// What is told of namespaces that have ended; for root.
+#[path = "cases/gone.rs"]
+mod gone;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
+/// Neighbours of real namespaces, and the tables that they share; for root.
+#[path = "cases/neigh.rs"]
+mod neigh;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
 /// What is counted by process: in namespaces, and of pods in the node's own; for root.
 #[path = "cases/processes.rs"]
 mod processes;
+/// Queueing disciplines, compared with `tc`; for root.
+#[path = "cases/qdisc.rs"]
+mod qdisc;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

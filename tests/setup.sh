@@ -21,6 +21,7 @@ requirements() {
 		build|command -v protoc|protobuf-compiler|protobuf-compiler
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
+		test|command -v conntrack|conntrack|conntrack-tools
 		test|command -v curl|curl|curl
 		test|command -v python3|python3|python3
 		test|command -v jq|jq|jq

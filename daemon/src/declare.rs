@@ -157,6 +157,8 @@ pub struct Family {
     pub only: Option<Only>,
     /// Adds up the rows of a subject; always set where a row key is not shown.
     pub fold: bool,
+    /// Where numbers would be added up the largest one is taken instead: sums of it mean nothing.
+    pub largest: bool,
     /// Subjects it has series for.
     pub scope: Scope,
     /// Whether the default set (`metrics.set = "core"`) shows it.
@@ -186,6 +188,7 @@ impl Family {
             keys: &[],
             only: None,
             fold: false,
+            largest: false,
             scope: Scope::Own,
             core: false,
             alarm: "",
@@ -227,6 +230,10 @@ impl Family {
     pub const fn fold(self) -> Family {
         Family { fold: true, ..self }
     }
+    /// Takes the largest of several numbers instead of their sum.
+    pub const fn largest(self) -> Family {
+        Family { largest: true, ..self }
+    }
     /// Shows only some rows.
     pub const fn only(self, only: Only) -> Family {
         Family { only: Some(only), ..self }
@@ -243,6 +250,10 @@ impl Family {
     pub const fn decimals(self, decimals: u8) -> Family {
         assert!(decimals <= 18, "no number has so many places");
         Family { decimals, ..self }
+    }
+    /// Two numbers made one.
+    pub fn add(&self, a: u64, b: u64) -> u64 {
+        if self.largest { a.max(b) } else { a.wrapping_add(b) }
     }
     /// Counter or gauge: that of its first column.
     pub fn kind(&self) -> Kind {

@@ -25,7 +25,7 @@ use crate::resolve::directory::testing::namespace;
 use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
-use crate::server::exposition::{Budget, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use crate::sources::{self, Beacon, Scratch, Want};
 use crate::table::Table;
 use std::collections::BTreeMap;
@@ -45,12 +45,14 @@ const ALLOCATIONS_PER_100_NAMESPACES: u64 = 20;
 const ALLOCATIONS_PER_PICTURE: u64 = 34;
 /// System calls about files for each namespace more: two to look at its identity, three for each file.
 const SYSCALLS_PER_NAMESPACE: u64 = 24;
-/// The same for what is read once for the node.
-const SYSCALLS_PER_PASS: u64 = 8;
+/// The same for what is read once for the node: three for each file and setting.
+const SYSCALLS_PER_PASS: u64 = 18;
 /// Series of one entity in the default set, with every cause of resets and two reasons of drops (design §4).
 const SERIES_PER_ENTITY: usize = 60;
+/// Of these, room for the probes whose tables the fixture cannot fill: conntrack, qdisc, tcpsummary and their limits.
+const SERIES_RESERVED: usize = 20;
 /// Bytes of the answer for the three namespaces of the fixture, default set, and per series of it.
-const BYTES_OF_THE_FIXTURE: usize = 28_000;
+const BYTES_OF_THE_FIXTURE: usize = 16_000;
 const BYTES_PER_SERIES: usize = 105;
 
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
@@ -101,6 +103,11 @@ impl Node {
                 std::fs::write(to.join(file), text.replace("100", &pid.to_string())).unwrap();
             }
             std::fs::write(to.join("cgroup"), format!("0::/system.slice/u{number}.service\n")).unwrap();
+        }
+        let settings = path.join("sys/net/ipv4");
+        std::fs::create_dir_all(&settings).unwrap();
+        for file in std::fs::read_dir(fixture().join("sys/net/ipv4")).unwrap().flatten() {
+            std::fs::copy(file.path(), settings.join(file.file_name())).unwrap();
         }
         std::os::unix::fs::symlink("1", path.join("self")).unwrap();
         std::os::unix::fs::symlink("self/net", path.join("net")).unwrap();
@@ -154,9 +161,9 @@ fn child() {
     while !watcher.hooked() {
         std::thread::yield_now();
     }
-    let sources = Arc::new(Sources::new(sources::all(&proc)));
+    let sources = Arc::new(Sources::new(sources::files(&proc)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (collector, task) = Collector::new(Arc::clone(&sources), watcher, None);
+    let (collector, task) = Collector::new(Arc::clone(&sources), watcher, None, None);
     let chosen = selection().choose(&active(false), &sources);
     let wanted = wants(&chosen, &sources);
     let once = async || {
@@ -306,7 +313,7 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// The default set for the fixture, with the counters of the probes with hooks.
 fn answer(directory: &Directory) -> (String, u64) {
-    let all = sources::all(&fixture());
+    let all = sources::files(&fixture());
     let mut tables: Vec<Table> = Vec::new();
     let targets = directory.targets();
     for source in &all {
@@ -333,12 +340,15 @@ fn answer(directory: &Directory) -> (String, u64) {
         (hooks.fill)(&counters, &known, &mut table);
         tables.push(table);
     }
+    let whose = Whose { directory, groups: &[] };
     let (mut out, mut budget, mut titled) = (Vec::new(), Budget::new(u64::MAX), "");
     for (probe, _) in active(true) {
         for family in probe.families().filter(|f| f.names == Names::Netskoop && f.core && f.option.is_none())
         {
-            let table = tables.iter().find(|table| std::ptr::eq(table.decl(), family.table)).unwrap();
-            write_family(&mut out, family, table, directory, &mut budget, &mut titled);
+            let table = tables.iter().find(|table| std::ptr::eq(table.decl(), family.table));
+            // What is asked over netlink is not in a copy of files.
+            let Some(table) = table else { continue };
+            write_family(&mut out, family, table, &whose, &mut budget, &mut titled);
         }
     }
     write_infos(&mut out, ENTITY_INFO, directory.infos(), 0, usize::MAX, &mut budget);
@@ -358,10 +368,10 @@ fn series_per_entity_and_bytes() {
     assert_eq!(entities.len(), 3, "{entities:?}");
     let most = *entities.values().max().unwrap();
     assert!(
-        most <= SERIES_PER_ENTITY,
-        "{entities:?}: the default set has at most {SERIES_PER_ENTITY} series per entity"
+        most + SERIES_RESERVED <= SERIES_PER_ENTITY,
+        "{entities:?}: the default set has at most {SERIES_PER_ENTITY} series per entity, of which {SERIES_RESERVED} are reserved"
     );
-    gate("series per entity", most as u64, SERIES_PER_ENTITY as u64);
+    gate("series per entity", (most + SERIES_RESERVED) as u64, SERIES_PER_ENTITY as u64);
     gate("bytes of the fixture's answer", text.len() as u64, BYTES_OF_THE_FIXTURE as u64);
     let series: usize = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.len() + 1).sum();
     gate("bytes per series", series as u64 / written, BYTES_PER_SERIES as u64);

@@ -1,6 +1,8 @@
 //! Puts the daemon together, runs it, and takes it apart again.
 
 use crate::config::{Loaded, State};
+use crate::engine::farewell::{self, Farewell};
+use crate::engine::ledger::Ledger;
 use crate::engine::pass::{Collector, PassError, Sources};
 use crate::engine::select::Selection;
 use crate::engine::{Engine, Facts, HookRunner, Objects, Parts};
@@ -17,6 +19,7 @@ use crate::resolve::watcher::{Roots, Watcher};
 use crate::server::listen::ControlSocket;
 use crate::server::{self, control, metrics};
 use crate::sources::counters::CounterSource;
+use crate::sources::gone::{Gone, ROLLED};
 use crate::sources::{self, Source};
 use std::io;
 use std::net::TcpListener;
@@ -29,6 +32,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// Clients of the control socket at the same time.
 const MAX_CONTROL: usize = 256;
+/// Descriptors at most.
+const MAX_DESCRIPTORS: u64 = 20_000;
 /// Enumerations of the kernel whose names are shown.
 const ENUMS: [&str; 2] = ["skb_drop_reason", "sk_rst_reason"];
 
@@ -94,6 +99,7 @@ pub async fn run(
     listeners: Listeners,
     mut signals: Signals,
 ) -> Result<(), RunError> {
+    raise_descriptor_limit();
     let max_connections = loaded.config.max_connections;
     let mut tasks = JoinSet::new();
     let (engine, passes) = assemble(loaded, config_path, &listeners, &mut tasks).await?;
@@ -117,6 +123,8 @@ pub async fn run(
     let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
+    let telling = tell_farewell(Arc::clone(&engine));
+    endless.push(tasks.spawn(named("the task that tells of new names", telling)));
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
@@ -132,6 +140,17 @@ pub async fn run(
     while tasks.join_next().await.is_some() {}
     tracing::info!("stopped");
     result
+}
+
+/// Takes as many descriptors as may be had, up to a bound: each namespace that is watched until its end takes two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.unwrap_or(u64::MAX).min(MAX_DESCRIPTORS);
+    if current.is_some_and(|current| current < wanted) {
+        // What is there will do as well; fewer namespaces are watched then.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
 }
 
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
@@ -162,7 +181,9 @@ async fn supervise(
             }
             _ = check.tick() => {
                 if !engine.is_healthy() {
-                    return Err(RunError::PartEnded("the pump of the event ring, or the namespace watcher,"));
+                    return Err(RunError::PartEnded(
+                        "the pump of the event ring, the namespace watcher, or the thread that reads what dies,",
+                    ));
                 }
                 (signals.notify)(&Notice::Alive);
             }
@@ -210,6 +231,7 @@ async fn assemble(
         proc: config.proc.clone(),
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
+    let for_farewell = intake.clone();
     let objects = Arc::new(Objects::default());
     let hooks =
         HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
@@ -219,8 +241,25 @@ async fn assemble(
     let counters =
         PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table), &config.proc));
     all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
+    let gone = Arc::new(Gone::default());
+    all.push(Arc::clone(&gone) as Arc<dyn Source>);
     let sources = Arc::new(Sources::new(all));
-    let (collector, passes) = Collector::new(Arc::clone(&sources), Arc::clone(&watcher), home());
+    let ledger = Ledger::new(Arc::clone(&gone), &sources).map(Arc::new);
+    let (collector, passes) =
+        Collector::new(Arc::clone(&sources), Arc::clone(&watcher), home(), ledger.clone());
+    let reader = sources.index(ROLLED[0]).map(|at| Arc::clone(&sources.all[sources.owner(at)]));
+    let farewell = |(ledger, reader)| farewell::Parts {
+        directory: watcher.cell(),
+        ledger,
+        gone,
+        source: reader,
+        intake: for_farewell,
+        counts: Arc::clone(&counts),
+        home: home(),
+        proc: config.proc.clone(),
+    };
+    let farewell = ledger.zip(reader).map(|parts| Farewell::start(farewell(parts))).transpose();
+    let farewell = farewell.map_err(start_error("start the thread that reads namespaces as they die"))?;
     let passes = tasks.spawn(named("the task that collects", passes));
     let engine = Arc::new(Engine::new(Parts {
         loaded,
@@ -233,11 +272,20 @@ async fn assemble(
         counts,
         hooks,
         runtimes,
+        farewell,
         facts,
     }));
     engine.reconcile().await;
     first_pass(&engine).await.map_err(RunError::FirstPass)?;
     Ok((engine, passes))
+}
+
+/// Wakes the thread that reads dying namespaces whenever names have changed.
+async fn tell_farewell(engine: Arc<Engine>) {
+    let mut changes = engine.name_changes();
+    while changes.changed().await.is_ok() {
+        engine.wake_farewell();
+    }
 }
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {

@@ -11,14 +11,28 @@ pub struct Subject(pub u32);
 impl Subject {
     /// The node as a whole.
     pub const NODE: Subject = Subject(0);
+    /// The first of the groups of what is gone.
+    const FIRST_GROUP: Subject = Subject(0xf000_0000);
     /// What the kernel counted without telling a namespace.
     pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
+
+    /// A group of what is gone.
+    pub fn group(number: usize) -> Subject {
+        Subject(Subject::FIRST_GROUP.0.saturating_add(u32::try_from(number).unwrap_or(0)))
+    }
+
+    /// Which group it is; `None` if it is none.
+    pub fn group_number(self) -> Option<usize> {
+        let is_group = self != Subject::UNATTRIBUTED;
+        self.0.checked_sub(Subject::FIRST_GROUP.0).filter(|_| is_group).map(|number| number as usize)
+    }
+
     /// The first of those that share the node's own namespace and are known by their processes only.
     pub const FIRST_TENANT: Subject = Subject(1 << 31);
 
     /// Whether it is one that has no namespace of its own.
     pub fn is_tenant(self) -> bool {
-        self >= Subject::FIRST_TENANT && self != Subject::UNATTRIBUTED
+        (Subject::FIRST_TENANT..Subject::FIRST_GROUP).contains(&self)
     }
 }
 

@@ -1,57 +1,9 @@
 use crate::support::docker::Docker;
-use crate::support::{Pids, inside_own_node, test_name, until};
-use netskoopd::resolve::book::{Book, State, Wanted};
-use netskoopd::resolve::runtimes::{self, Choice, Runtimes, Settings};
-use netskoopd::resolve::workload::{Role, Workload};
+use crate::support::sources::Reading;
+use crate::support::{Pids, inside_own_node, test_name};
+use netskoopd::resolve::book::{State, Wanted};
+use netskoopd::resolve::workload::Role;
 use std::net::IpAddr;
-use std::sync::Arc;
-
-/// A book that one source writes, found by itself in the usual places.
-pub(crate) struct Reading {
-    pub(crate) book: Arc<Book>,
-    _sources: Runtimes,
-}
-
-impl Reading {
-    pub(crate) fn of(source: &str) -> Reading {
-        let book = Arc::new(Book::new(|| {}));
-        let others = runtimes::names().filter(|name| *name != source);
-        let choices = others.map(|name| (name, Choice::Off)).collect();
-        let settings = Settings { proc: "/proc".into(), run: "/run".into(), choices };
-        let _sources = Runtimes::start(&settings, &book).unwrap();
-        Reading { book, _sources }
-    }
-
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<Workload>> {
-        self.book.by_id(id).first().map(|(_, told)| Arc::clone(&told.workload))
-    }
-
-    /// Waits until what is known of a container is as wanted.
-    #[track_caller]
-    pub(crate) fn until(&self, id: &str, what: &str, good: impl Fn(&Workload) -> bool) -> Arc<Workload> {
-        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            until(what, || self.find(id).filter(|workload| good(workload)))
-        }));
-        found.unwrap_or_else(|_| panic!("in vain: {what}; {:#?}\n{:#?}", self.find(id), self.book.reports()))
-    }
-
-    #[track_caller]
-    pub(crate) fn until_gone(&self, id: &str) {
-        until("it is gone", || self.find(id).is_none().then_some(()));
-    }
-
-    /// Waits for a state of the only source.
-    #[track_caller]
-    pub(crate) fn until_state(&self, what: &str, good: impl Fn(&State) -> bool) -> State {
-        until(what, || {
-            self.book.reports().pop().map(|report| report.health.state).filter(|state| good(state))
-        })
-    }
-
-    pub(crate) fn events(&self) -> u64 {
-        self.book.reports()[0].health.events
-    }
-}
 
 pub(crate) fn pid(text: &str) -> Option<i32> {
     Some(text.parse().unwrap())
@@ -81,11 +33,8 @@ fn docker_s_containers_are_known_while_they_run() {
     assert_eq!(known.pid, pid(&docker.inspect("web", "{{.State.Pid}}")));
     let address = docker.inspect("web", "{{.NetworkSettings.Networks.bridge.IPAddress}}");
     assert_eq!(known.addresses, addresses(&[address]));
-    assert_eq!(
-        known.labels.iter().map(|(k, v)| (&**k, &**v)).collect::<Vec<_>>(),
-        [("odd", "a\"b\\c"), ("tier", "front")]
-    );
-    assert_eq!((&known.pod, known.scope.as_str()), (&None, ""));
+    assert_eq!(known.labels.iter().collect::<Vec<_>>(), [("odd", "a\"b\\c"), ("tier", "front")]);
+    assert_eq!((&known.pod, &*known.scope), (&None, ""));
     // It leads to the namespace of the first process.
     use std::os::unix::fs::MetadataExt;
     let inode = |path: &std::path::Path| std::fs::metadata(path).unwrap().ino();
@@ -147,7 +96,7 @@ fn docker_s_other_kinds_of_networks() {
     let known = reading.until(&sandbox, "a sandbox", |w| w.pid.is_some());
     let pod = known.pod.as_ref().unwrap();
     assert_eq!((&*pod.namespace, &*pod.name, &*pod.uid), ("prod", "api-1", "u-1"));
-    assert_eq!((known.role, known.annotations["a/b"].as_str()), (Role::Sandbox, "c"));
+    assert_eq!((known.role, known.annotations.get("a/b")), (Role::Sandbox, Some("c")));
     assert!(known.labels.is_empty(), "{:?}", known.labels);
 }
 
@@ -163,8 +112,8 @@ fn docker_restarts_and_nothing_is_forgotten() {
     let ending = reading.until(&ends, "ends", |w| w.pid.is_some());
     docker.stop();
     reading.until_state("failed", |state| matches!(state, State::Failed(_) | State::Absent(_)));
-    assert_eq!(reading.find(&stays), Some(Arc::clone(&known)));
-    assert_eq!(reading.book.reports()[0].workloads, 2);
+    assert_eq!(reading.find(&stays), Some(known.clone()));
+    assert_eq!(reading.sources.book.reports()[0].workloads, 2);
     // Nobody tells of this end.
     let pid = rustix::process::Pid::from_raw(ending.pid.unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -173,7 +122,7 @@ fn docker_restarts_and_nothing_is_forgotten() {
     reading.until_gone(&ends);
     assert_eq!(reading.find(&stays), Some(known), "not a thing changed");
     let new = docker.run("new", &[]);
-    reading.book.ask(&Wanted::Container(new.clone()));
+    reading.sources.book.ask(&Wanted::Container(new.clone()));
     reading.until(&new, "a new one after the restart", |w| w.name == "new" && w.pid.is_some());
 }
 
@@ -204,6 +153,6 @@ fn docker_under_load() {
             _ => reading.until_gone(id),
         }
     }
-    assert_eq!(reading.book.reports()[0].workloads, ids.len() / 2 + 1);
+    assert_eq!(reading.sources.book.reports()[0].workloads, ids.len() / 2 + 1);
     assert!(reading.events() > 50);
 }

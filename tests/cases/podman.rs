@@ -1,5 +1,6 @@
-use crate::docker::{Reading, addresses, pid};
+use crate::docker::{addresses, pid};
 use crate::support::podman::Podman;
+use crate::support::sources::Reading;
 use crate::support::{Pids, inside_own_node, test_name, until};
 use netskoopd::resolve::book::State;
 use netskoopd::resolve::workload::Role;
@@ -46,7 +47,7 @@ fn containers_come_and_go(podman: &Podman, reading: &Reading) {
     reading.until_gone(&infra);
     podman.podman(&["rm", "-f", "-t", "0", "hosted"]);
     reading.until_gone(&host);
-    assert_eq!(reading.book.reports()[0].workloads, 0);
+    assert_eq!(reading.sources.book.reports()[0].workloads, 0);
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn podman_without_a_socket_is_known_by_its_files() {
     podman.podman(&["create", "--name", "never", "bb:1", "/bin/busybox", "true"]);
     let reading = Reading::of("podman");
     reading.until(&before, "one that ran before", |w| w.name == "before" && w.pid.is_some());
-    assert_eq!(reading.book.reports()[0].workloads, 1);
+    assert_eq!(reading.sources.book.reports()[0].workloads, 1);
 }
 
 #[test]
@@ -84,7 +85,7 @@ fn podman_with_a_socket_is_asked() {
     let State::Connected(what) = state else { unreachable!() };
     assert!(what.starts_with("podman "), "{what}");
     let known = reading.until(&before, "one that ran before", |w| !w.addresses.is_empty());
-    assert_eq!(known.labels["a"], "b");
+    assert_eq!(known.labels.get("a"), Some("b"));
     let address = podman.inspect("before", "{{.NetworkSettings.Networks.podman.IPAddress}}");
     assert_eq!(known.addresses, addresses(&[address]));
     podman.podman(&["rm", "-f", "-t", "0", "before"]);
@@ -108,5 +109,5 @@ fn podman_s_service_ends() {
     reading.until_state("the files instead", by_files);
     let now = reading.until(&web, "by the files", |w| w.addresses.is_empty());
     assert_eq!((&now.name, now.pid), (&known.name, known.pid));
-    until("it is well", || reading.book.reports()[0].health.failures.eq(&1).then_some(()));
+    until("it is well", || reading.sources.book.reports()[0].health.failures.eq(&1).then_some(()));
 }

@@ -35,8 +35,8 @@ fn containerd_tells_of_pods_as_they_come_and_go() {
     assert!(what.starts_with("containerd ") && what.contains('.'), "{what}");
     is_known(&sources, &before);
     let sandbox = sources.says("containerd", &before.id).unwrap();
-    assert_eq!(sandbox.labels.get("app").map(String::as_str), Some("shop"));
-    assert!(sandbox.labels.keys().all(|key| !key.starts_with("io.kubernetes.")), "{:?}", sandbox.labels);
+    assert_eq!(sandbox.labels.get("app"), Some("shop"));
+    assert!(sandbox.labels.iter().all(|(key, _)| !key.starts_with("io.kubernetes.")), "{:?}", sandbox.labels);
     let file = sandbox.netns.unwrap();
     assert_eq!(
         std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(file).unwrap()),
@@ -64,7 +64,7 @@ fn containerd_s_other_namespaces_are_seen_too() {
     let pid = containerd.run_plain("default", &id, &[("nerdctl/name", "db"), ("tier", "back")]);
     let known = sources.until("containerd", &id, |w| w.pid == Some(pid));
     assert_eq!((&*known.name, &*known.scope, known.role), ("db", "default", Role::Container));
-    assert_eq!(known.labels.get("tier").map(String::as_str), Some("back"));
+    assert_eq!(known.labels.get("tier"), Some("back"));
 
     // A namespace that comes later, and a name that is not unique.
     containerd.ctr(&["-n", "late", "images", "import", "/run/test-containerd/image/image.tar"]);
@@ -129,8 +129,8 @@ fn cri_tells_of_addresses_and_annotations() {
     assert_eq!((known.addresses.len(), &known.addresses), (2, &before.addresses));
     let inside = containerd.exec(&before.containers[0], &["ip", "addr", "show", "eth0"]);
     assert!(known.addresses.iter().all(|address| inside.contains(&format!("{address}/"))), "{inside}");
-    assert_eq!(known.annotations.get("owner").map(String::as_str), Some("team \"x\"\n"));
-    assert_eq!(known.labels.get("app").map(String::as_str), Some("shop"));
+    assert_eq!(known.annotations.get("owner"), Some("team \"x\"\n"));
+    assert_eq!(known.labels.get("app"), Some("shop"));
     let file = known.netns.unwrap();
     assert_eq!(
         std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(file).unwrap()),

@@ -110,12 +110,12 @@ fn what_systemd_says_of_a_unit() {
     };
     let first = ask("first.service");
     assert_eq!((first.pid, &*first.description), (main_pid("first.service"), "The \"first\""));
-    assert_eq!(first.labels["ControlGroup"], "/system.slice/first.service");
+    assert_eq!(first.labels.get("ControlGroup"), Some("/system.slice/first.service"));
     let second = ask(SECOND);
     assert_eq!((second.joins.as_slice(), &*second.name), (&["first.service".to_owned()][..], SECOND));
     let third = ask("third.service");
     assert_eq!(third.netns.as_deref(), Some(Path::new("/run/netns/blue")));
-    assert!(!third.labels.contains_key("PrivateNetwork") && third.joins.is_empty());
+    assert!(third.labels.get("PrivateNetwork").is_none() && third.joins.is_empty());
     // A unit that is not there is not made by being asked about, and one that shares only /tmp shares no network.
     book.ask(&Wanted::Unit("nobody.service".into()));
     book.ask(&Wanted::Machine("box".into()));

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// The probes that read files, as a query.
-pub(crate) const PULL: &str = "collect[]=netdev&collect[]=tcp&collect[]=udp&collect[]=ip&collect[]=tcpext&collect[]=sock&collect[]=softnet";
+pub(crate) const PULL: &str = "collect[]=netdev&collect[]=tcp&collect[]=udp&collect[]=ip&collect[]=tcpext&collect[]=sock&collect[]=softnet&collect[]=icmp&collect[]=udplite&collect[]=mptcp";
 
 /// Asks again and again until there is an answer.
 #[track_caller]

@@ -21,8 +21,7 @@ impl Sources {
 
     /// One, at this socket, and no other.
     pub(crate) fn only(source: &'static str, socket: impl Into<PathBuf>) -> Sources {
-        let mut choices: Vec<_> =
-            names().filter(|name| *name != source).map(|name| (name, Choice::Off)).collect();
+        let mut choices = all_but(source);
         choices.push((source, Choice::Paths(vec![socket.into()])));
         Sources::start(choices)
     }
@@ -76,5 +75,51 @@ impl Sources {
     #[track_caller]
     pub(crate) fn until_gone(&self, source: &str, id: &str) {
         until("the workload is gone", || self.says(source, id).is_none().then_some(()));
+    }
+}
+
+/// These are off.
+fn all_but(source: &str) -> Vec<(&'static str, Choice)> {
+    names().filter(|name| *name != source).map(|name| (name, Choice::Off)).collect()
+}
+
+/// One source and no other, found by itself in its usual places.
+pub(crate) struct Reading {
+    pub(crate) sources: Sources,
+    source: &'static str,
+}
+
+impl Reading {
+    pub(crate) fn of(source: &'static str) -> Reading {
+        Reading { sources: Sources::start(all_but(source)), source }
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Option<Workload> {
+        self.sources.says(self.source, id)
+    }
+
+    /// Waits until what is known of a container is as wanted.
+    #[track_caller]
+    pub(crate) fn until(&self, id: &str, what: &str, good: impl Fn(&Workload) -> bool) -> Workload {
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until(what, || self.find(id).filter(|workload| good(workload)))
+        }));
+        let reports = || self.sources.book.reports();
+        found.unwrap_or_else(|_| panic!("in vain: {what}; {:#?}\n{:#?}", self.find(id), reports()))
+    }
+
+    #[track_caller]
+    pub(crate) fn until_gone(&self, id: &str) {
+        self.sources.until_gone(self.source, id);
+    }
+
+    /// Waits for a state of the source.
+    #[track_caller]
+    pub(crate) fn until_state(&self, what: &str, good: impl Fn(&State) -> bool) -> State {
+        until(what, || Some(self.sources.state(self.source)).filter(|state| good(state)))
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.sources.report(self.source).health.events
     }
 }

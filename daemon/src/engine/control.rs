@@ -182,7 +182,10 @@ impl Engine {
             let wanted = effective(probe, &loaded.config, overrides, unix_now());
             let (enabled, options) = (wanted.enabled, wanted.options.clone());
             self.slots()[at].effective = wanted;
-            self.sources.all.iter().for_each(|source| source.configure(probe.name, &options));
+            for source in &self.sources.all {
+                source.enable(probe.name, enabled);
+                source.configure(probe.name, &options);
+            }
             if enabled {
                 let waits = self.slots()[at].problem.as_ref().is_some_and(Problem::waits);
                 if !waits {
@@ -195,6 +198,7 @@ impl Engine {
                 self.slots()[at].problem = None;
             }
         }
+        self.wake_farewell();
     }
 
     /// Takes note that a probe must do without its hooks, if it can. The problem is given back if it cannot, or if they may

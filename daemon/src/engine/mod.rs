@@ -2,8 +2,10 @@
 
 mod answers;
 mod control;
+pub mod farewell;
 mod hooked;
 pub mod lanes;
+pub mod ledger;
 pub mod pass;
 pub mod select;
 pub mod self_metrics;
@@ -21,6 +23,7 @@ use crate::probes::PROBES;
 use crate::resolve::runtimes::Runtimes;
 use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
+use farewell::Farewell;
 use pass::{Collector, PassError, Snapshot, Sources};
 use select::{Active, Exposition, Selection};
 use std::path::PathBuf;
@@ -43,6 +46,7 @@ pub struct Engine {
     counts: Arc<Counts>,
     hooks: HookRunner,
     runtimes: Mutex<Option<Runtimes>>,
+    farewell: Mutex<Option<Farewell>>,
     facts: Facts,
     reload_ok: AtomicBool,
     last: Arc<Mutex<LastAnswer>>,
@@ -151,6 +155,8 @@ pub struct Parts {
     pub hooks: HookRunner,
     /// The sources of names that ask other programs.
     pub runtimes: Runtimes,
+    /// Reads namespaces as they die.
+    pub farewell: Option<Farewell>,
     /// What does not change.
     pub facts: Facts,
 }
@@ -181,6 +187,7 @@ impl Engine {
             counts: parts.counts,
             hooks: parts.hooks,
             runtimes: Mutex::new(Some(parts.runtimes)),
+            farewell: Mutex::new(parts.farewell),
             facts: parts.facts,
             reload_ok: AtomicBool::new(true),
             last: Arc::default(),
@@ -189,6 +196,13 @@ impl Engine {
             cpu: Mutex::new(vec![SourceCpu::default(); sources]),
             errors: Mutex::new(vec![None; sources]),
             absent: Mutex::new(vec![None; sources]),
+        }
+    }
+
+    /// Tells the thread that reads dying namespaces to look: there is a new picture, or the probe was switched.
+    pub fn wake_farewell(&self) {
+        if let Some(farewell) = &*lock(&self.farewell) {
+            farewell.wake();
         }
     }
 
@@ -214,12 +228,14 @@ impl Engine {
 
     /// Whether the threads that everything hangs on make progress.
     pub fn is_healthy(&self) -> bool {
-        self.watcher.is_alive() && self.hooks.is_alive()
+        let farewell = lock(&self.farewell).as_ref().is_none_or(Farewell::is_alive);
+        self.watcher.is_alive() && self.hooks.is_alive() && farewell
     }
 
     /// Unloads what is left of BPF; for the end of the daemon.
     pub async fn shut_down(&self) {
         drop(lock(&self.runtimes).take());
+        drop(lock(&self.farewell).take());
         self.watcher.set_hooks(None);
         self.hooks.shut_down().await;
     }

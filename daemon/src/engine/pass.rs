@@ -2,6 +2,7 @@
 //! away without disturbing it, and whoever comes while it is fresh shares it.
 
 use super::lanes::{Done, Job, Lanes, Wedged};
+use super::ledger::Ledger;
 use crate::declare::{ColumnSet, TableDecl};
 use crate::resolve::directory::Directory;
 use crate::resolve::watcher::Watcher;
@@ -77,6 +78,8 @@ pub struct SourceReport {
     pub failed: u32,
     /// Namespaces left out for lack of time.
     pub late: u32,
+    /// Lists that were asked for again.
+    pub retries: u32,
     /// Rows and remembered objects that found no room.
     pub over_budget: u64,
     /// The last error.
@@ -100,6 +103,8 @@ pub struct Snapshot {
     pub wants: Wants,
     /// Names as they were when the pass began.
     pub directory: Arc<Directory>,
+    /// Labels of the groups of what is gone.
+    pub groups: Vec<String>,
     /// When it ended.
     pub taken: Instant,
     /// The same as a date.
@@ -146,6 +151,7 @@ impl Collector {
         sources: Arc<Sources>,
         watcher: Arc<Watcher>,
         home: Option<Arc<OwnedFd>>,
+        ledger: Option<Arc<Ledger>>,
     ) -> (Collector, impl Future<Output = ()>) {
         // Requests beyond this many wait where they are made.
         let (requests, inbox) = mpsc::channel(64);
@@ -160,6 +166,7 @@ impl Collector {
             spare: vec![],
             chunks: vec![],
             births: vec![],
+            ledger,
             tenants: vec![],
         };
         (collector, task.run())
@@ -201,6 +208,8 @@ struct Task {
     chunks: Vec<Vec<Vec<Table>>>,
     /// Who had each slot at the last pass.
     births: Vec<u64>,
+    /// What was shown of namespaces that may end.
+    ledger: Option<Arc<Ledger>>,
     /// Who lived in the node's own namespace at the last pass.
     tenants: Vec<Subject>,
 }
@@ -249,6 +258,9 @@ impl Task {
 
     /// Keeps the new snapshot, and the memory of the old one if nobody reads it.
     fn replace(&mut self, snapshot: Arc<Snapshot>) {
+        if let Some(ledger) = &self.ledger {
+            ledger.end(&snapshot);
+        }
         if let Some(old) = self.last.replace(snapshot).and_then(Arc::into_inner) {
             self.spare = old.tables;
         }
@@ -256,6 +268,9 @@ impl Task {
 
     async fn pass(&mut self, wants: Wants, deadline: Instant) -> Snapshot {
         let begin = Instant::now();
+        if let Some(ledger) = &self.ledger {
+            ledger.begin();
+        }
         if !self.watcher.hooked() {
             self.watcher.rescan().await;
         }
@@ -274,6 +289,7 @@ impl Task {
         let (sources, chunks) = (Arc::clone(&self.sources), &mut self.chunks);
         let left_out =
             self.lanes.run(jobs, |done| take_result(&sources, done, &mut tables, &mut reports, chunks)).await;
+        let groups = self.ledger.as_ref().map(|ledger| ledger.append(&mut tables)).unwrap_or_default();
         for (report, source) in reports.iter_mut().zip(&sources.all) {
             report.late += left_out.of(source.name());
         }
@@ -281,6 +297,7 @@ impl Task {
             tables,
             wants,
             directory,
+            groups,
             taken: Instant::now(),
             time: Timestamp::now(),
             cpu: reports.iter().map(|report| report.cpu).sum(),
@@ -361,6 +378,7 @@ fn take_result(
     report.done += done.report.done;
     report.failed += done.report.failed;
     report.late += done.report.late;
+    report.retries += done.report.retries;
     report.over_budget += over_budget;
     report.not_here = done.report.not_here.or(report.not_here.take());
     if done.panicked {

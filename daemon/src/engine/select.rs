@@ -4,7 +4,7 @@ use super::pass::{Snapshot, Sources, Wants};
 use super::self_metrics::ENTITY_INFO;
 use crate::declare::{ColumnSet, Family, Names, Probe};
 use crate::hooks::Options;
-use crate::server::exposition::{Budget, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use netskoop_api::OptionValue;
 use std::sync::Arc;
 
@@ -111,8 +111,8 @@ impl Iterator for Exposition {
         let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
-            let directory = &self.snapshot.directory;
-            write_family(&mut piece, chosen.family, table, directory, &mut self.budget, &mut self.titled);
+            let whose = Whose { directory: &self.snapshot.directory, groups: &self.snapshot.groups };
+            write_family(&mut piece, chosen.family, table, &whose, &mut self.budget, &mut self.titled);
             if piece.len() >= PIECE {
                 break;
             }

@@ -113,8 +113,9 @@ pub struct ProbeRun {
     pub name: &'static str,
     /// How it stands.
     pub state: ProbeState,
-    /// Whether its sources read everything.
-    pub success: bool,
+    /// Whether its sources read everything; `None` if this node has nothing of what they read, which is nothing to be
+    /// alarmed about.
+    pub success: Option<bool>,
     /// CPU time since the start, seconds.
     pub cpu_seconds: f64,
 }
@@ -157,8 +158,7 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
         if !wanted {
             continue;
         }
-        // What this node does not have is nothing to be alarmed about.
-        if state != StateName::NotAvailable {
+        if let Some(success) = success {
             let success = *success && state == StateName::On;
             writer.one("netskoop_probe_success", &probe, f64::from(u8::from(success)));
         }

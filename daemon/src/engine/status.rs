@@ -112,7 +112,10 @@ impl Engine {
             ProbeRun {
                 name: standing.probe.name,
                 state: standing.state,
-                success: sources.iter().all(|at| snapshot.reports[*at].success()),
+                success: self
+                    .absent(standing.probe)
+                    .is_none()
+                    .then(|| sources.iter().all(|at| snapshot.reports[*at].success())),
                 cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                     + standing.bpf_seconds,
             }

@@ -7,6 +7,7 @@ use crate::resolve::cgroup_tree::{CgroupTree, Found};
 use crate::resolve::directory::{ContainerRef, Directory, Owner};
 use netskoop_api::{EntityRef, Event, Kind, Value};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Where an event happened, as its record tells.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +28,7 @@ pub enum Socket {
     /// A container's.
     Container(Containers),
     /// A systemd unit's.
-    Unit(String),
+    Unit(Arc<str>),
     /// That of nobody who has a name of his own, or there is none.
     Other,
 }
@@ -127,7 +128,7 @@ fn own_names(owner: &Owner<'_>, place: &Place, container: Option<&ContainerRef<'
             let entity = EntityRef { kind: Kind::Container, name, namespace: None, pod: None, netns };
             Names { entity: Some(entity), settled: false, ..names }
         }
-        (Socket::Unit(unit), _) if is_host => Names { unit: Some(unit.clone()), ..names },
+        (Socket::Unit(unit), _) if is_host => Names { unit: Some(unit.to_string()), ..names },
         _ => names,
     }
 }

@@ -1,4 +1,4 @@
-//! Probe `ip`: the IP and ICMP MIBs of both IP versions.
+//! Probe `ip`: the IP MIBs of both IP versions.
 
 use crate::declare::{Cost, Family, Probe};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
@@ -164,7 +164,7 @@ const FACTS: [Fact; 21] = [
     .alarm("packets arrive cut off"),
 ];
 
-const MORE: [Fact; 27] = [
+const MORE: [Fact; 14] = [
     fact(
         "IpExt.InOctets",
         "netskoop_ip_in_bytes_total",
@@ -248,92 +248,12 @@ const MORE: [Fact; 27] = [
         "IPv6 packets that were too big to be forwarded (Ip6InTooBigErrors of /proc/net/snmp6).",
     )
     .alarm("path MTU is too small"),
-    fact(
-        "Icmp.InMsgs",
-        "netskoop_ip_icmp_in_messages_total",
-        "ICMP messages received (Icmp.InMsgs of /proc/net/snmp for IPv4, Icmp6InMsgs of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InMsgs"),
-    fact(
-        "Icmp.OutMsgs",
-        "netskoop_ip_icmp_out_messages_total",
-        "ICMP messages sent (Icmp.OutMsgs of /proc/net/snmp for IPv4, Icmp6OutMsgs of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6OutMsgs"),
-    fact(
-        "Icmp.InErrors",
-        "netskoop_ip_icmp_in_errors_total",
-        "ICMP messages received that could not be used (Icmp.InErrors of /proc/net/snmp for IPv4, Icmp6InErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InErrors"),
-    fact(
-        "Icmp.OutErrors",
-        "netskoop_ip_icmp_out_errors_total",
-        "ICMP messages that could not be sent (Icmp.OutErrors of /proc/net/snmp for IPv4, Icmp6OutErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6OutErrors"),
-    fact(
-        "Icmp.InCsumErrors",
-        "netskoop_ip_icmp_in_checksum_errors_total",
-        "ICMP messages received with a bad checksum (Icmp.InCsumErrors of /proc/net/snmp for IPv4, Icmp6InCsumErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InCsumErrors"),
-    fact(
-        "Icmp.InDestUnreachs",
-        "netskoop_ip_icmp_in_destination_unreachable_total",
-        "ICMP messages received that a destination is unreachable (Icmp.InDestUnreachs of /proc/net/snmp for IPv4, Icmp6InDestUnreachs of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InDestUnreachs")
-    .alarm("a peer or port is unreachable"),
-    fact(
-        "Icmp.OutDestUnreachs",
-        "netskoop_ip_icmp_out_destination_unreachable_total",
-        "ICMP messages sent that a destination is unreachable (Icmp.OutDestUnreachs of /proc/net/snmp for IPv4, Icmp6OutDestUnreachs of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6OutDestUnreachs"),
-    fact(
-        "Icmp.InTimeExcds",
-        "netskoop_ip_icmp_in_time_exceeded_total",
-        "ICMP messages received that a time to live was used up (Icmp.InTimeExcds of /proc/net/snmp for IPv4, Icmp6InTimeExcds of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InTimeExcds")
-    .alarm("packets run in a loop"),
-    fact(
-        "Icmp.OutTimeExcds",
-        "netskoop_ip_icmp_out_time_exceeded_total",
-        "ICMP messages sent that a time to live was used up (Icmp.OutTimeExcds of /proc/net/snmp for IPv4, Icmp6OutTimeExcds of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6OutTimeExcds"),
-    fact(
-        "Icmp.InParmProbs",
-        "netskoop_ip_icmp_in_parameter_problems_total",
-        "ICMP messages received about a bad header (Icmp.InParmProbs of /proc/net/snmp for IPv4, Icmp6InParmProblems of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InParmProblems"),
-    fact(
-        "Icmp.InRedirects",
-        "netskoop_ip_icmp_in_redirects_total",
-        "ICMP messages received that name a better route (Icmp.InRedirects of /proc/net/snmp for IPv4, Icmp6InRedirects of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6InRedirects"),
-    fact(
-        "Icmp.OutRateLimitHost",
-        "netskoop_ip_icmp_out_rate_limited_total",
-        "ICMP messages not sent because of the limit per peer (Icmp.OutRateLimitHost of /proc/net/snmp for IPv4, Icmp6OutRateLimitHost of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("Icmp6OutRateLimitHost"),
-    fact(
-        "Icmp6InPktTooBigs",
-        "netskoop_ip_icmp_in_packet_too_big_total",
-        "ICMPv6 messages received that a packet was too big (Icmp6InPktTooBigs of /proc/net/snmp6).",
-    )
-    .alarm("path MTU is smaller than the interface says"),
 ];
 
 static CELLS: [Cells; 21] = cells(&SNMP, &FACTS);
-static MORE_CELLS: [Cells; 27] = cells(&SNMP, &MORE);
+static MORE_CELLS: [Cells; 14] = cells(&SNMP, &MORE);
 static NATIVE: [Family; 21] = native(&SNMP, &FACTS, &CELLS);
-static NATIVE_MORE: [Family; 27] = native(&SNMP, &MORE, &MORE_CELLS);
+static NATIVE_MORE: [Family; 14] = native(&SNMP, &MORE, &MORE_CELLS);
 static KUBESKOOP: [Family; 21] = kubeskoop(&SNMP, &FACTS);
 static INSPECTOR: [Family; 21] = inspector(&SNMP, &FACTS);
 
@@ -341,7 +261,7 @@ static INSPECTOR: [Family; 21] = inspector(&SNMP, &FACTS);
 pub static PROBE: Probe = Probe {
     name: "ip",
     aliases: &[],
-    summary: "IP packets and ICMP messages received, sent, forwarded, fragmented and dropped, IPv4 and IPv6 apart.",
+    summary: "IP packets received, sent, forwarded, fragmented and dropped, IPv4 and IPv6 apart.",
     when: "When packets vanish below TCP and UDP: missing routes, fragments, MTU, cut-off packets.",
     finds: "Drops because of a missing route, reassembly that fails, packets shorter than their header says.",
     cost: Cost::Low,

@@ -24,22 +24,19 @@ const FACTS: [Fact; 8] = [
         "netskoop_netdev_receive_packets_total",
         "Packets received, over all interfaces of the namespace but lo (column packets of Receive in /proc/net/dev).",
     )
-    .old("kubeskoop_netdev_rxpackets", "inspector_pod_netdevrxpackets")
-    .core(),
+    .old("kubeskoop_netdev_rxpackets", "inspector_pod_netdevrxpackets"),
     fact(
         "tx.packets",
         "netskoop_netdev_transmit_packets_total",
         "Packets sent, over all interfaces of the namespace but lo (column packets of Transmit in /proc/net/dev).",
     )
-    .old("kubeskoop_netdev_txpackets", "inspector_pod_netdevtxpackets")
-    .core(),
+    .old("kubeskoop_netdev_txpackets", "inspector_pod_netdevtxpackets"),
     fact(
         "rx.errs",
         "netskoop_netdev_receive_errs_total",
         "Packets received with an error, over all interfaces of the namespace but lo (column errs of Receive in /proc/net/dev).",
     )
     .old("kubeskoop_netdev_rxerrors", "inspector_pod_netdevrxerrors")
-    .core()
     .alarm("packets arrive damaged"),
     fact(
         "tx.errs",
@@ -47,7 +44,6 @@ const FACTS: [Fact; 8] = [
         "Packets that could not be sent because of an error, over all interfaces of the namespace but lo (column errs of Transmit in /proc/net/dev).",
     )
     .old("kubeskoop_netdev_txerrors", "inspector_pod_netdevtxerrors")
-    .core()
     .alarm("the interface fails to send"),
     fact(
         "rx.drop",

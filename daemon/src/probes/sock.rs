@@ -13,14 +13,12 @@ const FACTS: [Fact; 8] = [
         "netskoop_sock_tcp_in_use",
         "TCP sockets in use, without those in TIME_WAIT (TCP: inuse of /proc/net/sockstat for IPv4, TCP6: inuse of /proc/net/sockstat6 for IPv6).",
     )
-    .v6("TCP6.inuse")
-    .core(),
+    .v6("TCP6.inuse"),
     fact(
         "TCP.tw",
         "netskoop_sock_tcp_time_wait",
         "TCP sockets in TIME_WAIT, IPv4 and IPv6 together (TCP: tw of /proc/net/sockstat).",
-    )
-    .core(),
+    ),
     fact(
         "UDP.inuse",
         "netskoop_sock_udp_in_use",
@@ -59,7 +57,6 @@ const NODE: [Fact; 4] = [
         "netskoop_sock_node_tcp_orphans",
         "TCP sockets of the node that no process holds any more (TCP: orphan of /proc/net/sockstat).",
     )
-    .core()
     .alarm("net.ipv4.tcp_max_orphans may be reached"),
     fact(
         "TCP.alloc",
@@ -72,7 +69,6 @@ const NODE: [Fact; 4] = [
         "netskoop_sock_node_tcp_memory_bytes",
         "Bytes of memory in TCP buffers of the node (TCP: mem of /proc/net/sockstat, which counts pages).",
     )
-    .core()
     .alarm("net.ipv4.tcp_mem may be reached"),
     fact(
         "UDP.mem_bytes",
@@ -80,6 +76,43 @@ const NODE: [Fact; 4] = [
         "Bytes of memory in UDP buffers of the node (UDP: mem of /proc/net/sockstat, which counts pages).",
     )
     .alarm("net.ipv4.udp_mem may be reached"),
+];
+
+const fn level(key: &str) -> u16 {
+    column(&SOCKSTAT_NODE, key)
+}
+
+static TCP_LIMITS: [(&str, u16); 3] = [
+    ("level=\"min\"", level("tcp_mem.min")),
+    ("level=\"pressure\"", level("tcp_mem.pressure")),
+    ("level=\"max\"", level("tcp_mem.max")),
+];
+static UDP_LIMITS: [(&str, u16); 3] = [
+    ("level=\"min\"", level("udp_mem.min")),
+    ("level=\"pressure\"", level("udp_mem.pressure")),
+    ("level=\"max\"", level("udp_mem.max")),
+];
+
+/// The settings behind the numbers of the node.
+static LIMITS: [Family; 3] = [
+    Family::native(
+        "netskoop_sock_node_tcp_memory_limit_bytes",
+        "Limits of the memory in TCP buffers of the node: below min nothing is done, above pressure buffers shrink, max is the end (/proc/sys/net/ipv4/tcp_mem, which counts pages).",
+        &SOCKSTAT_NODE,
+        Points::Cells(&TCP_LIMITS),
+    ),
+    Family::native(
+        "netskoop_sock_node_udp_memory_limit_bytes",
+        "Limits of the memory in UDP buffers of the node: below min nothing is done, max is the end (/proc/sys/net/ipv4/udp_mem, which counts pages).",
+        &SOCKSTAT_NODE,
+        Points::Cells(&UDP_LIMITS),
+    ),
+    Family::native(
+        "netskoop_sock_node_tcp_max_orphans",
+        "TCP sockets that no process holds any more: so many the node may have (/proc/sys/net/ipv4/tcp_max_orphans).",
+        &SOCKSTAT_NODE,
+        one(&SOCKSTAT_NODE, "tcp_max_orphans"),
+    ),
 ];
 
 static CELLS: [Cells; 8] = cells(&SOCKSTAT, &FACTS);
@@ -147,10 +180,10 @@ pub static PROBE: Probe = Probe {
     when: "Always: sockets that leak, TIME_WAIT that piles up, TCP memory that runs out.",
     finds: "Socket leaks, memory that grows with them, connections that fail or are reset because TCP memory is used up.",
     cost: Cost::Low,
-    needs: "/proc/<pid>/net/sockstat, and net/sockstat6 for IPv6.",
+    needs: "/proc/<pid>/net/sockstat, net/sockstat6 for IPv6, and /proc/sys/net/ipv4 for the limits.",
     default_on: true,
     options: &[],
-    families: &[&NATIVE, &NATIVE_NODE, &KUBESKOOP, &INSPECTOR],
+    families: &[&NATIVE, &NATIVE_NODE, &LIMITS, &KUBESKOOP, &INSPECTOR],
     events: &[],
     hooks: None,
 };

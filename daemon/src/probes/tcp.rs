@@ -40,15 +40,13 @@ const FACTS: [Fact; 10] = [
         "netskoop_tcp_connections",
         "Connections in state ESTABLISHED or CLOSE_WAIT now (Tcp.CurrEstab of /proc/net/snmp).",
     )
-    .old("kubeskoop_tcp_currestab", "inspector_pod_tcpcurrestab")
-    .core(),
+    .old("kubeskoop_tcp_currestab", "inspector_pod_tcpcurrestab"),
     fact(
         "Tcp.InSegs",
         "netskoop_tcp_in_segments_total",
         "Segments received, including bad ones (Tcp.InSegs of /proc/net/snmp).",
     )
-    .old("kubeskoop_tcp_insegs", "inspector_pod_tcpinsegs")
-    .core(),
+    .old("kubeskoop_tcp_insegs", "inspector_pod_tcpinsegs"),
     fact(
         "Tcp.OutSegs",
         "netskoop_tcp_out_segments_total",
@@ -70,7 +68,6 @@ const FACTS: [Fact; 10] = [
         "Segments received with an error, such as a bad checksum or header (Tcp.InErrs of /proc/net/snmp).",
     )
     .old("kubeskoop_tcp_inerrs", "inspector_pod_tcpinerrs")
-    .core()
     .alarm("segments arrive damaged"),
     fact(
         "Tcp.OutRsts",
@@ -78,7 +75,6 @@ const FACTS: [Fact; 10] = [
         "Segments sent with the RST flag (Tcp.OutRsts of /proc/net/snmp).",
     )
     .old("kubeskoop_tcp_outrsts", "inspector_pod_tcpoutrsts")
-    .core()
     .alarm("this side resets connections"),
 ];
 

@@ -56,7 +56,6 @@ const FACTS: [Fact; 32] = [
         "Connections reset because they were closed with unread data (TcpExt.TCPAbortOnClose of /proc/net/netstat).",
     )
     .old("kubeskoop_tcpext_tcpabortonclose", "inspector_pod_tcpexttcpabortonclose")
-    .core()
     .alarm("the application closes without reading"),
     fact(
         "TcpExt.TCPAbortOnMemory",
@@ -64,7 +63,6 @@ const FACTS: [Fact; 32] = [
         "Connections reset because TCP memory or the limit of orphans was used up (TcpExt.TCPAbortOnMemory of /proc/net/netstat).",
     )
     .old("kubeskoop_tcpext_tcpabortonmemory", "inspector_pod_tcpexttcpabortonmemory")
-    .core()
     .alarm("TCP memory used up"),
     fact(
         "TcpExt.TCPAbortOnTimeout",
@@ -86,7 +84,6 @@ const FACTS: [Fact; 32] = [
         "Connections reset because data came after close, or because linger asked for it (TcpExt.TCPAbortOnData of /proc/net/netstat).",
     )
     .old("kubeskoop_tcpext_tcpabortondata", "inspector_pod_tcpexttcpabortondata")
-    .core()
     .alarm("connections end with a reset"),
     fact(
         "TcpExt.TCPAbortFailed",
@@ -137,7 +134,6 @@ const FACTS: [Fact; 32] = [
         "Segments dropped because the receive queue could not get memory (TcpExt.TCPRcvQDrop of /proc/net/netstat).",
     )
     .old("kubeskoop_tcpext_tcprcvqdrop", "inspector_pod_tcpexttcprcvqdrop")
-    .core()
     .alarm("the receiver is too slow or memory is short"),
     fact(
         "TcpExt.TCPMemoryPressures",
@@ -145,7 +141,6 @@ const FACTS: [Fact; 32] = [
         "Times that TCP came under memory pressure (TcpExt.TCPMemoryPressures of /proc/net/netstat).",
     )
     .old("kubeskoop_tcpext_tcpmemorypressures", "inspector_pod_tcpexttcpmemorypressures")
-    .core()
     .alarm("net.ipv4.tcp_mem is nearly used up"),
     fact(
         "TcpExt.TCPMemoryPressuresChrono",
@@ -233,7 +228,6 @@ const MORE: [Fact; 55] = [
         "netskoop_tcpext_request_queue_full_drops_total",
         "Connection requests dropped because the SYN queue was full and SYN cookies are off (TcpExt.TCPReqQFullDrop of /proc/net/netstat).",
     )
-    .core()
     .alarm("SYN queue full"),
     fact(
         "TcpExt.TCPReqQFullDoCookies",

@@ -11,8 +11,7 @@ const FACTS: [Fact; 8] = [
         "UDP datagrams delivered to sockets (Udp.InDatagrams of /proc/net/snmp for IPv4, Udp6InDatagrams of /proc/net/snmp6 for IPv6).",
     )
     .v6("Udp6InDatagrams")
-    .old("kubeskoop_udp_indatagrams", "inspector_pod_udpindatagrams")
-    .core(),
+    .old("kubeskoop_udp_indatagrams", "inspector_pod_udpindatagrams"),
     fact(
         "Udp.NoPorts",
         "netskoop_udp_no_ports_total",
@@ -36,8 +35,7 @@ const FACTS: [Fact; 8] = [
         "UDP datagrams sent (Udp.OutDatagrams of /proc/net/snmp for IPv4, Udp6OutDatagrams of /proc/net/snmp6 for IPv6).",
     )
     .v6("Udp6OutDatagrams")
-    .old("kubeskoop_udp_outdatagrams", "inspector_pod_udpoutdatagrams")
-    .core(),
+    .old("kubeskoop_udp_outdatagrams", "inspector_pod_udpoutdatagrams"),
     fact(
         "Udp.RcvbufErrors",
         "netskoop_udp_receive_buffer_errors_total",
@@ -72,7 +70,7 @@ const FACTS: [Fact; 8] = [
     .old("kubeskoop_udp_ignoredmulti", "inspector_pod_udpignoredmulti"),
 ];
 
-const MORE: [Fact; 7] = [
+const MORE: [Fact; 1] = [
     fact(
         "Udp.MemErrors",
         "netskoop_udp_memory_errors_total",
@@ -80,48 +78,12 @@ const MORE: [Fact; 7] = [
     )
     .v6("Udp6MemErrors")
     .alarm("net.ipv4.udp_mem is used up"),
-    fact(
-        "UdpLite.InDatagrams",
-        "netskoop_udp_lite_in_datagrams_total",
-        "UDP-Lite datagrams delivered to sockets (UdpLite.InDatagrams of /proc/net/snmp for IPv4, UdpLite6InDatagrams of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6InDatagrams"),
-    fact(
-        "UdpLite.NoPorts",
-        "netskoop_udp_lite_no_ports_total",
-        "UDP-Lite datagrams for a port on which nobody listened (UdpLite.NoPorts of /proc/net/snmp for IPv4, UdpLite6NoPorts of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6NoPorts"),
-    fact(
-        "UdpLite.InErrors",
-        "netskoop_udp_lite_in_errors_total",
-        "UDP-Lite datagrams that could not be delivered (UdpLite.InErrors of /proc/net/snmp for IPv4, UdpLite6InErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6InErrors"),
-    fact(
-        "UdpLite.OutDatagrams",
-        "netskoop_udp_lite_out_datagrams_total",
-        "UDP-Lite datagrams sent (UdpLite.OutDatagrams of /proc/net/snmp for IPv4, UdpLite6OutDatagrams of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6OutDatagrams"),
-    fact(
-        "UdpLite.RcvbufErrors",
-        "netskoop_udp_lite_receive_buffer_errors_total",
-        "UDP-Lite datagrams dropped because the receive buffer of the socket was full (UdpLite.RcvbufErrors of /proc/net/snmp for IPv4, UdpLite6RcvbufErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6RcvbufErrors"),
-    fact(
-        "UdpLite.SndbufErrors",
-        "netskoop_udp_lite_send_buffer_errors_total",
-        "UDP-Lite datagrams that could not be handed to the IP layer (UdpLite.SndbufErrors of /proc/net/snmp for IPv4, UdpLite6SndbufErrors of /proc/net/snmp6 for IPv6).",
-    )
-    .v6("UdpLite6SndbufErrors"),
 ];
 
 static CELLS: [Cells; 8] = cells(&SNMP, &FACTS);
-static MORE_CELLS: [Cells; 7] = cells(&SNMP, &MORE);
+static MORE_CELLS: [Cells; 1] = cells(&SNMP, &MORE);
 static NATIVE: [Family; 8] = native(&SNMP, &FACTS, &CELLS);
-static NATIVE_MORE: [Family; 7] = native(&SNMP, &MORE, &MORE_CELLS);
+static NATIVE_MORE: [Family; 1] = native(&SNMP, &MORE, &MORE_CELLS);
 static KUBESKOOP: [Family; 8] = kubeskoop(&SNMP, &FACTS);
 static INSPECTOR: [Family; 8] = inspector(&SNMP, &FACTS);
 

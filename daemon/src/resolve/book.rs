@@ -83,7 +83,7 @@ pub struct Told {
 struct Page {
     name: Arc<str>,
     health: Health,
-    told: FxHashMap<String, Told>,
+    told: FxHashMap<Arc<str>, Told>,
     questions: mpsc::Sender<Wanted>,
     /// Whether it names what nobody else can name.
     names: bool,
@@ -94,13 +94,11 @@ struct Page {
 }
 
 /// One name of a workload: its source and its id there.
-pub type Key = (SourceId, String);
+pub type Key = (SourceId, Arc<str>);
 
 #[derive(Default)]
 struct Pages {
     pages: Vec<Page>,
-    /// Sources by the id of the workload, so that a container is found whoever told of it.
-    by_id: FxHashMap<String, Vec<SourceId>>,
     changed: FxHashSet<Key>,
     /// Whether a source has connected that could answer what was asked before.
     connected: bool,
@@ -158,7 +156,7 @@ impl Book {
 
     /// Takes the keys of all workloads that changed since the last call.
     pub fn take_changed(&self) -> Vec<Key> {
-        self.pages().changed.drain().collect()
+        std::mem::take(&mut self.pages().changed).into_iter().collect()
     }
 
     /// Whether a source has connected since the last call: what nobody could answer may be asked again.
@@ -168,14 +166,14 @@ impl Book {
 
     /// What a source says of a workload now.
     pub fn told(&self, (source, id): &Key) -> Option<Told> {
-        self.pages().pages.get(*source)?.told.get(id).cloned()
+        self.pages().pages.get(*source)?.told.get(&**id).cloned()
     }
 
     /// All that any source says of an id, with the sources' numbers.
     pub fn by_id(&self, id: &str) -> Vec<(SourceId, Told)> {
         let pages = self.pages();
-        let sources = pages.by_id.get(id).map(Vec::as_slice).unwrap_or_default();
-        sources.iter().filter_map(|s| Some((*s, pages.pages[*s].told.get(id)?.clone()))).collect()
+        let told = pages.pages.iter().map(|page| page.told.get(id)).enumerate();
+        told.filter_map(|(source, told)| Some((source, told?.clone()))).collect()
     }
 
     /// Name of a source.
@@ -233,24 +231,14 @@ impl Pages {
             return;
         }
         let id = workload.id.clone();
-        page.told.insert(id.clone(), Told { workload: Arc::new(workload), first, last: now });
-        if is_new {
-            self.by_id.entry(id.clone()).or_default().push(source);
-        }
+        page.told.insert(Arc::clone(&id), Told { workload: Arc::new(workload), first, last: now });
         self.changed.insert((source, id));
     }
 
     fn remove(&mut self, source: SourceId, id: &str) {
-        if self.pages[source].told.remove(id).is_none() {
-            return;
+        if let Some((id, _)) = self.pages[source].told.remove_entry(id) {
+            self.changed.insert((source, id));
         }
-        if let Some(sources) = self.by_id.get_mut(id) {
-            sources.retain(|known| *known != source);
-            if sources.is_empty() {
-                self.by_id.remove(id);
-            }
-        }
-        self.changed.insert((source, id.to_owned()));
     }
 }
 
@@ -328,6 +316,11 @@ impl Reporter {
         self.write(|pages, source| pages.put(source, workload));
     }
 
+    /// The same of several, for which the watcher is woken once.
+    pub fn put_all(&self, all: Vec<Workload>) {
+        self.write(|pages, source| all.into_iter().for_each(|workload| pages.put(source, workload)));
+    }
+
     /// The source does not know it any more.
     pub fn remove(&self, id: &str) {
         self.write(|pages, source| pages.remove(source, id));
@@ -336,9 +329,9 @@ impl Reporter {
     /// These are all that the source knows. Workloads that changed while the list was made must be put again afterwards.
     pub fn replace(&self, all: Vec<Workload>) {
         self.write(|pages, source| {
-            let listed: FxHashSet<&str> = all.iter().map(|workload| workload.id.as_str()).collect();
+            let listed: FxHashSet<&str> = all.iter().map(|workload| &*workload.id).collect();
             let known = pages.pages[source].told.keys();
-            let gone: Vec<String> = known.filter(|id| !listed.contains(id.as_str())).cloned().collect();
+            let gone: Vec<Arc<str>> = known.filter(|id| !listed.contains(&***id)).cloned().collect();
             gone.iter().for_each(|id| pages.remove(source, id));
             all.into_iter().for_each(|workload| pages.put(source, workload));
             pages.pages[source].health.lists += 1;
@@ -348,7 +341,7 @@ impl Reporter {
     /// The source is not used any more: what it said is forgotten, and what it may still say is not heard.
     pub fn close(&self) {
         self.write(|pages, source| {
-            let known: Vec<String> = pages.pages[source].told.keys().cloned().collect();
+            let known: Vec<Arc<str>> = pages.pages[source].told.keys().cloned().collect();
             known.iter().for_each(|id| pages.remove(source, id));
             let page = &mut pages.pages[source];
             (page.closed, page.told) = (true, FxHashMap::default());
@@ -363,7 +356,8 @@ impl Reporter {
 
     /// What the source itself has said of an id.
     pub fn known(&self, id: &str) -> Option<Arc<Workload>> {
-        self.book.told(&(self.source, id.to_owned())).map(|told| told.workload)
+        let pages = self.book.pages();
+        pages.pages[self.source].told.get(id).map(|told| Arc::clone(&told.workload))
     }
 }
 

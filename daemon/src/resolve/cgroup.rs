@@ -1,15 +1,17 @@
 //! What a cgroup path says about the process in it. Understands v1, v2 and hybrid layouts, the systemd and the cgroupfs
 //! drivers of the container runtimes, and systemd's escapes.
 
+use std::sync::Arc;
+
 /// What was found in a cgroup path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CgroupOwner {
     /// A container.
     Container(Containers),
     /// A systemd unit: `nginx.service`.
-    Unit(String),
+    Unit(Arc<str>),
     /// A machine: `machinectl`'s or nspawn's.
-    Machine(String),
+    Machine(Arc<str>),
 }
 
 /// The containers on a cgroup path, by their 64-digit ids.
@@ -20,24 +22,24 @@ pub enum CgroupOwner {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Containers {
     /// The outermost first; never empty.
-    ids: Box<[String]>,
+    ids: Arc<[Arc<str>]>,
     of_user: bool,
 }
 
 impl Containers {
     /// What the innermost calls itself.
     pub fn own_id(&self) -> &str {
-        self.ids.last().map(String::as_str).unwrap_or_default()
+        self.ids.last().map(|id| &**id).unwrap_or_default()
     }
 
     /// Ids by which a runtime may know it. The first one that any runtime knows is who it is.
-    pub fn known_ids(&self) -> impl Iterator<Item = &str> {
-        self.ids.iter().filter(|_| !self.of_user).map(String::as_str)
+    pub fn known_ids(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ids.iter().filter(|_| !self.of_user)
     }
 
     /// Whether one of them has this id.
     pub fn has(&self, id: &str) -> bool {
-        self.ids.iter().any(|known| known == id)
+        self.ids.iter().any(|known| **known == *id)
     }
 }
 
@@ -60,25 +62,26 @@ pub fn owner(path: &str) -> Option<CgroupOwner> {
     // Seen from a cgroup namespace below the root, the way begins upwards.
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
     let of_user = parts.iter().any(|part| is_user_manager(part));
-    let mut ids: Vec<String> = parts.iter().filter_map(|part| container_id(part)).collect();
+    let mut ids: Vec<&str> = parts.iter().filter_map(|part| container_id(part)).collect();
     ids.dedup();
     if !ids.is_empty() {
-        return Some(CgroupOwner::Container(Containers { ids: ids.into(), of_user }));
+        let ids = ids.into_iter().map(Arc::from).collect();
+        return Some(CgroupOwner::Container(Containers { ids, of_user }));
     }
     if let Some(name) = parts.iter().find_map(|part| machine(part)).filter(|_| !of_user) {
-        return Some(CgroupOwner::Machine(name));
+        return Some(CgroupOwner::Machine(name.into()));
     }
-    unit(&parts).map(CgroupOwner::Unit)
+    unit(&parts).map(|name| CgroupOwner::Unit(name.into()))
 }
 
 /// `cri-containerd-<id>.scope`, `docker-<id>.scope`, `<slice>:cri-containerd:<id>`, or just the id. Not the monitor of a
 /// container, `crio-conmon-<id>.scope` or `libpod-conmon-<id>.scope`, which lives in the node's own namespace.
-fn container_id(part: &str) -> Option<String> {
+fn container_id(part: &str) -> Option<&str> {
     let part = part.strip_suffix(".scope").unwrap_or(part);
     let (before, tail) = part.rsplit_once([':', '-']).unwrap_or(("", part));
     let is_id = tail.len() == 64 && tail.bytes().all(|b| b.is_ascii_hexdigit());
     let is_monitor = before == "conmon" || before.ends_with("-conmon");
-    (is_id && !is_monitor).then(|| tail.to_owned())
+    (is_id && !is_monitor).then_some(tail)
 }
 
 /// `machine-<name>.scope` of systemd-machined, `systemd-nspawn@<name>.service` of an nspawn without it,
@@ -167,7 +170,7 @@ mod tests {
 
     fn ids(path: &str) -> (String, Vec<String>) {
         let found = containers(path);
-        (found.own_id().to_owned(), found.known_ids().map(str::to_owned).collect())
+        (found.own_id().to_owned(), found.known_ids().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -208,7 +211,7 @@ mod tests {
 
     fn unit(path: &str) -> Option<String> {
         match owner(path) {
-            Some(CgroupOwner::Unit(name)) => Some(name),
+            Some(CgroupOwner::Unit(name)) => Some(name.to_string()),
             None => None,
             other => panic!("{path}: {other:?}"),
         }

@@ -3,6 +3,7 @@
 use super::cgroup::CgroupOwner;
 use super::directory::{Entry, Namespace};
 use super::identity::Claimed;
+use super::pairs::Pairs;
 use super::tenants::Tenant;
 use super::workload::{Role, Workload};
 use netskoop_api::{Claim, ContainerInfo, Entity, EntityRef};
@@ -20,7 +21,7 @@ pub(super) fn namespace(entry: &Entry) -> Entity {
 /// A namespace under some name.
 pub(super) fn facts(id: &EntityRef, ns: &Namespace) -> Entity {
     let units = ns.facts.owners.iter().filter_map(|owner| match owner {
-        CgroupOwner::Unit(unit) => Some(unit.clone()),
+        CgroupOwner::Unit(unit) => Some(unit.to_string()),
         _ => None,
     });
     let mut addresses: Vec<IpAddr> = ns.addresses.clone();
@@ -33,7 +34,7 @@ pub(super) fn facts(id: &EntityRef, ns: &Namespace) -> Entity {
         leader: ns.facts.leader,
         comm: ns.facts.comm.clone(),
         mounts: ns.facts.mounts.clone(),
-        container_id: ns.identity.container_id.clone(),
+        container_id: ns.identity.container_id.as_deref().map(str::to_owned),
         cgroup: ns.facts.cgroup.clone(),
         sources: ns.sources.iter().map(ToString::to_string).collect(),
         since: ns.since.clone(),
@@ -53,7 +54,7 @@ pub fn tenant(tenant: &Tenant) -> Entity {
     Entity {
         host_network: true,
         leader: main.and_then(|workload| workload.pid),
-        container_id: main.filter(|w| !w.in_pod()).map(|workload| workload.id.clone()),
+        container_id: main.filter(|w| !w.in_pod()).map(|workload| workload.id.to_string()),
         since: tenant.claims.iter().map(|c| c.told.first).min().unwrap_or_default().to_string(),
         sources,
         ..claimed(&tenant.id, &tenant.claims, None, &addresses)
@@ -64,7 +65,7 @@ pub fn tenant(tenant: &Tenant) -> Entity {
 fn main_container<'a>(claims: &'a [Claimed], named_by: Option<&str>) -> Option<&'a Workload> {
     let workloads = || claims.iter().map(Claimed::workload);
     let sandbox = || workloads().find(|workload| workload.role == Role::Sandbox);
-    let namesake = || workloads().find(|workload| Some(workload.id.as_str()) == named_by);
+    let namesake = || workloads().find(|workload| Some(&*workload.id) == named_by);
     sandbox().or_else(namesake).or_else(|| workloads().next())
 }
 
@@ -97,11 +98,11 @@ fn claimed(id: &EntityRef, claims: &[Claimed], named_by: Option<&str>, addresses
 fn merged(
     main: Option<&Workload>,
     claims: &[Claimed],
-    part: fn(&Workload) -> &BTreeMap<String, String>,
+    part: fn(&Workload) -> &Pairs,
 ) -> BTreeMap<String, String> {
     let Some(main) = main else { return BTreeMap::new() };
     let same = claims.iter().map(Claimed::workload).filter(|workload| workload.id == main.id);
-    same.flat_map(|workload| part(workload).iter()).map(|(k, v)| (k.clone(), v.clone())).collect()
+    same.flat_map(|workload| part(workload).iter()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
 /// Each container once, whoever told of it; the main one first, then by name.
@@ -112,7 +113,7 @@ fn containers(claims: &[Claimed], main: Option<&Workload>) -> Vec<ContainerInfo>
             continue;
         }
         let container = found.entry(&workload.id).or_insert_with(|| ContainerInfo {
-            id: workload.id.clone(),
+            id: workload.id.to_string(),
             name: workload.name.clone(),
             image: String::new(),
             pid: None,
@@ -128,7 +129,7 @@ fn containers(claims: &[Claimed], main: Option<&Workload>) -> Vec<ContainerInfo>
         container.pid = container.pid.or(workload.pid);
     }
     let mut found: Vec<ContainerInfo> = found.into_values().collect();
-    let is_main = |container: &ContainerInfo| main.is_some_and(|main| main.id == container.id);
+    let is_main = |container: &ContainerInfo| main.is_some_and(|main| *main.id == *container.id);
     found.sort_by(|a, b| (!is_main(a), !a.sandbox, &a.name).cmp(&(!is_main(b), !b.sandbox, &b.name)));
     found.truncate(MAX_LISTED);
     found

@@ -1,21 +1,22 @@
 //! All namespaces of the node with their names and rendered labels, at one moment. Never changed, only replaced: readers
 //! take an `Arc` and see one consistent picture however long they take.
 
+mod index;
+mod owners;
 mod patch;
 mod slots;
 
 use super::book::Told;
-use super::cgroup::{self, CgroupOwner};
 use super::describe;
 use super::extra::{About, Guard, Shown};
-use super::identity::{Claimed, Facts, Identity, is_called};
+use super::identity::{Claimed, Facts, Identity};
 use super::labels::{self, Labels};
 use super::tenants::{self, Given, Tenant, Tenants};
-use super::workload::{Role, Workload};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
-use crate::sources::{Access, Owners, Target};
+use crate::sources::{Access, Target};
 use crate::table::Subject;
+use index::{Index, Spot};
 use netskoop_api::{Entity, EntityRef, Kind};
 use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -134,13 +135,6 @@ pub struct ContainerRef<'a> {
 /// A namespace that is gone: events that happened in it may still be on their way.
 pub type Departed = (u64, Arc<EntityRef>);
 
-/// Where something is in a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spot {
-    Namespace(Subject),
-    Tenant(usize),
-}
-
 /// The picture.
 #[derive(Debug, Default)]
 pub struct Directory {
@@ -158,38 +152,6 @@ pub struct Directory {
     /// How many namespaces have too many others beside them for each extra label.
     limited: Vec<(String, usize)>,
 }
-
-/// Where containers and addresses are.
-#[derive(Debug, Default)]
-struct Index {
-    containers: FxHashMap<ById, Spot>,
-    /// `None` for an address that several namespaces have.
-    by_address: FxHashMap<IpAddr, Option<Subject>>,
-}
-
-/// A workload that is found by its id.
-#[derive(Debug)]
-struct ById(Arc<Workload>);
-
-impl std::borrow::Borrow<str> for ById {
-    fn borrow(&self) -> &str {
-        &self.0.id
-    }
-}
-
-impl std::hash::Hash for ById {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.id.hash(state);
-    }
-}
-
-impl PartialEq for ById {
-    fn eq(&self, other: &ById) -> bool {
-        self.0.id == other.0.id
-    }
-}
-
-impl Eq for ById {}
 
 impl Directory {
     /// Names everything and renders the labels. What has not changed is taken over from the picture before.
@@ -280,24 +242,7 @@ impl Directory {
 
     /// Finds containers and addresses.
     fn index(&self) -> &Index {
-        self.index.get_or_init(|| {
-            let mut index = Index::default();
-            for entry in self.entries() {
-                let ns = &entry.namespace;
-                // A container is where it lives, not where it has made itself another namespace.
-                if !ns.secondary && !ns.facts.host {
-                    index.add(&ns.facts.claims, Spot::Namespace(ns.subject));
-                }
-                for address in &ns.addresses {
-                    let shared = index.by_address.contains_key(address);
-                    index.by_address.insert(*address, (!shared).then_some(ns.subject));
-                }
-            }
-            for (at, tenant) in self.tenants().iter().enumerate() {
-                index.add(&tenant.claims, Spot::Tenant(at));
-            }
-            index
-        })
+        self.index.get_or_init(|| Index::of(self))
     }
 
     /// Whose an event in this namespace is: also of one that is gone already.
@@ -314,18 +259,17 @@ impl Directory {
 
     /// A container that a source knows, by its full id.
     pub fn container(&self, id: &str) -> Option<ContainerRef<'_>> {
-        let (ById(workload), spot) = self.index().containers.get_key_value(id)?;
+        let (workload, spot) = self.index().container(id)?;
         let entity: &EntityRef = match spot {
-            Spot::Namespace(subject) => &self.entry(*subject)?.id,
-            Spot::Tenant(at) => &self.tenants().get(*at)?.id,
+            Spot::Namespace(subject) => &self.entry(subject)?.id,
+            Spot::Tenant(at) => &self.tenants().get(at)?.id,
         };
         Some(ContainerRef { entity, name: &workload.name })
     }
 
     /// Whose address this is; `None` if nobody's on this node, or several have it.
     pub fn by_address(&self, address: IpAddr) -> Option<&EntityRef> {
-        let subject = (*self.index().by_address.get(&address)?)?;
-        Some(&self.entry(subject)?.id)
+        Some(&self.entry(self.index().address(address)?)?.id)
     }
 
     /// Grows with every change.
@@ -429,83 +373,10 @@ impl Directory {
     }
 }
 
-impl Owners for Directory {
-    fn node_netns(&self) -> u32 {
-        self.entry(Subject::NODE).map_or(0, |entry| entry.namespace.facts.inode)
-    }
-
-    fn of_netns(&self, inode: u32) -> Option<Subject> {
-        self.subject(inode)
-    }
-
-    fn of_cgroup(&self, text: &str) -> Option<Subject> {
-        let CgroupOwner::Container(containers) = cgroup::owner(cgroup::path(text)?)? else { return None };
-        let spot = |id: &str| self.index().containers.get(id).copied();
-        match containers.known_ids().find_map(spot)? {
-            Spot::Tenant(at) => Some(self.tenants().get(at)?.subject),
-            Spot::Namespace(subject) => Some(subject),
-        }
-    }
-
-    fn has_tenants(&self) -> bool {
-        !self.tenants().is_empty()
-    }
-
-    fn cgroups(&self, each: &mut dyn FnMut(Subject, i32, &str)) {
-        for ns in self.entries().map(|entry| &entry.namespace).filter(|ns| !ns.facts.host && !ns.secondary) {
-            let mut containers =
-                ns.facts.claims.iter().map(Claimed::workload).filter(|workload| is_cgroup(workload));
-            let mut any = false;
-            containers.by_ref().for_each(|workload| {
-                any = true;
-                each(ns.subject, workload.pid.unwrap_or_default(), &workload.id);
-            });
-            let own = ns.facts.owners.first().filter(|_| !any);
-            let name = match own {
-                Some(CgroupOwner::Container(containers)) => containers.own_id(),
-                Some(CgroupOwner::Unit(name)) => name,
-                Some(CgroupOwner::Machine(_)) | None => continue,
-            };
-            if let Some(leader) = ns.facts.leader {
-                each(ns.subject, leader, name);
-            }
-        }
-        Owners::tenants(self, &mut |id, pid, subject| each(subject, pid, id));
-    }
-
-    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject)) {
-        for tenant in self.tenants() {
-            for workload in tenant.claims.iter().map(Claimed::workload) {
-                if let Some(pid) = workload.pid {
-                    each(&workload.id, pid, tenant.subject);
-                }
-            }
-        }
-    }
-}
-
-/// Whether a workload has a cgroup that is found by its process and id.
-fn is_cgroup(workload: &Workload) -> bool {
-    matches!(workload.role, Role::Container | Role::Sandbox) && workload.pid.is_some()
-}
-
-impl Index {
-    /// Of two sources that know a container, the one that has a name for it counts.
-    fn add(&mut self, claims: &[Claimed], spot: Spot) {
-        for workload in claims.iter().map(|claimed| &claimed.told.workload) {
-            let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
-            if is_container && (is_called(workload) || !self.containers.contains_key(workload.id.as_str())) {
-                self.containers.remove(workload.id.as_str());
-                self.containers.insert(ById(Arc::clone(workload)), spot);
-            }
-        }
-    }
-}
-
 /// Whether a text is the name or id of one of the containers, or the beginning of an id that is long enough to mean it.
 fn is_container(claims: &[Claimed], text: &str) -> bool {
     let means = |Told { workload, .. }: &Told| {
-        let by_id = workload.id == text || (text.len() >= 8 && workload.id.starts_with(text));
+        let by_id = *workload.id == *text || (text.len() >= 8 && workload.id.starts_with(text));
         // In pods many containers have one name.
         by_id || (!workload.in_pod() && workload.name == text)
     };

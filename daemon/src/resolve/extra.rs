@@ -177,7 +177,9 @@ impl About<'_> {
         match what {
             What::PodLabel => of(entity.labels.get(key).filter(|_| in_pod)),
             What::PodAnnotation => of(entity.annotations.get(key).filter(|_| in_pod)),
-            What::Label => of(container().and_then(|container| self.label(container, key))),
+            What::Label => {
+                container().and_then(|container| self.label(container, key)).unwrap_or_default().to_owned()
+            }
             What::PodIp => self.address(),
             What::Uid => of(entity.uid.as_ref()),
             What::Container => of(container().map(|container| &container.name)),
@@ -193,8 +195,8 @@ impl About<'_> {
         }
     }
 
-    fn label(&self, container: &ContainerInfo, key: &str) -> Option<&String> {
-        let same = self.claims.iter().map(Claimed::workload).filter(|workload| workload.id == container.id);
+    fn label(&self, container: &ContainerInfo, key: &str) -> Option<&str> {
+        let same = self.claims.iter().map(Claimed::workload).filter(|workload| *workload.id == *container.id);
         same.into_iter().find_map(|workload| workload.labels.get(key))
     }
 

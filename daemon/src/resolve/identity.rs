@@ -70,7 +70,7 @@ pub struct Identity {
     /// Pod name, for pods.
     pub pod: Option<String>,
     /// Container id, where there is one.
-    pub container_id: Option<String>,
+    pub container_id: Option<Arc<str>>,
     /// Who says so: `containerd`, `cgroup`, `/run/netns`, `process`.
     pub source: Arc<str>,
     /// Whether a container runtime is likely to know a better name in a moment.
@@ -78,7 +78,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn new(kind: Kind, name: String, source: &str) -> Identity {
+    fn new(kind: Kind, name: String, source: impl Into<Arc<str>>) -> Identity {
         let source = source.into();
         Identity { kind, name, namespace: None, pod: None, container_id: None, source, awaited: false }
     }
@@ -91,7 +91,7 @@ impl Identity {
 
     /// The identity of a container or pod, by what its runtime says.
     fn of_workload(claimed: &Claimed) -> Identity {
-        let (workload, source) = (claimed.workload(), &*claimed.source);
+        let (workload, source) = (claimed.workload(), Arc::clone(&claimed.source));
         let container_id = (workload.role == Role::Container).then(|| workload.id.clone());
         let Some(pod) = &workload.pod else {
             let awaited = !is_called(workload);
@@ -178,10 +178,10 @@ fn by_cgroup(facts: &Facts) -> Option<Identity> {
             let id = containers.own_id();
             let name = id.get(..SHORT_ID).unwrap_or(id).to_owned();
             let short = Identity::new(Kind::Container, name, "cgroup");
-            Identity { container_id: Some(id.to_owned()), awaited: true, ..short }
+            Identity { container_id: Some(id.into()), awaited: true, ..short }
         }
-        CgroupOwner::Unit(name) => Identity::new(Kind::Unit, name.clone(), "cgroup"),
-        CgroupOwner::Machine(name) => Identity::new(Kind::Machine, name.clone(), "cgroup"),
+        CgroupOwner::Unit(name) => Identity::new(Kind::Unit, name.to_string(), "cgroup"),
+        CgroupOwner::Machine(name) => Identity::new(Kind::Machine, name.to_string(), "cgroup"),
     })
 }
 
@@ -227,7 +227,12 @@ mod tests {
 
     fn pod(name: &str) -> Workload {
         let pod = Pod { namespace: "shop".into(), name: name.into(), uid: String::new() };
-        Workload { id: format!("{name}-id"), pod: Some(pod), role: Role::Sandbox, ..Workload::default() }
+        Workload {
+            id: format!("{name}-id").into(),
+            pod: Some(pod),
+            role: Role::Sandbox,
+            ..Workload::default()
+        }
     }
 
     fn container(id: &str, name: &str, pid: i32) -> Workload {

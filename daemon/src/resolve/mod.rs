@@ -8,6 +8,7 @@ pub mod directory;
 pub mod extra;
 pub mod identity;
 pub mod labels;
+pub mod pairs;
 pub mod runtimes;
 pub mod scan;
 pub mod tenants;

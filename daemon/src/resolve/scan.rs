@@ -129,14 +129,26 @@ pub fn cgroup(proc_root: &Path, pid: i32) -> Option<String> {
     super::cgroup::path(&text).map(ToOwned::to_owned)
 }
 
+/// Most of these are shorter than this: one read then.
+const USUAL: usize = 1024;
+
+/// A file that procfs makes in one piece: a read that leaves room has found its end.
 fn read_small(path: &Path) -> Option<String> {
-    read_up_to(path, MAX_FILE)
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let (mut bytes, mut filled) = (vec![0; USUAL], 0);
+    loop {
+        filled += rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut bytes[filled..])).ok()?;
+        if filled < bytes.len() || bytes.len() >= MAX_FILE {
+            break;
+        }
+        bytes.resize(2 * bytes.len(), 0);
+    }
+    Some(String::from_utf8_lossy(&bytes[..filled]).into_owned())
 }
 
 fn read_up_to(path: &Path, most: usize) -> Option<String> {
     use std::io::Read;
-    // Most are shorter: one read then, and one that finds the end.
-    let mut bytes = Vec::with_capacity(1024);
+    let mut bytes = Vec::new();
     std::fs::File::open(path).ok()?.take(most as u64).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -230,7 +230,7 @@ mod tests {
     fn claimed(id: &str, pod: Option<&str>, pid: i32) -> Claimed {
         let pod = pod.map(|name| Pod { namespace: "shop".into(), name: name.into(), uid: "u-1".into() });
         let (id, name) = (id.repeat(64), format!("c-{id}"));
-        let workload = Workload { id, name, pod, pid: Some(pid), ..Workload::default() };
+        let workload = Workload { id: id.into(), name, pod, pid: Some(pid), ..Workload::default() };
         let first = Timestamp::from_second(i64::from(pid)).unwrap();
         Claimed { source: "test".into(), told: Told { workload: Arc::new(workload), first, last: first } }
     }

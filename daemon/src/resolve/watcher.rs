@@ -19,7 +19,7 @@ use super::{cgroup, scan};
 use crate::kernel::netns_cookie::cookie;
 use crate::kernel::netns_watch::Exits;
 use arc_swap::ArcSwap;
-use crowd::Crowd;
+use crowd::{Cgroups, Crowd};
 use join::Places;
 use netskoop_api::EntityRef;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -104,6 +104,7 @@ impl Watcher {
         let health = Arc::new(Mutex::new(Health::default()));
         let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
+            cgroups: Cgroups::new(roots.proc.clone()),
             roots,
             labels,
             book: Arc::clone(&book),
@@ -140,9 +141,18 @@ impl Watcher {
             scanning: false,
             sees_node_pids,
         };
-        worker.watch_mounts();
-        worker.full_scan();
-        let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(move || worker.run())?;
+        let (scanned, first_scan) = mpsc::channel();
+        let work = move || {
+            // On this thread, although it is waited for: what is found is kept in the memory of the thread that finds it,
+            // and only what this thread itself gave back is used again when it is named.
+            worker.watch_mounts();
+            worker.full_scan();
+            // The receiver is there until it has this.
+            let _ = scanned.send(());
+            worker.run();
+        };
+        let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(work)?;
+        first_scan.recv().map_err(|_| io::Error::other("the first scan failed"))?;
         let thread = Mutex::new(Some(thread));
         Ok(Watcher { directory, changes, commands, wake, stop, thread, health, book })
     }
@@ -237,6 +247,7 @@ enum Again {
 
 struct Worker {
     roots: Roots,
+    cgroups: Cgroups,
     labels: Labels,
     book: Arc<Book>,
     directory: Arc<ArcSwap<Directory>>,
@@ -291,6 +302,7 @@ impl Worker {
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
             self.wait();
+            self.cgroups.forget();
             self.read_inotify();
             while let Ok(command) = self.inbox.try_recv() {
                 self.obey(command);
@@ -318,6 +330,7 @@ impl Worker {
         let due = self
             .again
             .iter()
+            .filter(|(_, what)| self.is_needed(what))
             .map(|(at, _)| *at)
             .chain(self.scan_at)
             .chain([self.last_scan + self.interval()]);
@@ -390,10 +403,10 @@ impl Worker {
     /// A namespace with a first member. What a unit owns can only be told from a look at all processes.
     fn add_member(&mut self, inode: u32, pid: i32) {
         let unit = |path: &str| matches!(cgroup::owner(path), Some(cgroup::CgroupOwner::Unit(_)));
-        if scan::cgroup(&self.roots.proc, pid).as_deref().is_some_and(unit) {
+        if self.cgroups.of(pid).as_deref().is_some_and(unit) {
             self.scan_soon();
         } else if !self.namespaces.contains_key(&inode) {
-            self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
+            self.crowds.entry(inode).or_default().add(&self.cgroups, pid);
             self.changed |= self.look(inode, Some(pid));
         }
     }
@@ -402,7 +415,7 @@ impl Worker {
     fn refresh(&mut self, inode: u32) {
         let member = self.living_member(inode);
         if let Some(pid) = member {
-            self.crowds.entry(inode).or_default().add(&self.roots.proc, pid);
+            self.crowds.entry(inode).or_default().add(&self.cgroups, pid);
         }
         if member.is_some() || self.mounts.contains_key(&inode) {
             self.changed |= self.look(inode, member);
@@ -434,18 +447,23 @@ impl Worker {
         }
     }
 
+    /// Whether there is still a reason to look. What made namespaces that were all found since is of no interest.
+    fn is_needed(&self, what: &Again) -> bool {
+        !matches!(what, Again::Process { .. }) || self.missing > 0
+    }
+
     fn look_again(&mut self) {
         let now = Instant::now();
-        let (due, later) = std::mem::take(&mut self.again).into_iter().partition(|(at, _)| *at <= now);
+        let mut all = std::mem::take(&mut self.again);
+        all.retain(|(_, what)| self.is_needed(what));
+        let (due, later) = all.into_iter().partition(|(at, _)| *at <= now);
         self.again = later;
         let due: Vec<(Instant, Again)> = due;
         for (_, what) in due {
             match what {
                 Again::Process { pid, tries } => match scan::namespace_of(&self.roots.proc, pid) {
                     Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
-                    _ if self.missing > 0 => self.again_process(pid, tries + 1),
-                    // Those that were being made were found without.
-                    _ => {}
+                    _ => self.again_process(pid, tries + 1),
                 },
                 Again::Namespace { inode } => self.refresh(inode),
                 Again::File { path, tries } => self.look_at_files(vec![path], Some(tries + 1)),
@@ -531,7 +549,7 @@ impl Worker {
             host: self.host == Some(inode),
             leader,
             comm: settled.map_or_else(|| scan::comm(proc, leader?), |facts| facts.comm.clone()),
-            cgroup: settled.map_or_else(|| scan::cgroup(proc, leader?), |facts| facts.cgroup.clone()),
+            cgroup: settled.map_or_else(|| self.cgroups.of(leader?), |facts| facts.cgroup.clone()),
             owners: Vec::new(),
             mount: mounts.first().cloned(),
             mounts: mounts.iter().map(|path| file_name(path)).collect(),

@@ -1,19 +1,17 @@
 //! What the sources of identity say of a container, a pod's sandbox, a unit or a machine. Plain data, cut to bounds as it
 //! comes in: everything here was written by somebody else.
 
-use std::collections::BTreeMap;
+use super::pairs::Pairs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Longest name or id that is kept, in bytes: longer than any that Kubernetes, Docker or systemd allow.
 const MAX_NAME: usize = 253;
-/// Longest value of a label, an image name or a description, in bytes.
+/// Longest name of an image and longest description, in bytes.
 const MAX_VALUE: usize = 256;
 /// Digits of a container's id that people use.
 pub const SHORT_ID: usize = 12;
-/// Labels and annotations of one workload, each, in number and bytes together.
-const MAX_LABELS: usize = 64;
-const MAX_LABEL_BYTES: usize = 2048;
 /// Addresses, joined units and the like of one workload.
 const MAX_LIST: usize = 16;
 
@@ -46,8 +44,8 @@ pub struct Pod {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     /// What the source calls it: a container's full id, a unit's name (`nginx.service`), a machine's name. Together with
-    /// the source it is unique.
-    pub id: String,
+    /// the source it is unique. Shared by all that find it by its id.
+    pub id: Arc<str>,
     /// What it is.
     pub role: Role,
     /// What people call it: the container's name in its pod, Docker's name without the slash, the unit, the machine.
@@ -59,7 +57,7 @@ pub struct Workload {
     /// One line about it: a unit's `Description=`; empty if there is none.
     pub description: String,
     /// The runtime's own namespace: `k8s.io`, `moby`; empty if it has none.
-    pub scope: String,
+    pub scope: Arc<str>,
     /// Its first process, in the node's pid namespace; `None` while it does not run.
     pub pid: Option<i32>,
     /// A file that leads to its network namespace, where the source names one.
@@ -67,9 +65,9 @@ pub struct Workload {
     /// Addresses that the runtime gave it.
     pub addresses: Vec<IpAddr>,
     /// Labels, without those that only repeat pod and container.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Pairs,
     /// Annotations, where the source has them.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Pairs,
     /// Whose namespace it joined: units (`JoinsNamespaceOf=`), or the container that was there before (by id).
     pub joins: Vec<String>,
 }
@@ -77,9 +75,12 @@ pub struct Workload {
 impl Workload {
     /// The same, cut to the bounds that memory and metrics can bear.
     pub fn bounded(mut self) -> Workload {
-        for name in [&mut self.id, &mut self.name, &mut self.scope] {
-            cut(name, MAX_NAME);
+        for name in [&mut self.id, &mut self.scope] {
+            if name.len() > MAX_NAME {
+                *name = whole(name, MAX_NAME).into();
+            }
         }
+        cut(&mut self.name, MAX_NAME);
         if let Some(pod) = &mut self.pod {
             for name in [&mut pod.namespace, &mut pod.name, &mut pod.uid] {
                 cut(name, MAX_NAME);
@@ -92,8 +93,6 @@ impl Workload {
         self.pod = self.pod.take().filter(|pod| !pod.name.is_empty());
         cut(&mut self.image, MAX_VALUE);
         cut(&mut self.description, MAX_VALUE);
-        self.labels = bounded(std::mem::take(&mut self.labels));
-        self.annotations = bounded(std::mem::take(&mut self.annotations));
         self.addresses.truncate(MAX_LIST);
         self.addresses.shrink_to_fit();
         self.joins.truncate(MAX_LIST);
@@ -109,24 +108,14 @@ impl Workload {
 
 /// Cuts a text at the last whole character within `most` bytes, and gives back the rest of its memory.
 pub fn cut(text: &mut String, most: usize) {
-    let whole = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text.truncate(whole.unwrap_or(0));
+    text.truncate(whole(text, most).len());
     text.shrink_to_fit();
 }
 
-/// The first labels in the order of their names that fit; values are cut, names never: half a name is another name.
-fn bounded(labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let mut left = MAX_LABEL_BYTES;
-    let mut kept = BTreeMap::new();
-    for (name, mut value) in labels {
-        cut(&mut value, MAX_VALUE);
-        let size = name.len() + value.len();
-        if kept.len() < MAX_LABELS && size <= left {
-            left -= size;
-            kept.insert(name, value);
-        }
-    }
-    kept
+/// As much of the beginning as fits into that many bytes, in whole characters.
+fn whole(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -135,12 +124,10 @@ mod tests {
 
     #[test]
     fn whatever_comes_is_cut() {
-        let labels = (0..1000).map(|i| (format!("key-{i:04}"), "é".repeat(5_000))).collect();
-        let huge = Workload { name: "é".repeat(5_000), labels, ..Workload::default() }.bounded();
-        assert_eq!(huge.name.len(), 252, "at a whole character");
-        let size: usize = huge.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-        assert!(size <= MAX_LABEL_BYTES && huge.labels.len() > 5, "{size}");
-        assert!(huge.labels.contains_key("key-0000"));
+        let huge =
+            Workload { name: "é".repeat(5_000), id: "é".repeat(5_000).into(), ..Workload::default() };
+        let huge = huge.bounded();
+        assert_eq!((huge.name.len(), huge.id.len()), (252, 252), "at a whole character");
     }
 
     #[test]
@@ -148,12 +135,5 @@ mod tests {
         let pod = Some(Pod::default());
         let bare = Workload { id: "0123456789abcdef".into(), pod, ..Workload::default() }.bounded();
         assert_eq!((bare.name.as_str(), bare.pod), ("0123456789ab", None));
-    }
-
-    #[test]
-    fn a_name_of_a_label_is_whole_or_not_there() {
-        let labels = BTreeMap::from([("k".repeat(3_000), "v".into()), ("z".to_owned(), "w".to_owned())]);
-        let kept = Workload { labels, ..Workload::default() }.bounded().labels;
-        assert_eq!(kept, BTreeMap::from([("z".to_owned(), "w".to_owned())]));
     }
 }

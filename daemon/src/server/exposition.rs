@@ -1,8 +1,9 @@
 //! The Prometheus text format, written family by family as the client takes it, so that an answer of any size costs the
 //! memory of one family.
 
-use crate::declare::{Family, Kind, Only, Points, Scope};
+use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
+use crate::sources::gone;
 use crate::table::{Subject, Table};
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
@@ -63,7 +64,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
                 && same_keys(family, table, leader, row)
                 && let Some(value) = table.cell(row, column)
             {
-                sum = Some(sum.unwrap_or(0).wrapping_add(value));
+                sum = Some(sum.map_or(value, |sum| family.add(sum, value)));
             }
         }
         sum
@@ -78,7 +79,7 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
             }
         }
         Points::Sum(columns) => {
-            let value = columns.iter().filter_map(|c| total(*c)).reduce(u64::wrapping_add);
+            let value = columns.iter().filter_map(|c| total(*c)).reduce(|sum, value| family.add(sum, value));
             if let Some(value) = value {
                 emit(Point { subject, row: leader, label: "", value });
             }
@@ -114,19 +115,38 @@ impl Budget {
     }
 }
 
+/// Where labels are looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// Names of what lives.
+    pub directory: &'a Directory,
+    /// Labels of the groups of what is gone.
+    pub groups: &'a [String],
+}
+
+impl Whose<'_> {
+    /// Labels of a subject; `None` if it has none (yet) in this generation of names.
+    pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
+        match subject.group_number() {
+            Some(_) => gone::labels(self.groups, subject, names),
+            None => self.directory.labels(subject, names),
+        }
+    }
+}
+
 /// Writes one family: HELP, TYPE and its series; nothing at all if it has none. `titled` is the metric whose title was
 /// written last: one that is made of several families has one title.
 pub fn write_family(
     out: &mut Vec<u8>,
     family: &Family,
     table: &Table,
-    directory: &Directory,
+    whose: &Whose<'_>,
     budget: &mut Budget,
     titled: &mut &'static str,
 ) {
     points(family, table, |point| {
         let mut series = |subject: Subject| {
-            let Some(labels) = directory.labels(subject, family.names) else { return };
+            let Some(labels) = whose.labels(subject, family.names) else { return };
             if !budget.take() {
                 return;
             }
@@ -138,11 +158,11 @@ pub fn write_family(
         match family.scope {
             Scope::Own => series(point.subject),
             Scope::HostOnly => {
-                if point.subject == Subject::NODE || point.subject == directory.host() {
-                    series(directory.host());
+                if point.subject == Subject::NODE || point.subject == whose.directory.host() {
+                    series(whose.directory.host());
                 }
             }
-            Scope::Repeat => directory.subjects().for_each(series),
+            Scope::Repeat => whose.directory.subjects().for_each(series),
         }
     });
 }

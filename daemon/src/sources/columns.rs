@@ -211,6 +211,15 @@ pub static SNMP: TableDecl = TableDecl {
     node: false,
 };
 
+/// ICMP messages by type: section `IcmpMsg` of `net/snmp`, and `Icmp6InType<n>` of `net/snmp6`. The kernel names the types
+/// that it has seen.
+pub static ICMP_TYPES: TableDecl = TableDecl {
+    name: "icmp_types",
+    keys: &["family", "type"],
+    columns: &[counter("InType"), counter("OutType")],
+    node: false,
+};
+
 /// What TCP counts beyond its MIB, for both IP versions: sections `TcpExt` and `MPTcpExt` of `net/netstat`.
 pub static NETSTAT: TableDecl = TableDecl {
     name: "netstat",
@@ -487,7 +496,8 @@ pub static SOCKSTAT: TableDecl = TableDecl {
     node: false,
 };
 
-/// What `net/sockstat` says about the node as a whole; `mem` in pages as the kernel has it, and in bytes.
+/// What `net/sockstat` says about the node as a whole; `mem` in pages as the kernel has it, and in bytes. Beside it the
+/// limits of `sys/net/ipv4`, and how much of each is used, in millionths.
 pub static SOCKSTAT_NODE: TableDecl = TableDecl {
     name: "sockstat_node",
     keys: &[],
@@ -498,6 +508,31 @@ pub static SOCKSTAT_NODE: TableDecl = TableDecl {
         gauge("UDP.mem"),
         gauge("TCP.mem_bytes"),
         gauge("UDP.mem_bytes"),
+        gauge("tcp_mem.min"),
+        gauge("tcp_mem.pressure"),
+        gauge("tcp_mem.max"),
+        gauge("udp_mem.min"),
+        gauge("udp_mem.pressure"),
+        gauge("udp_mem.max"),
+        gauge("tcp_max_orphans"),
+        gauge("tcp_mem.used_ppm"),
+        gauge("udp_mem.used_ppm"),
+        gauge("tcp_max_orphans.used_ppm"),
+    ],
+    node: true,
+};
+
+/// `slabinfo`: a row for each cache of sockets. `pagesperslab` as the kernel has it, and in bytes.
+pub static SLAB: TableDecl = TableDecl {
+    name: "slab",
+    keys: &["cache"],
+    columns: &[
+        gauge("active_objs"),
+        gauge("num_objs"),
+        gauge("objsize"),
+        gauge("objperslab"),
+        gauge("pagesperslab"),
+        gauge("bytesperslab"),
     ],
     node: true,
 };

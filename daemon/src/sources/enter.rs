@@ -50,6 +50,11 @@ pub(super) fn visit(
             beacon.enter(target.subject, "setns");
             mount(root, path, target, home, read)
         }
+        Access::Held(namespace) => {
+            beacon.enter(target.subject, "setns");
+            let own = || own_files(root, read);
+            within(namespace.as_fd(), home, || "a namespace that is held".to_owned(), own)?
+        }
     }
 }
 
@@ -85,19 +90,75 @@ fn mount(
     home: Option<BorrowedFd<'_>>,
     read: impl FnOnce(BorrowedFd<'_>),
 ) -> Result<(), End> {
+    through(root, path, target, home, || own_files(root, read))?
+}
+
+/// Reads the files of the namespace in which the calling thread is.
+fn own_files(root: BorrowedFd<'_>, read: impl FnOnce(BorrowedFd<'_>)) -> Result<(), End> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = openat(root, c"thread-self", directory, Mode::empty());
+    let directory =
+        open.map_err(|error| End::Failed(failed("open", "/proc/thread-self".to_owned(), error)))?;
+    read(directory.as_fd());
+    Ok(())
+}
+
+/// Calls `work` inside the namespace, for what belongs to the namespace of whoever makes or opens it: sockets, and the
+/// files under `/proc/sys/net`.
+pub(super) fn inside<T>(
+    root: BorrowedFd<'_>,
+    target: &Target,
+    home: Option<BorrowedFd<'_>>,
+    beacon: &Beacon,
+    mut work: impl FnMut() -> T,
+) -> Result<T, End> {
+    beacon.enter(target.subject, "setns");
+    let (pid, mount) = match &target.access {
+        Access::Process(pid) => (Some(*pid), None),
+        Access::Either(pid, path) => (Some(*pid), Some(path)),
+        Access::Mount(path) => (None, Some(path)),
+        Access::Held(namespace) => {
+            return within(namespace.as_fd(), home, || "a namespace that is held".to_owned(), work);
+        }
+    };
+    if let Some(pid) = pid {
+        match through(root, Path::new(&format!("{pid}/ns/net")), target, home, &mut work) {
+            Err(End::Vanished) if mount.is_some() => {}
+            result => return result,
+        }
+    }
+    mount.map_or(Err(End::Vanished), |path| through(root, path, target, home, work))
+}
+
+/// Enters a namespace through a file of it, which is open for that time only, and comes back.
+fn through<T>(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    target: &Target,
+    home: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> T,
+) -> Result<T, End> {
     let what = || path.display().to_string();
+    let namespace = open_namespace(root, path, target.inode)
+        .map_err(|error| error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error))))?;
+    within(namespace.as_fd(), home, what, work)
+}
+
+/// Enters a namespace and comes back.
+fn within<T>(
+    namespace: BorrowedFd<'_>,
+    home: Option<BorrowedFd<'_>>,
+    what: impl Fn() -> String,
+    work: impl FnOnce() -> T,
+) -> Result<T, End> {
     let no_home = || std::io::Error::other("the lane does not know its own namespace");
     let home = home.ok_or_else(|| End::Failed(failed("enter", what(), no_home())))?;
-    let namespace = open_namespace(path, target.inode)
-        .map_err(|error| error.map_or(End::Vanished, |error| End::Failed(failed("open", what(), error))))?;
     let network = Some(LinkNameSpaceType::Network);
-    move_into_link_name_space(namespace.as_fd(), network)
+    move_into_link_name_space(namespace, network)
         .map_err(|error| End::Failed(failed("enter", what(), error)))?;
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let done =
-        openat(root, c"thread-self", directory, Mode::empty()).map(|directory| read(directory.as_fd()));
+    let done = work();
     move_into_link_name_space(home, network).map_err(|error| End::Lost(failed("leave", what(), error)))?;
-    done.map_err(|error| End::Failed(failed("open", "/proc/thread-self".to_owned(), error)))
+    Ok(done)
 }
 
 /// Inode of the network namespace of a process.
@@ -109,12 +170,12 @@ fn inode(directory: BorrowedFd<'_>) -> Result<u32, Errno> {
     number.ok_or(Errno::INVAL)
 }
 
-/// Opens a namespace file; `Err(None)` if it is another namespace by now, or none.
-fn open_namespace(path: &Path, inode: u32) -> Result<OwnedFd, Option<Errno>> {
+/// Opens a namespace file, below procfs unless the path is absolute; `Err(None)` if it is another namespace by now, or none.
+fn open_namespace(root: BorrowedFd<'_>, path: &Path, inode: u32) -> Result<OwnedFd, Option<Errno>> {
     // A FIFO put there must not block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let vanished = |error| if gone(error) { None } else { Some(error) };
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(vanished)?;
+    let file = openat(root, path, flags, Mode::empty()).map_err(vanished)?;
     let stat = rustix::fs::fstat(&file).map_err(vanished)?;
     if stat.st_ino == u64::from(inode) { Ok(file) } else { Err(None) }
 }

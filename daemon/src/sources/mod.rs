@@ -3,12 +3,21 @@
 pub mod addresses;
 pub mod cgroups;
 pub mod columns;
+pub mod conntrack;
 pub mod counters;
 mod devices;
+mod each;
 mod enter;
+pub mod gone;
+mod icmp_types;
+mod kept;
+pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod processes;
+pub mod qdiscs;
+pub mod slab;
+mod sysctl;
 mod tenants;
 
 use crate::declare::{ColumnSet, TableDecl};
@@ -39,6 +48,8 @@ pub enum Access {
     Process(i32),
     /// A live member, and the way in should it have ended by then (`ip netns exec` is often short).
     Either(i32, PathBuf),
+    /// Somebody holds the namespace open for the moment.
+    Held(Arc<OwnedFd>),
     /// No process is left: `setns` through this file, opened only while it is read.
     Mount(PathBuf),
 }
@@ -83,6 +94,8 @@ pub struct Report {
     pub late: u32,
     /// Namespaces that could not be read.
     pub failed: u32,
+    /// Lists that were asked for again, because they changed or were cut while the kernel wrote them.
+    pub retries: u32,
     /// Objects that found no room in a memory of the source: their sum may fall when they vanish.
     pub over_budget: u32,
     /// One of the failures, for the log.
@@ -100,11 +113,22 @@ impl Report {
     }
 }
 
-/// All sources that read files under `proc`.
+/// All sources of a node whose procfs is at `proc`.
 pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+    let mut all = files(proc);
+    all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
+    all.push(Arc::new(conntrack::Conntrack::new(proc)));
+    all.push(Arc::new(neigh::NeighTables));
+    all.push(Arc::new(neigh::Neighbours::new(proc)));
+    all
+}
+
+/// Those that read nothing but files under `proc`, which may be a copy of some of it.
+pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
     vec![
         Arc::new(netfiles::NetFiles::new(proc)),
         Arc::new(nodefiles::NodeFiles::new(proc)),
+        Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
         Arc::new(processes::Processes::new(proc)),
         Arc::new(cgroups::Cgroups::new(proc)),
@@ -149,6 +173,8 @@ pub trait Source: Send + Sync {
     fn meet(&self, _owners: &Arc<dyn Owners>) {}
     /// The namespace is gone, or its slot belongs to another now: what the source remembers of it is dropped.
     fn forget(&self, _subject: Subject) {}
+    /// Whether a probe is on, at the start and whenever that changes.
+    fn enable(&self, _probe: &str, _enabled: bool) {}
     /// Options of a probe, at the start and whenever they change; a source takes what it knows.
     fn configure(&self, _probe: &str, _options: &Options) {}
 }

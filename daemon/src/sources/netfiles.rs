@@ -6,11 +6,12 @@
 //! namespace alive.
 
 use super::columns::{
-    DEV, DEV_SHOWN, Finder, IN_IPEXT, IN_SNMP, IN_SNMP6, IN_SOCKSTAT, IN_SOCKSTAT6, NETSTAT, SNMP, SOCKSTAT,
-    TCPEXT_FIELDS,
+    DEV, DEV_SHOWN, Finder, ICMP_TYPES, IN_IPEXT, IN_SNMP, IN_SNMP6, IN_SOCKSTAT, IN_SOCKSTAT6, NETSTAT,
+    SNMP, SOCKSTAT, TCPEXT_FIELDS,
 };
 use super::devices::{Devices, MAX_DEVICES, Name, Outcome, Reading};
 use super::enter::{End, failed, visit};
+use super::icmp_types::Types;
 use super::{ReadError, Report, Scratch, Source, Target, Want};
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-static TABLES: [&TableDecl; 6] = [&SNMP, &NETSTAT, &TCPEXT_FIELDS, &DEV, &DEV_SHOWN, &SOCKSTAT];
+static TABLES: [&TableDecl; 7] = [&SNMP, &NETSTAT, &TCPEXT_FIELDS, &DEV, &DEV_SHOWN, &SOCKSTAT, &ICMP_TYPES];
 
 /// Memory of lanes that is kept for the next job; there are two lanes.
 const MAX_SPARE: usize = 4;
@@ -46,6 +47,7 @@ struct Memory {
     netstat: snmp::Layout,
     dev: dev::Layout,
     readings: Vec<Reading>,
+    types: Types,
     /// Whether `readings` are those of the namespace at hand; after a failure they are not, and must not be taken for
     /// a namespace without interfaces.
     fresh: bool,
@@ -80,6 +82,7 @@ struct Wanted<'a> {
     dev: &'a ColumnSet,
     shown: &'a ColumnSet,
     sockstat: &'a ColumnSet,
+    types: &'a ColumnSet,
 }
 
 /// The rows of one namespace, where there was room and somebody shows one of their columns.
@@ -146,7 +149,7 @@ impl NetFiles {
         subject: Subject,
         out: &mut [Table; TABLES.len()],
     ) -> Result<u32, End> {
-        let [_, _, _, dev, shown, _] = out;
+        let [_, _, _, dev, shown, _, _] = out;
         let Job { wanted, memory, .. } = job;
         let split = !wanted.shown.is_empty();
         let put = |table: &mut Table, columns: &ColumnSet, name: &[u8], values: &Values| {
@@ -191,13 +194,13 @@ impl Source for NetFiles {
     }
 
     fn read(&self, want: &Want<'_>, scratch: &mut Scratch, out: &mut [Table]) -> Report {
-        let (Ok(out), [snmp, netstat, fields, dev, shown, sockstat]) =
+        let (Ok(out), [snmp, netstat, fields, dev, shown, sockstat, types]) =
             (<&mut [Table; TABLES.len()]>::try_from(out), want.columns)
         else {
             debug_assert!(false, "tables of another source");
             return Report::default();
         };
-        let wanted = Wanted { snmp, netstat, fields: !fields.is_empty(), dev, shown, sockstat };
+        let wanted = Wanted { snmp, netstat, fields: !fields.is_empty(), dev, shown, sockstat, types };
         let mut memory = lock(&self.spare).pop().unwrap_or_default();
         let home = scratch.home.clone();
         let mut job = Job { want, wanted, memory: &mut memory, bytes: &mut scratch.bytes, error: None };
@@ -291,6 +294,7 @@ impl Wanted<'_> {
             && !self.fields
             && !self.devices()
             && self.sockstat.is_empty()
+            && self.types.is_empty()
     }
 }
 
@@ -302,15 +306,17 @@ impl Job<'_> {
     /// Reads every file of which a column is wanted. What is wrong with one of them does not touch the others.
     fn files(&mut self, directory: BorrowedFd<'_>, target: &Target, out: &mut [Table; TABLES.len()]) {
         let subject = target.subject;
-        let [snmp, netstat, fields, _, _, sockstat] = out;
+        let [snmp, netstat, fields, _, _, sockstat, types] = out;
         let row = |table, columns: &ColumnSet| row(table, columns, subject);
         let mut rows = Rows {
             snmp: row(snmp, self.wanted.snmp),
             netstat: row(netstat, self.wanted.netstat),
             sockstat: row(sockstat, self.wanted.sockstat),
         };
-        if any(self.wanted.snmp, IN_SNMP) && self.open(directory, subject, NET_SNMP) {
+        let by_type = !self.wanted.types.is_empty();
+        if (any(self.wanted.snmp, IN_SNMP) || by_type) && self.open(directory, subject, NET_SNMP) {
             let parsed = self.snmp(&mut rows);
+            self.put_types(b"ipv4", subject, types, parsed.is_ok());
             self.note(parsed, NET_SNMP);
         }
         let netstat = any(self.wanted.snmp, IN_IPEXT) || rows.netstat.is_some() || self.wanted.fields;
@@ -318,8 +324,9 @@ impl Job<'_> {
             let parsed = self.netstat(&mut rows, fields, subject);
             self.note(parsed, NET_NETSTAT);
         }
-        if any(self.wanted.snmp, IN_SNMP6) && self.open(directory, subject, NET_SNMP6) {
+        if (any(self.wanted.snmp, IN_SNMP6) || by_type) && self.open(directory, subject, NET_SNMP6) {
             let parsed = self.snmp6(&mut rows);
+            self.put_types(b"ipv6", subject, types, parsed.is_ok());
             self.note(parsed, NET_SNMP6);
         }
         self.memory.fresh = false;
@@ -363,12 +370,32 @@ impl Job<'_> {
     }
 
     fn snmp(&mut self, rows: &mut Rows<'_>) -> Result<(), Malformed> {
-        let Some(cells) = rows.snmp.as_deref_mut() else { return Ok(()) };
+        let mut none: [u64; 0] = [];
+        let cells = rows.snmp.as_deref_mut().unwrap_or(&mut none);
+        let Memory { snmp, types, .. } = &mut *self.memory;
+        let find = |section: &[u8], name: &[u8]| match section {
+            b"IcmpMsg" => Types::number(name).map(|number| number + SPLIT),
+            _ => Finder::new(&SNMP, IN_SNMP).find(section, name),
+        };
         let wanted = self.wanted.snmp;
-        let find = |section: &[u8], name: &[u8]| Finder::new(&SNMP, IN_SNMP).find(section, name);
         let parsed =
-            self.memory.snmp.parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
-        clear_if(parsed, cells, IN_SNMP)
+            snmp.parse(self.bytes, find, |column, value| put_or(types, cells, wanted, column, value));
+        parsed.inspect_err(|_| cells.get_mut(IN_SNMP).unwrap_or_default().fill(ABSENT))
+    }
+
+    /// Moves the messages by type that a file told of into their table.
+    fn put_types(&mut self, family: &[u8], subject: Subject, table: &mut Table, is_right: bool) {
+        let wanted = self.wanted.types;
+        self.memory.types.drain(|number, values| {
+            let mut digits = itoa::Buffer::new();
+            let keys: [&[u8]; 2] = [family, digits.format(number).as_bytes()];
+            if is_right
+                && !wanted.is_empty()
+                && let Some(cells) = table.row(subject, &keys)
+            {
+                (0_u16..).zip(values).for_each(|(column, value)| put(cells, wanted, column, value));
+            }
+        });
     }
 
     /// `net/netstat` feeds two tables: columns from [`SPLIT`] on belong to [`NETSTAT`].
@@ -406,15 +433,18 @@ impl Job<'_> {
     }
 
     fn snmp6(&mut self, rows: &mut Rows<'_>) -> Result<(), Malformed> {
-        let Some(cells) = rows.snmp.as_deref_mut() else { return Ok(()) };
+        let mut none: [u64; 0] = [];
+        let cells = rows.snmp.as_deref_mut().unwrap_or(&mut none);
         let (wanted, mut finder) = (self.wanted.snmp, Finder::new(&SNMP, IN_SNMP6));
+        let types = &mut self.memory.types;
         let find = |name: &[u8]| {
-            // These appear once such a message was seen; none is declared, so no search is needed.
-            let dynamic = name.starts_with(b"Icmp6InType") || name.starts_with(b"Icmp6OutType");
-            if dynamic { None } else { finder.find(b"", name) }
+            // These appear once such a message was seen.
+            let number = name.strip_prefix(b"Icmp6").and_then(Types::number);
+            number.map(|number| number + SPLIT).or_else(|| finder.find(b"", name))
         };
-        let parsed = snmp6::parse(self.bytes, find, |column, value| put(cells, wanted, column, value));
-        clear_if(parsed, cells, IN_SNMP6)
+        let parsed =
+            snmp6::parse(self.bytes, find, |column, value| put_or(types, cells, wanted, column, value));
+        parsed.inspect_err(|_| cells.get_mut(IN_SNMP6).unwrap_or_default().fill(ABSENT))
     }
 
     fn sockstat(&mut self, rows: &mut Rows<'_>, columns: Range<usize>) -> Result<(), Malformed> {
@@ -436,7 +466,8 @@ impl Job<'_> {
     }
 }
 
-/// First number that stands for a column of [`NETSTAT`] in the layout of `net/netstat`.
+/// First number that stands for something else than a column of [`SNMP`]: for one of [`NETSTAT`] in the layout of
+/// `net/netstat`, for a type of ICMP messages in the others.
 const SPLIT: u16 = crate::declare::MAX_COLUMNS as u16;
 
 fn find_netstat(section: &[u8], name: &[u8]) -> Option<u16> {
@@ -451,6 +482,16 @@ fn find_netstat(section: &[u8], name: &[u8]) -> Option<u16> {
 fn put(cells: &mut [u64], wanted: &ColumnSet, column: u16, value: u64) {
     if wanted.contains(column) {
         cells[usize::from(column)] = value;
+    }
+}
+
+/// Puts a value where it belongs: in a column, or under its type.
+#[inline]
+fn put_or(types: &mut Types, cells: &mut [u64], wanted: &ColumnSet, column: u16, value: u64) {
+    match column.checked_sub(SPLIT) {
+        Some(number) => types.put(number, value),
+        None if cells.is_empty() => {}
+        None => put(cells, wanted, column, value),
     }
 }
 

@@ -2,11 +2,11 @@
 //! namespace, and so are some fields of `net/sockstat`.
 
 use super::columns::{Finder, SOCKSTAT_NODE, SOFTNET};
-use super::{ReadError, Report, Scratch, Source, Want};
+use super::{ReadError, Report, Scratch, Source, Want, sysctl};
 use crate::declare::{ColumnSet, TableDecl};
 use crate::kernel::procfs::softnet_stat::{COUNTERS, Values};
 use crate::kernel::procfs::{Malformed, Shape, read_whole, sockstat, softnet_stat};
-use crate::table::{Subject, Table};
+use crate::table::{ABSENT, Subject, Table};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ const MAX_CPUS: usize = 8192;
 pub struct NodeFiles {
     softnet: Places,
     sockstat: Places,
+    /// The settings `tcp_mem`, `udp_mem`, `tcp_max_orphans`.
+    settings: [PathBuf; 3],
     cpus: Mutex<Cpus>,
     page: u64,
 }
@@ -41,6 +43,8 @@ impl NodeFiles {
         NodeFiles {
             softnet: Places::new(proc, "softnet_stat"),
             sockstat: Places::new(proc, "sockstat"),
+            settings: ["tcp_mem", "udp_mem", "tcp_max_orphans"]
+                .map(|name| proc.join("sys/net/ipv4").join(name)),
             cpus: Mutex::new(Cpus::default()),
             page: rustix::param::page_size() as u64,
         }
@@ -72,35 +76,89 @@ impl NodeFiles {
         })
     }
 
-    fn sockstat(&self, bytes: &[u8], wanted: &ColumnSet, table: &mut Table) -> Result<(), Malformed> {
-        let Some(cells) = table.row(Subject::NODE, &[]) else { return Ok(()) };
-        let mut finder = Finder::new(&SOCKSTAT_NODE, 0..PAGES[0].1);
-        let parsed = sockstat::parse(
+    fn sockstat(&self, bytes: &mut Vec<u8>, limits: bool, table: &mut Table) -> Result<(), Malformed> {
+        let mut cells = [ABSENT; SOCKSTAT_NODE.columns.len()];
+        let mut finder = Finder::new(&SOCKSTAT_NODE, 0..TCP.bytes);
+        sockstat::parse(
             bytes,
             |protocol, name| finder.find(protocol, name),
-            |column, value| {
-                let column = usize::from(column);
-                let in_bytes = PAGES.iter().find(|(pages, _)| *pages == column);
-                let (bytes, sum) = (in_bytes.map(|(_, bytes)| *bytes), value.saturating_mul(self.page));
-                for (column, value) in [(Some(column), value), (bytes, sum)] {
-                    if let Some(column) = column.filter(|column| wanted.contains(*column as u16)) {
-                        cells[column] = value;
-                    }
-                }
-            },
-        );
-        parsed.inspect_err(|_| table.clear())
+            |column, value| cells[usize::from(column)] = value,
+        )?;
+        for Memory { pages, bytes, .. } in [TCP, UDP] {
+            cells[bytes] = self.in_bytes(cells[pages]);
+        }
+        if limits {
+            self.limits(bytes, &mut cells);
+        }
+        if let Some(row) = table.row(Subject::NODE, &[]) {
+            row.copy_from_slice(&cells);
+        }
+        Ok(())
+    }
+
+    fn in_bytes(&self, pages: u64) -> u64 {
+        if pages == ABSENT { ABSENT } else { pages.saturating_mul(self.page) }
+    }
+
+    /// Adds the limits, and how much of them is used. They are settings of the first network namespace: where that is
+    /// not the daemon's own they are not to be seen, and left out.
+    fn limits(&self, bytes: &mut Vec<u8>, cells: &mut [u64]) {
+        let [tcp, udp, orphans] = &self.settings;
+        for (memory, setting) in [(TCP, tcp), (UDP, udp)] {
+            if let Some(pages) = sysctl::read::<3>(setting, bytes) {
+                let limits = pages.map(|pages| self.in_bytes(pages));
+                cells[memory.limits..][..3].copy_from_slice(&limits);
+                cells[memory.used] = millionths(cells[memory.bytes], limits[2]);
+            }
+        }
+        if let Some([most]) = sysctl::read(orphans, bytes) {
+            cells[MAX_ORPHANS] = most;
+            cells[ORPHANS_USED] = millionths(cells[ORPHANS], most);
+        }
     }
 }
 
-/// Columns that count pages, and those that say the same in bytes.
-const PAGES: [(usize, usize); 2] = [pages("TCP.mem", "TCP.mem_bytes"), pages("UDP.mem", "UDP.mem_bytes")];
+/// What is used of a limit, in millionths.
+fn millionths(used: u64, limit: u64) -> u64 {
+    if used == ABSENT || limit == 0 { ABSENT } else { used.saturating_mul(1_000_000) / limit }
+}
 
-const fn pages(pages: &str, bytes: &str) -> (usize, usize) {
-    (
-        crate::declare::column(&SOCKSTAT_NODE, pages) as usize,
-        crate::declare::column(&SOCKSTAT_NODE, bytes) as usize,
-    )
+/// The columns for the memory of a protocol.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// Used, in pages and in bytes.
+    pages: usize,
+    bytes: usize,
+    /// The first of the columns of its three limits, and what is used of the last.
+    limits: usize,
+    used: usize,
+}
+
+const TCP: Memory = Memory {
+    pages: at("TCP.mem"),
+    bytes: at("TCP.mem_bytes"),
+    limits: at("tcp_mem.min"),
+    used: at("tcp_mem.used_ppm"),
+};
+const UDP: Memory = Memory {
+    pages: at("UDP.mem"),
+    bytes: at("UDP.mem_bytes"),
+    limits: at("udp_mem.min"),
+    used: at("udp_mem.used_ppm"),
+};
+const ORPHANS: usize = at("TCP.orphan");
+const MAX_ORPHANS: usize = at("tcp_max_orphans");
+const ORPHANS_USED: usize = at("tcp_max_orphans.used_ppm");
+
+/// Columns for which the settings are read.
+const LIMITS: std::ops::Range<usize> = at("tcp_mem.min")..SOCKSTAT_NODE.columns.len();
+
+const fn at(key: &str) -> usize {
+    crate::declare::column(&SOCKSTAT_NODE, key) as usize
+}
+
+fn any(columns: &ColumnSet, range: std::ops::Range<usize>) -> bool {
+    range.into_iter().any(|column| columns.contains(column as u16))
 }
 
 impl Source for NodeFiles {
@@ -135,7 +193,8 @@ impl Source for NodeFiles {
         if !sockstat_wanted.is_empty() {
             want.beacon.enter(Subject::NODE, "net/sockstat");
             let read = read(&self.sockstat, "net/sockstat", Shape::OnePiece, bytes).and_then(|()| {
-                self.sockstat(bytes, sockstat_wanted, sockstat).map_err(|bad| parse("net/sockstat", bad))
+                self.sockstat(bytes, any(sockstat_wanted, LIMITS), sockstat)
+                    .map_err(|bad| parse("net/sockstat", bad))
             });
             read.unwrap_or_else(|error| report.fail(error));
         }
@@ -254,6 +313,10 @@ mod tests {
             let pages = sockstat.cell(0, column(&SOCKSTAT_NODE, "TCP.mem"));
             let bytes = sockstat.cell(0, column(&SOCKSTAT_NODE, "TCP.mem_bytes"));
             assert_eq!((pages, bytes), (Some(343), Some(343 * source.page)));
+            let limit = sockstat.cell(0, column(&SOCKSTAT_NODE, "tcp_mem.max"));
+            let used = sockstat.cell(0, column(&SOCKSTAT_NODE, "tcp_mem.used_ppm"));
+            assert_eq!((limit, used), (Some(575_796 * source.page), Some(343 * 1_000_000 / 575_796)));
+            assert_eq!(sockstat.cell(0, column(&SOCKSTAT_NODE, "tcp_max_orphans")), Some(131_072));
         }
         let before = crate::counting::allocations();
         run(&source, &mut scratch, &mut out);
@@ -268,6 +331,8 @@ mod tests {
             assert_eq!(out[0].cell(0, column(&SOFTNET, "processed")), Some(0x3_bb3d));
             assert_eq!(out[0].cell(0, column(&SOFTNET, "backlog_len")), qlen, "{name}");
             assert_eq!(out[0].key(1, 0), b"1");
+            let used = out[1].cell(0, column(&SOCKSTAT_NODE, "tcp_max_orphans.used_ppm"));
+            assert_eq!(used.is_some(), name == "extra_columns", "{name}: settings of another namespace");
         }
     }
 

@@ -4,6 +4,7 @@
 pub mod addresses;
 pub mod cgroup_cpu;
 pub mod dev;
+pub mod slabinfo;
 pub mod snmp;
 pub mod snmp6;
 pub mod sockstat;
@@ -73,6 +74,16 @@ fn number(text: &[u8], at: &mut usize) -> Option<u64> {
         *at += 1;
     }
     (*at > start).then_some(value)
+}
+
+/// A line of so many numbers and nothing else, as settings of the kernel are.
+pub fn numbers<const N: usize>(text: &[u8]) -> Option<[u64; N]> {
+    let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let mut values = [0; N];
+    for value in &mut values {
+        *value = words.next()?.parse().ok()?;
+    }
+    words.next().is_none().then_some(values)
 }
 
 /// The line that starts at `at`, without its newline; `None` if the newline is missing, so that a truncated file is seen.

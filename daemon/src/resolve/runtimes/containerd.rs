@@ -22,6 +22,7 @@ use containerd_client::types::v1::{Process, Status as TaskStatus};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -43,7 +44,9 @@ const BATCH: usize = 256;
 
 /// How long the first of them waits for others: a container that is made and started is told of three times, and a pod has
 /// several. Each look wakes two threads and asks containerd, which costs more than the wait: a name may take 100 ms.
-const WINDOW: Duration = Duration::from_millis(20);
+const WINDOW: Duration = Duration::from_millis(40);
+/// Containers that are asked for at the same time.
+const ASKED_AT_ONCE: usize = 32;
 
 /// Keeps the page current until containerd is lost.
 pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError> {
@@ -82,7 +85,7 @@ pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError
 struct Containerd<'a> {
     channel: Channel,
     reporter: &'a Reporter,
-    namespaces: BTreeSet<String>,
+    namespaces: BTreeSet<Arc<str>>,
 }
 
 impl Containerd<'_> {
@@ -101,7 +104,7 @@ impl Containerd<'_> {
         let list = client.list(ListNamespacesRequest::default());
         let list = grpc::within(LIMIT, list).await;
         let list = list.map_err(|status| grpc::failed("listing the namespaces of containerd", &status))?;
-        let names = list.namespaces.into_iter().map(|namespace| namespace.name);
+        let names = list.namespaces.into_iter().map(|namespace| namespace.name.into());
         self.namespaces = names.take(MAX_NAMESPACES).collect();
         let mut all = Vec::new();
         for namespace in &self.namespaces {
@@ -138,12 +141,12 @@ impl Containerd<'_> {
     /// Appends the containers of a namespace, one by one: each brings a specification of many kilobytes along.
     async fn list_containers(
         &self,
-        namespace: &str,
+        namespace: &Arc<str>,
         pids: &FxHashMap<String, i32>,
         all: &mut Vec<Workload>,
     ) -> Result<(), Status> {
         let request = in_namespace(namespace, ListContainersRequest::default())?;
-        let mut client = self.containers();
+        let mut client = containers(self.channel.clone());
         let mut stream = grpc::within(LIMIT_OF_LISTS, client.list_stream(request)).await?;
         while let Some(message) = grpc::next(&mut stream).await? {
             let Some(container) = message.container else { continue };
@@ -164,42 +167,63 @@ impl Containerd<'_> {
         if batch.is_empty() {
             return Err(SourceError("the events of containerd ended".into()));
         }
-        let mut touched: FxHashMap<(String, String), Pending> = FxHashMap::default();
+        let mut touched: FxHashMap<(Arc<str>, String), Pending> = FxHashMap::default();
         for change in batch.drain(..) {
             let Change { namespace, id, what } = change?;
             self.reporter.event();
             if !self.namespaces.contains(&namespace) && self.namespaces.len() < MAX_NAMESPACES {
-                self.namespaces.insert(namespace.clone());
+                self.namespaces.insert(Arc::clone(&namespace));
             }
+            // One name for all containers in it.
+            let namespace = self.namespaces.get(&namespace).map_or(namespace, Arc::clone);
             touched.entry((namespace, id)).or_default().add(what);
         }
+        let mut asked = JoinSet::new();
         for ((namespace, id), pending) in touched {
-            self.settle(&namespace, &id, pending).await?;
+            if let Some(pid) = self.settle(&namespace, &id, pending) {
+                asked.spawn(made(self.channel.clone(), namespace, id, pid));
+            }
+            if asked.len() >= ASKED_AT_ONCE {
+                self.take_made(&mut asked).await?;
+            }
+        }
+        while !asked.is_empty() {
+            self.take_made(&mut asked).await?;
         }
         Ok(())
     }
 
-    async fn settle(&self, namespace: &str, id: &str, pending: Pending) -> Result<(), SourceError> {
+    /// Writes what is known without asking. If it is not enough, says what the first process is.
+    fn settle(&self, namespace: &Arc<str>, id: &str, pending: Pending) -> Option<Option<i32>> {
         let key = key(namespace, id);
         if pending.gone {
             self.reporter.remove(&key);
-            return Ok(());
+            return None;
         }
         let known = self.reporter.known(&key);
         let pid = pending.pid(known.as_ref().and_then(|known| known.pid));
-        match known.filter(|_| !pending.made) {
-            Some(known) => {
-                let mut workload = Workload { pid, ..(*known).clone() };
-                if let Some(told) = pending.described {
-                    describe(&mut workload, id, told.labels, told.image);
-                }
-                self.reporter.put(workload);
-            }
-            None => match self.container(namespace, id).await? {
-                Some(container) => self.reporter.put(workload(container, namespace, pid)),
-                None => self.reporter.remove(&key),
-            },
+        let Some(known) = known.filter(|_| !pending.made) else { return Some(pid) };
+        let mut workload = Workload { pid, ..(*known).clone() };
+        if let Some(told) = pending.described {
+            describe(&mut workload, id, told.labels, told.image);
         }
+        self.reporter.put(workload);
+        None
+    }
+
+    /// Writes the answers that are there, at least one.
+    async fn take_made(&self, asked: &mut JoinSet<Result<Made, SourceError>>) -> Result<(), SourceError> {
+        let mut next = asked.join_next().await;
+        let mut found = Vec::new();
+        while let Some(made) = next {
+            let ended = |error| SourceError(format!("asking containerd for a container: {error}"));
+            match made.map_err(ended)?? {
+                Ok(workload) => found.push(workload),
+                Err(key) => self.reporter.remove(&key),
+            }
+            next = asked.try_join_next();
+        }
+        self.reporter.put_all(found);
         Ok(())
     }
 
@@ -210,24 +234,12 @@ impl Containerd<'_> {
             if self.reporter.known(&key(namespace, id)).is_some_and(|known| known.pid.is_some()) {
                 return Ok(());
             }
-            let Some(container) = self.container(namespace, id).await? else { continue };
+            let Some(container) = container(self.channel.clone(), namespace, id).await? else { continue };
             let pid = self.pid(namespace, id).await?;
             self.reporter.put(workload(container, namespace, pid));
             return Ok(());
         }
         Ok(())
-    }
-
-    async fn container(&self, namespace: &str, id: &str) -> Result<Option<Container>, SourceError> {
-        let get = async {
-            let request = in_namespace(namespace, GetContainerRequest { id: id.to_owned() })?;
-            grpc::within(LIMIT, self.containers().get(request)).await
-        };
-        match get.await {
-            Ok(answer) => Ok(answer.container),
-            Err(status) if grpc::is_not_found(&status) => Ok(None),
-            Err(status) => Err(grpc::failed("asking containerd for a container", &status)),
-        }
     }
 
     /// First process of a container.
@@ -243,10 +255,37 @@ impl Containerd<'_> {
             Err(status) => Err(grpc::failed("asking containerd for a task", &status)),
         }
     }
+}
 
-    fn containers(&self) -> ContainersClient<Channel> {
-        ContainersClient::new(self.channel.clone()).max_decoding_message_size(grpc::LARGEST_SINGLE)
+/// What containerd answered when it was asked for a container: that, or that there is none with this key.
+type Made = Result<Workload, Arc<str>>;
+
+/// Asks for a container of which only the first process is known.
+async fn made(
+    channel: Channel,
+    namespace: Arc<str>,
+    id: String,
+    pid: Option<i32>,
+) -> Result<Made, SourceError> {
+    let container = container(channel, &namespace, &id).await?;
+    let key = key(&namespace, &id);
+    Ok(container.map(|container| workload(container, &namespace, pid)).ok_or(key))
+}
+
+async fn container(channel: Channel, namespace: &str, id: &str) -> Result<Option<Container>, SourceError> {
+    let get = async {
+        let request = in_namespace(namespace, GetContainerRequest { id: id.to_owned() })?;
+        grpc::within(LIMIT, containers(channel).get(request)).await
+    };
+    match get.await {
+        Ok(answer) => Ok(answer.container),
+        Err(status) if grpc::is_not_found(&status) => Ok(None),
+        Err(status) => Err(grpc::failed("asking containerd for a container", &status)),
     }
+}
+
+fn containers(channel: Channel) -> ContainersClient<Channel> {
+    ContainersClient::new(channel).max_decoding_message_size(grpc::LARGEST_SINGLE)
 }
 
 /// A request about a namespace, which is told in a header.
@@ -265,15 +304,15 @@ fn running(task: &Process) -> Option<i32> {
 }
 
 /// What a container is known by. Ids that people choose (`ctr run … web`) are unique in their namespace only.
-fn key(namespace: &str, id: &str) -> String {
-    if is_unique_id(id) { id.to_owned() } else { format!("{namespace}/{id}") }
+fn key(namespace: &str, id: &str) -> Arc<str> {
+    if is_unique_id(id) { id.into() } else { format!("{namespace}/{id}").into() }
 }
 
 /// What is kept of a container.
-fn workload(container: Container, namespace: &str, pid: Option<i32>) -> Workload {
+fn workload(container: Container, namespace: &Arc<str>, pid: Option<i32>) -> Workload {
     let mut workload = Workload {
         id: key(namespace, &container.id),
-        scope: namespace.to_owned(),
+        scope: Arc::clone(namespace),
         pid,
         ..Workload::default()
     };
@@ -293,7 +332,7 @@ fn describe(workload: &mut Workload, id: &str, labels: HashMap<String, String>, 
     workload.role = labels.role;
     workload.name = labels.name.unwrap_or_else(|| short_id(id).to_owned());
     workload.pod = labels.pod;
-    workload.labels = labels.others;
+    workload.labels = labels.others.into();
     workload.image = image;
 }
 
@@ -325,7 +364,7 @@ mod tests {
     fn a_sandbox_and_a_container_of_its_pod() {
         let pod = [("io.kubernetes.pod.name", "web-1"), ("io.kubernetes.pod.namespace", "shop")];
         let sandbox = [&pod[..], &[("io.cri-containerd.kind", "sandbox"), ("app", "web")]].concat();
-        let told = workload(container(ID, &sandbox), "k8s.io", Some(7));
+        let told = workload(container(ID, &sandbox), &"k8s.io".into(), Some(7));
         let expected = Workload {
             id: ID.into(),
             role: Role::Sandbox,
@@ -335,23 +374,23 @@ mod tests {
             scope: "k8s.io".into(),
             pid: Some(7),
             netns: Some("/run/netns/cni-1".into()),
-            labels: [("app".to_owned(), "web".to_owned())].into(),
+            labels: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
             ..Workload::default()
         };
         assert_eq!(told, expected);
         let member =
             [&pod[..], &[("io.cri-containerd.kind", "container"), ("io.kubernetes.container.name", "c")]];
-        let told = workload(container(ID, &member.concat()), "k8s.io", None);
+        let told = workload(container(ID, &member.concat()), &"k8s.io".into(), None);
         assert_eq!((told.role, &*told.name, told.netns), (Role::Container, "c", None));
     }
 
     #[test]
     fn others_are_called_by_what_they_have() {
-        let docker = workload(container(ID, &[]), "moby", Some(7));
+        let docker = workload(container(ID, &[]), &"moby".into(), Some(7));
         assert_eq!((&*docker.name, &*docker.scope, docker.pod), ("0123456789ab", "moby", None));
-        let nerdctl = workload(container(ID, &[("nerdctl/name", "db")]), "default", None);
+        let nerdctl = workload(container(ID, &[("nerdctl/name", "db")]), &"default".into(), None);
         assert_eq!((&*nerdctl.id, &*nerdctl.name), (ID, "db"));
-        let ctr = workload(container("web", &[]), "default", None);
+        let ctr = workload(container("web", &[]), &"default".into(), None);
         assert_eq!((&*ctr.id, &*ctr.name), ("default/web", "web"));
     }
 
@@ -360,7 +399,7 @@ mod tests {
         let many: Vec<(String, String)> =
             (0..5_000).map(|i| (format!("k{i}"), "\n\"".repeat(5_000))).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|(key, value)| (&**key, &**value)).collect();
-        let told = workload(container(&"x".repeat(1 << 20), &many), &"n".repeat(1 << 20), None);
+        let told = workload(container(&"x".repeat(1 << 20), &many), &"n".repeat(1 << 20).into(), None);
         assert!(told.labels.len() <= 64 && told.id.len() <= 253 && told.scope.len() <= 253);
     }
 

@@ -69,8 +69,8 @@ pub(super) async fn run(context: &mut Context) -> Result<Infallible, SourceError
 /// What a workload on our page was made from.
 fn remembered(workload: &crate::resolve::workload::Workload) -> Option<Thing> {
     match workload.role {
-        Role::Unit => Some(Thing::Unit(workload.id.clone())),
-        Role::Machine => Some(Thing::Machine(workload.id.clone())),
+        Role::Unit => Some(Thing::Unit(workload.id.to_string())),
+        Role::Machine => Some(Thing::Machine(workload.id.to_string())),
         Role::Container | Role::Sandbox => None,
     }
 }

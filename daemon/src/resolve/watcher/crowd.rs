@@ -4,7 +4,8 @@
 use crate::resolve::cgroup::{self, CgroupOwner};
 use crate::resolve::scan;
 use rustc_hash::FxHashMap;
-use std::path::Path;
+use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A process that is so old stays in its cgroup.
@@ -12,6 +13,32 @@ const SETTLES: Duration = Duration::from_secs(2);
 /// Processes of one namespace that are remembered, and owners that are told apart.
 const MAX_PIDS: usize = 16_384;
 const MAX_OWNERS: usize = 4096;
+
+/// Reads the cgroups of processes. Those who look at a namespace ask for the same one several times in a row.
+pub(super) struct Cgroups {
+    proc: PathBuf,
+    last: RefCell<Option<(i32, Option<String>)>>,
+}
+
+impl Cgroups {
+    pub(super) fn new(proc: PathBuf) -> Cgroups {
+        Cgroups { proc, last: RefCell::default() }
+    }
+
+    /// The cgroup of a process, as it was when it was first asked for in this round.
+    pub(super) fn of(&self, pid: i32) -> Option<String> {
+        let mut last = self.last.borrow_mut();
+        if last.as_ref().is_none_or(|(known, _)| *known != pid) {
+            *last = Some((pid, scan::cgroup(&self.proc, pid)));
+        }
+        last.as_ref().and_then(|(_, path)| path.clone())
+    }
+
+    /// Another round begins: what was read may be different by now.
+    pub(super) fn forget(&self) {
+        *self.last.borrow_mut() = None;
+    }
+}
 
 struct Member {
     /// Index in `owners`; `None` for a cgroup that is nobody's.
@@ -29,7 +56,7 @@ pub(super) struct Crowd {
 
 impl Crowd {
     /// These are all processes now.
-    pub(super) fn set(&mut self, proc: &Path, pids: &[i32]) {
+    pub(super) fn set(&mut self, cgroups: &Cgroups, pids: &[i32]) {
         if self.members.len() > pids.len() || pids.iter().any(|pid| !self.members.contains_key(pid)) {
             let mut left = std::mem::take(&mut self.members);
             let kept = pids.iter().filter_map(|pid| Some((*pid, left.remove(pid)?)));
@@ -38,18 +65,18 @@ impl Crowd {
                 self.owners.clear();
             }
         }
-        pids.iter().for_each(|pid| self.add(proc, *pid));
+        pids.iter().for_each(|pid| self.add(cgroups, *pid));
     }
 
     /// This is one of them.
-    pub(super) fn add(&mut self, proc: &Path, pid: i32) {
+    pub(super) fn add(&mut self, cgroups: &Cgroups, pid: i32) {
         let born = match self.members.get(&pid) {
             Some(member) if member.is_final => return,
             Some(member) => member.born,
             None if self.members.len() >= MAX_PIDS => return,
             None => Instant::now(),
         };
-        let owner = scan::cgroup(proc, pid).as_deref().and_then(cgroup::owner);
+        let owner = cgroups.of(pid).as_deref().and_then(cgroup::owner);
         let owner = owner.and_then(|owner| self.index(owner));
         self.members.insert(pid, Member { owner, born, is_final: born.elapsed() >= SETTLES });
     }
@@ -89,7 +116,7 @@ impl Crowd {
 mod tests {
     use super::*;
 
-    fn process(proc: &Path, pid: i32, cgroup: &str) {
+    fn process(proc: &std::path::Path, pid: i32, cgroup: &str) {
         let dir = proc.join(pid.to_string());
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("cgroup"), format!("0::{cgroup}\n")).unwrap();
@@ -105,14 +132,16 @@ mod tests {
         process(&proc, 1, "/system.slice/a.service");
         process(&proc, 2, "/system.slice/b.service");
         process(&proc, 3, "/");
+        let cgroups = Cgroups::new(proc.clone());
         let mut crowd = Crowd::default();
-        crowd.set(&proc, &[1, 2, 3]);
+        crowd.set(&cgroups, &[1, 2, 3]);
         assert_eq!(crowd.owners(Some(2)), [unit("b.service"), unit("a.service")]);
-        crowd.set(&proc, &[2, 3]);
+        crowd.set(&cgroups, &[2, 3]);
         assert_eq!((crowd.owners(None), crowd.len()), (vec![unit("b.service")], 2));
         // It is young, so it is read again.
         process(&proc, 3, "/system.slice/c.service");
-        crowd.add(&proc, 3);
+        cgroups.forget();
+        crowd.add(&cgroups, 3);
         assert_eq!(crowd.owners(None), [unit("b.service"), unit("c.service")]);
         std::fs::remove_dir_all(&proc).unwrap();
     }

@@ -7,12 +7,15 @@ use crate::resolve::identity::Claimed;
 use crate::resolve::scan;
 use crate::resolve::workload::{Role, Workload};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Something that nobody knew is asked for again after this time.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Questions that are remembered at most.
 const MAX_ASKED: usize = 4096;
+/// Namespaces that get another name in one picture, about: at the first full list all of the node's do.
+const AT_ONCE: usize = 48;
 /// Claims on one namespace at most; only the node's own has many.
 const MAX_CLAIMS: usize = 4096;
 
@@ -24,11 +27,11 @@ pub(super) struct Places {
     /// The other way round.
     by_netns: FxHashMap<u32, Vec<Key>>,
     /// Namespaces by the ids of those who own processes in them, as their cgroups say.
-    by_cgroup: FxHashMap<String, Vec<u32>>,
+    by_cgroup: FxHashMap<Arc<str>, Vec<u32>>,
     /// The other way round.
     owners: FxHashMap<u32, Vec<CgroupOwner>>,
     /// What the sources were asked, and when.
-    asked: FxHashMap<String, Instant>,
+    asked: FxHashMap<Arc<str>, Instant>,
 }
 
 /// A workload's namespace.
@@ -57,7 +60,10 @@ impl Places {
     }
 
     fn put(&mut self, key: Key, place: Place) {
-        self.by_netns.entry(place.inode).or_default().push(key.clone());
+        let keys = self.by_netns.entry(place.inode).or_default();
+        // There are a thousand of these lists, and hardly one of them grows beyond a few.
+        keys.reserve_exact(1);
+        keys.push(key.clone());
         self.placed.insert(key, place);
     }
 
@@ -76,7 +82,7 @@ impl Places {
             }
         }
         for id in owners.iter().flat_map(ids) {
-            self.by_cgroup.entry(id.to_owned()).or_default().push(inode);
+            self.by_cgroup.entry(Arc::clone(id)).or_default().push(inode);
         }
         match owners.is_empty() {
             true => drop(self.owners.remove(&inode)),
@@ -95,7 +101,7 @@ pub(super) struct Said {
 }
 
 /// What a source may call an owner, the most trustworthy first.
-fn ids(owner: &CgroupOwner) -> Vec<&str> {
+fn ids(owner: &CgroupOwner) -> Vec<&Arc<str>> {
     match owner {
         CgroupOwner::Container(containers) => containers.known_ids().collect(),
         CgroupOwner::Unit(name) | CgroupOwner::Machine(name) => vec![name],
@@ -127,6 +133,10 @@ impl Worker {
             self.rejoin(&key, &mut touched);
         }
         for inode in touched {
+            // A picture now and then, so that what gets a name is not kept twice for all of the node.
+            if self.touched.len() >= AT_ONCE {
+                self.publish();
+            }
             self.refresh(inode);
         }
     }
@@ -164,7 +174,7 @@ impl Worker {
     /// Whether the cgroup of a process says that it belongs to another container: then the pid was used again.
     fn contradicts(&self, workload: &Workload, pid: i32) -> bool {
         let is_container = matches!(workload.role, Role::Container | Role::Sandbox);
-        let path = scan::cgroup(&self.roots.proc, pid).filter(|_| is_container);
+        let path = self.cgroups.of(pid).filter(|_| is_container);
         path.is_some_and(|path| match cgroup::owner(&path) {
             Some(CgroupOwner::Container(containers)) => !containers.has(&workload.id),
             _ => false,
@@ -199,15 +209,18 @@ impl Worker {
         found.sort_by(|a, b| a.0.cmp(&b.0));
         found.truncate(MAX_CLAIMS);
         let claim = |(key, told): (Key, Told)| Claimed { source: self.book.name(key.0), told };
-        Said { claims: found.into_iter().map(claim).collect(), visitors, secondary }
+        // Kept as long as the namespace, so not in the larger memory of what it is made from.
+        let mut claims = Vec::with_capacity(found.len());
+        claims.extend(found.into_iter().map(claim));
+        Said { claims, visitors, secondary }
     }
 
     /// What the sources say of an owner, by the first of its ids that any of them knows.
     fn told_of(&self, owner: &CgroupOwner) -> Vec<(Key, Told)> {
-        let of_id = |id: &str| -> Vec<(Key, Told)> {
+        let of_id = |id: &Arc<str>| -> Vec<(Key, Told)> {
             let told = self.book.by_id(id).into_iter();
             let told = told.filter(|(_, told)| is_of(owner, told.workload.role));
-            told.map(|(source, told)| ((source, id.to_owned()), told)).collect()
+            told.map(|(source, told)| ((source, Arc::clone(id)), told)).collect()
         };
         ids(owner).into_iter().map(of_id).find(|told| !told.is_empty()).unwrap_or_default()
     }
@@ -221,18 +234,18 @@ impl Worker {
         }
     }
 
-    fn ask_about(&mut self, owner: &CgroupOwner, id: &str) {
+    fn ask_about(&mut self, owner: &CgroupOwner, id: &Arc<str>) {
         if self.places.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
             return;
         }
         if self.places.asked.len() >= MAX_ASKED {
             self.places.asked.clear();
         }
-        self.places.asked.insert(id.to_owned(), Instant::now());
+        self.places.asked.insert(Arc::clone(id), Instant::now());
         self.book.ask(&match owner {
-            CgroupOwner::Container(_) => Wanted::Container(id.to_owned()),
-            CgroupOwner::Unit(_) => Wanted::Unit(id.to_owned()),
-            CgroupOwner::Machine(_) => Wanted::Machine(id.to_owned()),
+            CgroupOwner::Container(_) => Wanted::Container(id.to_string()),
+            CgroupOwner::Unit(_) => Wanted::Unit(id.to_string()),
+            CgroupOwner::Machine(_) => Wanted::Machine(id.to_string()),
         });
     }
 

@@ -52,7 +52,7 @@ impl Worker {
         drop(health);
         self.changed |= self.remove_vanished(&members);
         for (inode, found) in &members {
-            self.crowds.entry(*inode).or_default().set(&self.roots.proc, &found.pids);
+            self.crowds.entry(*inode).or_default().set(&self.cgroups, &found.pids);
         }
         self.crowds.retain(|inode, _| members.contains_key(inode));
         self.at_home = self.owners_at_home();

@@ -10,6 +10,7 @@ use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::types::Envelope;
 use prost::{Message, Name};
 use std::collections::HashMap;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
@@ -28,7 +29,7 @@ const TOPICS: [&str; 7] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Change {
     /// Its namespace in containerd.
-    pub(super) namespace: String,
+    pub(super) namespace: Arc<str>,
     /// Its id.
     pub(super) id: String,
     /// What happened.
@@ -148,7 +149,7 @@ fn decode(envelope: Envelope) -> Option<Change> {
     } else {
         return None;
     };
-    Some(Change { namespace: envelope.namespace, id, what })
+    Some(Change { namespace: envelope.namespace.into(), id, what })
 }
 
 /// The end of a container's first process. Those that were started beside it (`exec`) have an id of their own.
@@ -169,7 +170,7 @@ mod tests {
         let event = Any { type_url: format!("{prefix}{}", T::full_name()), value: event.encode_to_vec() };
         let change =
             decode(Envelope { namespace: "k8s.io".into(), event: Some(event), ..Envelope::default() })?;
-        assert_eq!(change.namespace, "k8s.io");
+        assert_eq!(&*change.namespace, "k8s.io");
         Some((change.id, change.what))
     }
 

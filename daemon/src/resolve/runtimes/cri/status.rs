@@ -87,9 +87,9 @@ pub(super) fn sandbox(sandbox: PodSandbox, details: Details) -> Workload {
         pid: details.pid,
         netns: details.netns,
         addresses: details.addresses,
-        labels: labels.others,
+        labels: labels.others.into(),
         annotations: sandbox.annotations.into_iter().collect(),
-        id: sandbox.id,
+        id: sandbox.id.into(),
         ..Workload::default()
     };
     whole.bounded()
@@ -107,9 +107,9 @@ pub(super) fn container(container: Container, pod: Option<Pod>, details: Details
         pid: details.pid,
         netns: details.netns,
         addresses: details.addresses,
-        labels: labels.others,
+        labels: labels.others.into(),
         annotations: container.annotations.into_iter().collect(),
-        id: container.id,
+        id: container.id.into(),
         ..Workload::default()
     };
     whole.bounded()
@@ -118,6 +118,7 @@ pub(super) fn container(container: Container, pod: Option<Pod>, details: Details
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resolve::pairs::Pairs;
     use k8s_cri::v1::{
         ContainerMetadata, ImageSpec, LinuxPodSandboxStatus, Namespace, NamespaceOption, PodIp,
         PodSandboxNetworkStatus,
@@ -218,8 +219,8 @@ mod tests {
             Details { pid: Some(7), ..Details::default() },
         );
         assert_eq!((told.role, &told.pod, told.pid), (Role::Sandbox, &Some(pod(&metadata)), Some(7)));
-        assert_eq!(told.labels, [("app".to_owned(), "web".to_owned())].into());
-        assert_eq!(told.annotations["note"].len(), 256);
+        assert_eq!(told.labels, Pairs::from_iter([("app".to_owned(), "web".to_owned())]));
+        assert_eq!(told.annotations.get("note").map(str::len), Some(256));
 
         let told = container(
             Container {

@@ -174,7 +174,7 @@ impl Listed {
             uid: self.pod,
         });
         let workload = Workload {
-            id: self.id,
+            id: self.id.into(),
             role,
             name,
             pod,
@@ -182,11 +182,10 @@ impl Listed {
             pid: Some(self.pid).filter(|pid| *pid > 0),
             netns: self.network_settings.netns(),
             addresses: self.network_settings.addresses(),
-            labels: self.labels,
             joins: self.host_config.joins(),
             ..Workload::default()
         };
-        with_kubernetes(workload)
+        with_kubernetes(workload, self.labels, BTreeMap::new())
     }
 }
 
@@ -199,7 +198,7 @@ impl Inspected {
         let image = if self.image_name.is_empty() { self.config.image } else { self.image_name };
         let uid = self.pod;
         let workload = Workload {
-            id: self.id,
+            id: self.id.into(),
             role: if self.is_infra { Role::Sandbox } else { Role::Container },
             name: bare(&self.name).to_owned(),
             pod: pod_name.map(|name| Pod { namespace: String::new(), name, uid }),
@@ -207,12 +206,10 @@ impl Inspected {
             pid: Some(pid),
             netns: self.network_settings.netns(),
             addresses: self.network_settings.addresses(),
-            labels: self.config.labels,
-            annotations,
             joins: self.host_config.joins(),
             ..Workload::default()
         };
-        Some(with_kubernetes(workload))
+        Some(with_kubernetes(workload, self.config.labels, annotations))
     }
 }
 
@@ -233,15 +230,26 @@ fn bare(name: &str) -> &str {
 
 /// Containers that the kubelet made through cri-dockerd (before: dockershim) say so in their labels; annotations are
 /// labels with a prefix. Labels that only look like it, without the one that says what it is, make no pod.
-fn with_kubernetes(mut workload: Workload) -> Workload {
-    let labels = &mut workload.labels;
-    if !labels.contains_key("io.kubernetes.docker.type") {
-        return workload;
+fn with_kubernetes(
+    mut workload: Workload,
+    mut labels: BTreeMap<String, String>,
+    mut annotations: BTreeMap<String, String>,
+) -> Workload {
+    if labels.contains_key("io.kubernetes.docker.type") {
+        read_kubernetes(&mut workload, &mut labels, &mut annotations);
     }
+    Workload { labels: labels.into(), annotations: annotations.into(), ..workload }
+}
+
+fn read_kubernetes(
+    workload: &mut Workload,
+    labels: &mut BTreeMap<String, String>,
+    annotations: &mut BTreeMap<String, String>,
+) {
     let (Some(name), Some(namespace)) =
         (labels.remove("io.kubernetes.pod.name"), labels.remove("io.kubernetes.pod.namespace"))
     else {
-        return workload;
+        return;
     };
     let uid = labels.remove("io.kubernetes.pod.uid").unwrap_or_default();
     let container = labels.remove("io.kubernetes.container.name");
@@ -254,12 +262,11 @@ fn with_kubernetes(mut workload: Workload) -> Workload {
     };
     for (key, value) in std::mem::take(labels) {
         match key.strip_prefix("annotation.") {
-            Some(key) => workload.annotations.insert(key.to_owned(), value),
+            Some(key) => annotations.insert(key.to_owned(), value),
             None => labels.insert(key, value),
         };
     }
     workload.pod = Some(Pod { namespace, name, uid });
-    workload
 }
 
 /// What an event says.
@@ -326,7 +333,12 @@ pub(super) fn event(line: &[u8]) -> serde_json::Result<Said> {
     let said = match (event.kind.as_str(), action.as_str()) {
         ("container", "start") if is_id(&id) && event.actor.attributes.names_it() => {
             let Attributes { name, image, .. } = event.actor.attributes;
-            return Ok(Said::Started(Box::new(Workload { id, name, image, ..Workload::default() })));
+            return Ok(Said::Started(Box::new(Workload {
+                id: id.into(),
+                name,
+                image,
+                ..Workload::default()
+            })));
         }
         ("container" | "", "start" | "restart" | "restore" | "rename" | "update") => Said::Changed(id),
         // The latter two are podman's.

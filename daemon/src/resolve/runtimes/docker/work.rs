@@ -100,12 +100,12 @@ impl Work {
                 if self.reporter.known(&id).is_none() {
                     self.reporter.put(*workload);
                 }
-                self.inspect(id);
+                self.inspect(id.to_string());
             }
             Ok(Said::Moved(id)) => {
                 // Before it starts and after it ends, networks are connected, too.
                 if self.asking.as_ref() == Some(&id) || self.reporter.known(&id).is_some() {
-                    self.inspect(id);
+                    self.inspect(id.to_string());
                 }
             }
             Ok(Said::Gone(id)) => self.ended(id),
@@ -128,7 +128,7 @@ impl Work {
         if self.queue.len() >= MAX_WORKLOADS {
             return self.missed(&format!("more than {MAX_WORKLOADS} containers wait to be looked at"));
         }
-        if self.queued.insert(id.clone()) {
+        if self.queued.insert(id.to_string()) {
             self.queue.push_front(id);
         }
     }
@@ -170,7 +170,7 @@ impl Work {
         if self.ended.contains(id) {
             return;
         }
-        match workload.filter(|workload| workload.id == id) {
+        match workload.filter(|workload| *workload.id == *id) {
             Some(workload) => self.reporter.put(workload),
             None => self.reporter.remove(id),
         }
@@ -188,7 +188,7 @@ impl Work {
     fn listed(&mut self, Containers(mut all): Containers) {
         let is_first = self.lists == 0;
         self.lists += 1;
-        all.retain(|workload| !self.ended.contains(&workload.id));
+        all.retain(|workload| !self.ended.contains(&*workload.id));
         let mut unsure = Vec::new();
         for workload in &mut all {
             let known = self.reporter.known(&workload.id);
@@ -203,15 +203,15 @@ impl Work {
             }
         }
         // What started while the list was made need not be in it.
-        let listed: FxHashSet<&str> = all.iter().map(|workload| workload.id.as_str()).collect();
+        let listed: FxHashSet<&str> = all.iter().map(|workload| &*workload.id).collect();
         let news = self.queue.iter().filter(|id| !listed.contains(id.as_str()));
         let news: Vec<Workload> =
             news.filter_map(|id| Some(Workload::clone(&*self.reporter.known(id)?))).collect();
         all.extend(news);
         self.reporter.replace(all);
         for id in unsure {
-            if self.queued.insert(id.clone()) {
-                self.queue.push_back(id);
+            if self.queued.insert(id.to_string()) {
+                self.queue.push_back(id.to_string());
             }
         }
     }

@@ -254,7 +254,7 @@ impl Files {
         let namespaces = config.linux.namespaces.unwrap_or_default();
         let netns = namespaces.into_iter().find(|namespace| namespace.kind == "network");
         Some(Workload {
-            id: id.clone(),
+            id: id.as_str().into(),
             role: role.unwrap_or_default(),
             name: listed.name.clone(),
             pod,
@@ -262,7 +262,7 @@ impl Files {
             pid: Some(pid),
             // A path through another process is of no use once that has ended.
             netns: netns.and_then(|netns| netns.path).filter(|path| !path.starts_with("/proc")),
-            annotations,
+            annotations: annotations.into(),
             ..Workload::default()
         })
     }

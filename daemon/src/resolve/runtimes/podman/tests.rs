@@ -202,7 +202,7 @@ async fn pods_by_their_files() {
     assert_eq!(pods, [shop.clone(), shop.clone(), shop, None]);
     let known = tree.find(3).unwrap();
     assert_eq!(known.pod.as_ref().unwrap().uid, pod);
-    assert_eq!(known.annotations.iter().map(|(k, v)| (&**k, &**v)).collect::<Vec<_>>(), [("a", "b")]);
+    assert_eq!(known.annotations.iter().collect::<Vec<_>>(), [("a", "b")]);
 }
 
 #[tokio::test]

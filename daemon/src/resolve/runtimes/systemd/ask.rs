@@ -164,14 +164,14 @@ async fn unit(bus: &Bus, name: &str, path: &str) -> Result<Option<Workload>, Ref
         labels.insert("PrivateNetwork".to_owned(), "yes".to_owned());
     }
     Ok(Some(Workload {
-        id: name.to_owned(),
+        id: name.into(),
         role: Role::Unit,
         name: id.filter(|id| !id.is_empty()).unwrap_or_else(|| name.to_owned()),
         description,
         pid: process(pid),
         netns,
         joins,
-        labels,
+        labels: labels.into(),
         ..Workload::default()
     }))
 }
@@ -187,11 +187,11 @@ async fn machine(bus: &Bus, name: &str, path: &str) -> Result<Option<Workload>, 
         }
     }
     Ok(Some(Workload {
-        id: name.to_owned(),
+        id: name.into(),
         role: Role::Machine,
         name: name.to_owned(),
         pid: process(leader),
-        labels,
+        labels: labels.into(),
         ..Workload::default()
     }))
 }

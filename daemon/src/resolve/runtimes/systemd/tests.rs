@@ -286,7 +286,7 @@ impl Asked {
     }
 
     fn told(&self, id: &str) -> Option<Arc<Workload>> {
-        self.book.told(&(0, id.to_owned())).map(|told| told.workload)
+        self.book.told(&(0, id.into())).map(|told| told.workload)
     }
 
     /// Asks about a unit until it is on the page: what is asked while there is no connection is forgotten.
@@ -346,8 +346,8 @@ async fn nothing_is_connected_before_a_question_and_changes_are_followed() {
     assert_eq!((told.role, &*told.name, &*told.description), (Role::Unit, "a-b@1.service", "A to B"));
     assert_eq!((told.pid, told.joins.as_slice()), (Some(77), &["other.service".to_owned()][..]));
     assert_eq!(told.netns.as_deref(), Some(Path::new("/run/netns/blue")));
-    assert_eq!(told.labels["ControlGroup"], "/system.slice/a-b@1.service");
-    assert_eq!(told.labels["PrivateNetwork"], "yes");
+    assert_eq!(told.labels.get("ControlGroup"), Some("/system.slice/a-b@1.service"));
+    assert_eq!(told.labels.get("PrivateNetwork"), Some("yes"));
 
     fake.set("a-b@1.service", unit("A to C"));
     serving.tell("other.service").await;
@@ -478,7 +478,10 @@ async fn machines_are_asked_of_machined_only_if_it_runs() {
     let machined = fake.serve(&bus.path(), "org.freedesktop.machine1").await;
     asked.book.ask(&Wanted::Machine("box".into()));
     let told = asked.until("the machine", || asked.told("box")).await;
-    assert_eq!((told.role, told.pid, &*told.labels["Class"]), (Role::Machine, Some(4711), "container"));
+    assert_eq!(
+        (told.role, told.pid, told.labels.get("Class")),
+        (Role::Machine, Some(4711), Some("container"))
+    );
     fake.machine_is_gone.store(true, Ordering::Relaxed);
     machined.tell_removed("box").await;
     asked.until("its end", || asked.told("box").is_none().then_some(())).await;

@@ -1,0 +1,328 @@
+//! Reads namespaces as they die. Through the descriptor of its leading process each is held open until that process has
+//! ended; then it is read once more, and let go at once. Nothing is held that has no living process, so no namespace stays
+//! longer than that last reading takes.
+
+use super::ledger::{Ended, Ledger};
+use crate::declare::ColumnSet;
+use crate::events::bus::{Counts, Incoming, Intake};
+use crate::hooks::RawEvent;
+use crate::probes::gone;
+use crate::resolve::directory::{Directory, Entry};
+use crate::sources::gone::{Gone, ROLLED, Sums, sums};
+use crate::sources::{Access, Beacon, Scratch, Source, Target, Want};
+use crate::table::{ABSENT, Subject, Table};
+use arc_swap::ArcSwap;
+use netskoop_api::{EntityRef, Kind, Value};
+use rustc_hash::FxHashMap;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Namespaces held open at most; two descriptors each.
+const MAX_HELD: usize = 8192;
+/// Descriptors that are left to the rest of the daemon.
+const SPARE_DESCRIPTORS: usize = 512;
+/// How long the last reading of a namespace may take.
+const LAST_READING: Duration = Duration::from_secs(1);
+/// A namespace that has a file lives on without a process. When that is removed within this time, as the end of a pod is,
+/// little can have happened in it since it was read.
+const TEARDOWN: Duration = Duration::from_secs(30);
+/// The number of the eventfd among the descriptors waited for; those of namespaces are their slots.
+const WAKE: u64 = u64::MAX;
+/// A look without being woken, in case the probe was switched off.
+const LOOK: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// What the thread needs.
+pub struct Parts {
+    /// Names of the namespaces.
+    pub directory: Arc<ArcSwap<Directory>>,
+    /// Where what was counted goes.
+    pub ledger: Arc<Ledger>,
+    /// Whether somebody wants to know.
+    pub gone: Arc<Gone>,
+    /// What reads the tables that are added up.
+    pub source: Arc<dyn Source>,
+    /// Where events go.
+    pub intake: Intake,
+    /// Counts of the stages of events.
+    pub counts: Arc<Counts>,
+    /// The namespace to come back to.
+    pub home: Option<Arc<OwnedFd>>,
+    /// procfs.
+    pub proc: PathBuf,
+}
+
+/// Handle of the thread, which ends after this is dropped.
+pub struct Farewell {
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// A namespace that lives.
+struct Living {
+    id: Arc<EntityRef>,
+    target: Target,
+    seen: Instant,
+    held: Option<Held>,
+    /// What it had counted when its last leader ended, and when that was.
+    last: Option<(Instant, Sums)>,
+}
+
+/// What holds it open.
+struct Held {
+    pid: i32,
+    process: OwnedFd,
+    namespace: Arc<OwnedFd>,
+}
+
+struct Worker {
+    parts: Parts,
+    epoll: OwnedFd,
+    stop: Arc<AtomicBool>,
+    living: FxHashMap<Subject, Living>,
+    held: usize,
+    most: usize,
+    generation: u64,
+    scratch: Scratch,
+    tables: Vec<Table>,
+}
+
+impl Farewell {
+    /// Starts the thread.
+    pub fn start(parts: Parts) -> io::Result<Farewell> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(SPARE_DESCRIPTORS) / 2;
+        // Elsewhere its processes have other numbers than ours.
+        let own = std::fs::read_link(parts.proc.join("self"));
+        let is_ours = own.is_ok_and(|link| link.as_os_str() == &*std::process::id().to_string());
+        let most = if is_ours { room.min(MAX_HELD) } else { 0 };
+        let scratch = Scratch { home: parts.home.clone(), ..Scratch::default() };
+        let tables = parts.source.tables().iter().map(|decl| Table::new(decl, 4096)).collect();
+        let mut worker = Worker {
+            parts,
+            epoll,
+            stop: Arc::clone(&stop),
+            living: FxHashMap::default(),
+            held: 0,
+            most,
+            generation: 0,
+            scratch,
+            tables,
+        };
+        let thread = std::thread::Builder::new().name("netskoop-gone".into());
+        let thread = thread.spawn(move || worker.run())?;
+        Ok(Farewell { wake, stop, thread })
+    }
+
+    /// Tells it that there is a new picture, or that the probe was switched.
+    pub fn wake(&self) {
+        wake(&self.wake);
+    }
+
+    /// Whether the thread is still there.
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It is not waited for: a reading that hangs must not keep the daemon from stopping.
+        self.wake();
+    }
+}
+
+fn wake(eventfd: &OwnedFd) {
+    // It fails only if it is full, and then the thread will wake anyway.
+    let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+}
+
+impl Worker {
+    fn run(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        while !self.stop.load(Ordering::Relaxed) {
+            self.look();
+            events.clear();
+            let spare = rustix::buffer::spare_capacity(&mut events);
+            if let Err(error) = epoll::wait(&self.epoll, spare, Some(&LOOK))
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(%error, "the ends of namespaces are not seen any more");
+                return;
+            }
+            for event in &events {
+                if let Ok(slot) = u32::try_from(Event::clone(event).data.u64()) {
+                    self.leader_ended(Subject(slot));
+                }
+            }
+        }
+    }
+
+    /// Compares with the picture: who came, whose leader changed, who is gone.
+    fn look(&mut self) {
+        if !self.parts.gone.is_enabled() {
+            self.living.clear();
+            (self.held, self.generation) = (0, 0);
+            return;
+        }
+        let directory = self.parts.directory.load_full();
+        if directory.generation() == self.generation {
+            return;
+        }
+        self.generation = directory.generation();
+        let stays =
+            |subject: Subject, seen| directory.entry(subject).is_some_and(|e| e.namespace.seen == seen);
+        let living = self.living.iter().filter(|(subject, living)| !stays(**subject, living.seen));
+        let gone: Vec<Subject> = living.map(|(subject, _)| *subject).collect();
+        for subject in gone {
+            self.say_farewell(subject);
+        }
+        for entry in directory.entries().filter(|entry| !entry.namespace.facts.host) {
+            self.meet(entry);
+        }
+    }
+
+    fn meet(&mut self, entry: &Entry) {
+        let ns = &entry.namespace;
+        let pid = match ns.access {
+            Access::Process(pid) | Access::Either(pid, _) => Some(pid),
+            Access::Mount(_) | Access::Held(_) => None,
+        };
+        let known = self.living.entry(ns.subject).or_insert_with(|| Living {
+            id: Arc::clone(&entry.id),
+            target: Target {
+                subject: ns.subject,
+                inode: ns.facts.inode,
+                cookie: ns.facts.cookie,
+                access: ns.access.clone(),
+            },
+            seen: ns.seen,
+            held: None,
+            last: None,
+        });
+        known.id = Arc::clone(&entry.id);
+        if known.held.as_ref().map(|held| held.pid) == pid {
+            return;
+        }
+        self.held -= usize::from(known.held.take().is_some());
+        // It lives on, so what was read is not its end.
+        if pid.is_some() {
+            known.last = None;
+        }
+        if let Some(pid) = pid.filter(|_| self.held < self.most)
+            && let Some(held) = hold(&self.parts.proc, pid, known.target.inode)
+        {
+            let flags = EventFlags::IN | EventFlags::ONESHOT;
+            if epoll::add(&self.epoll, &held.process, EventData::new_u64(u64::from(ns.subject.0)), flags)
+                .is_ok()
+            {
+                known.held = Some(held);
+                self.held += 1;
+            }
+        }
+    }
+
+    /// The process through which a namespace is held has ended: it is read, and let go. If it lives on, the next picture
+    /// tells through whom.
+    fn leader_ended(&mut self, subject: Subject) {
+        let Some(living) = self.living.get_mut(&subject) else { return };
+        let Some(held) = living.held.take() else { return };
+        self.held -= 1;
+        let target = Target { access: Access::Held(held.namespace), ..living.target.clone() };
+        let read = read(&*self.parts.source, &target, &mut self.scratch, &mut self.tables);
+        if let Some(living) = self.living.get_mut(&subject).filter(|_| read.is_some()) {
+            living.last = read.map(|sums| (Instant::now(), sums));
+        }
+    }
+
+    fn say_farewell(&mut self, subject: Subject) {
+        // Its leader may have left it and live on.
+        self.leader_ended(subject);
+        let Some(living) = self.living.remove(&subject) else { return };
+        let last = living.last.as_ref().filter(|(read, _)| read.elapsed() < TEARDOWN);
+        let sums = last.map(|(_, sums)| sums.clone());
+        self.tell(&living, sums.as_ref());
+        self.parts.ledger.note(Ended {
+            subject,
+            seen: living.seen,
+            kind: living.id.kind.as_str(),
+            namespace: living.id.namespace.clone().filter(|_| living.id.kind == Kind::Pod),
+            sums,
+        });
+    }
+
+    fn tell(&self, living: &Living, sums: Option<&Sums>) {
+        let mut fields = vec![("seconds", Value::Float(seconds(living.seen.elapsed())))];
+        for (table, column, field) in gone::SHOWN {
+            let at = ROLLED.iter().position(|decl| std::ptr::eq(*decl, table));
+            let sums = sums.zip(at).map(|(sums, at)| &sums[at]);
+            let value = sums.and_then(|sums| sums.get(usize::from(column)));
+            fields
+                .extend(value.filter(|value| **value != ABSENT).map(|value| (field, Value::Number(*value))));
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let event = RawEvent {
+            decl: &gone::PROBE.events[0],
+            netns: living.target.inode,
+            cookie: living.target.cookie,
+            cgroup: 0,
+            time: now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned(),
+            tuple: None,
+            process: None,
+            fields,
+            stack: vec![],
+            suppressed: 0,
+        };
+        self.parts.counts.received.fetch_add(1, Ordering::Relaxed);
+        self.parts.intake.put(Incoming { probe: gone::PROBE.name, event });
+    }
+}
+
+/// To the millisecond.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// Opens a process and its namespace; `None` if the process has ended or lives elsewhere by now.
+fn hold(proc: &std::path::Path, pid: i32, inode: u32) -> Option<Held> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
+    let path = proc.join(pid.to_string()).join("ns/net");
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let same = rustix::fs::fstat(&namespace).is_ok_and(|stat| stat.st_ino == u64::from(inode));
+    same.then(|| Held { pid, process, namespace: Arc::new(namespace) })
+}
+
+/// What a namespace that is held has counted.
+fn read(source: &dyn Source, target: &Target, scratch: &mut Scratch, tables: &mut [Table]) -> Option<Sums> {
+    tables.iter_mut().for_each(Table::clear);
+    let wanted = |table: &Table| {
+        let mut set = ColumnSet::default();
+        let shown = ROLLED.iter().any(|decl| std::ptr::eq(*decl, table.decl()));
+        (0..table.decl().columns.len()).filter(|_| shown).for_each(|column| set.insert(column as u16));
+        set
+    };
+    let columns: Vec<ColumnSet> = tables.iter().map(wanted).collect();
+    let want = Want {
+        targets: std::slice::from_ref(target),
+        columns: &columns,
+        deadline: Instant::now() + LAST_READING,
+        beacon: &Beacon::default(),
+    };
+    let report = source.read(&want, scratch, tables);
+    let rolled =
+        ROLLED.iter().filter_map(|decl| tables.iter().find(|table| std::ptr::eq(table.decl(), *decl)));
+    (report.done == 1).then(|| sums(rolled, target.subject))
+}

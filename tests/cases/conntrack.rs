@@ -1,0 +1,288 @@
+use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, run, series, skip, until};
+use netskoop_api::StateName;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Rules that use connection tracking; without any a namespace tracks nothing.
+const RULES: &str = "add table inet t; add chain inet t in { type filter hook input priority 0; }; \
+                     add rule inet t in ct state new counter; add chain inet t out { type filter hook output priority 0; }; \
+                     add rule inet t out ct state new counter";
+
+/// The words of `conntrack -S` and the metrics that show them.
+const COUNTERS: [(&str, &str); 10] = [
+    ("found", "found_total"),
+    ("invalid", "invalid_total"),
+    ("insert", "inserted_total"),
+    ("insert_failed", "insert_failed_total"),
+    ("drop", "dropped_total"),
+    ("early_drop", "early_dropped_total"),
+    ("error", "errors_total"),
+    ("search_restart", "search_restarts_total"),
+    ("clash_resolve", "clashes_resolved_total"),
+    ("chaintoolong", "chain_too_long_total"),
+];
+
+/// Every number that `conntrack` shows inside, by metric.
+fn theirs(netns: &Netns) -> BTreeMap<String, f64> {
+    let mut numbers = BTreeMap::new();
+    for line in netns.run("conntrack", &["-S"]).lines() {
+        let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
+        for (name, value) in pairs.filter(|(name, _)| *name != "cpu") {
+            let (_, metric) = COUNTERS.iter().find(|(known, _)| *known == name).expect(name);
+            *numbers.entry((*metric).to_owned()).or_default() += value.parse::<f64>().unwrap();
+        }
+    }
+    let entries = netns.run("conntrack", &["-C"]);
+    numbers.insert("entries".to_owned(), entries.trim().parse().unwrap());
+    numbers
+}
+
+fn value(text: &str, netns: &Netns, metric: &str) -> Option<f64> {
+    series(text, &format!("netskoop_conntrack_{metric}{{kind=\"netns\",name=\"{}\"}}", netns.0))
+}
+
+/// Compares all numbers; some may move between two looks.
+fn agree(daemon: &Daemon, netns: &Netns) {
+    until("the numbers agree", || {
+        let before = theirs(netns);
+        let text = daemon.scrape("/metrics?set=full");
+        let ours = before.keys().filter_map(|name| Some((name.clone(), value(&text, netns, name)?)));
+        (ours.collect::<BTreeMap<_, _>>() == before && before.len() == 11).then_some(())
+    });
+}
+
+/// TCP and UDP in both IP versions.
+fn traffic(from: &Netns, to: &Netns, net: u8) {
+    for host in [format!("10.9.{net}.2"), format!("[fd09::{net}:2]")] {
+        let (listener, receiver) = to.enter(|| {
+            (
+                TcpListener::bind(format!("{host}:7000")).unwrap(),
+                UdpSocket::bind(format!("{host}:7000")).unwrap(),
+            )
+        });
+        from.enter(|| {
+            let mut client = TcpStream::connect(format!("{host}:7000")).unwrap();
+            let mut server = listener.accept().unwrap().0;
+            client.write_all(b"hello").unwrap();
+            drop(client);
+            server.read_to_end(&mut Vec::new()).unwrap();
+            let any = if host.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            for _ in 0..3 {
+                let socket = UdpSocket::bind(any).unwrap();
+                socket.send_to(b"hello", format!("{host}:7000")).unwrap();
+                let (_, sender) = receiver.recv_from(&mut [0; 16]).unwrap();
+                receiver.send_to(b"answer", sender).unwrap();
+                socket.recv(&mut [0; 16]).unwrap();
+            }
+        });
+    }
+}
+
+fn insert(netns: &Netns, port: u16) {
+    let port = port.to_string();
+    let entry = ["-s", "192.0.2.1", "-d", "192.0.2.2", "--sport", &port, "--dport", "7"];
+    netns.run("conntrack", &[&["-I", "-p", "udp", "-t", "600"][..], &entry].concat());
+}
+
+#[test]
+fn each_namespace_has_its_own_numbers() {
+    own_node!(Pids::Own);
+    let (red, blue, idle) = (Netns::new("red"), Netns::new("blue"), Netns::new("idle"));
+    red.cable(&blue, 1);
+    for netns in [&red, &blue] {
+        netns.run("nft", &[RULES]);
+    }
+    let daemon = Setup::on_node().pull_only().start();
+    traffic(&red, &blue, 1);
+    (1..4).for_each(|port| insert(&blue, port));
+    for netns in [&red, &blue, &idle] {
+        agree(&daemon, netns);
+    }
+    let text = daemon.scrape("/metrics?set=full");
+    assert!(value(&text, &red, "entries").unwrap() >= 8.0, "{text}");
+    assert_eq!(value(&text, &blue, "inserted_total"), Some(3.0));
+    assert_eq!(value(&text, &idle, "entries"), Some(0.0));
+    let max = idle.run("cat", &["/proc/sys/net/netfilter/nf_conntrack_max"]);
+    assert_eq!(value(&text, &idle, "max_entries"), Some(max.trim().parse().unwrap()));
+    assert_eq!(value(&text, &idle, "ignored_total"), None, "this kernel does not count it");
+    // The older systems showed the host only.
+    let text = daemon.scrape("/metrics?names=kubeskoop,inspector");
+    for name in ["kubeskoop_conntrack_entries{", "inspector_pod_conntrackentries{"] {
+        assert_eq!(text.lines().filter(|line| line.starts_with(name)).count(), 1, "{text}");
+    }
+    let info = daemon.probe("conntrack");
+    assert_eq!(info.state.state, StateName::On, "{info:?}");
+}
+
+/// `conntrack -L`, counted by protocol and state as the metric has them.
+fn listed(netns: &Netns) -> BTreeMap<(String, String), f64> {
+    let mut counts = BTreeMap::new();
+    let text = ["ipv4", "ipv6"].map(|family| netns.run("conntrack", &["-L", "-f", family])).concat();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (protocol, state) = match words[0] {
+            "tcp" => ("tcp", words[3].to_lowercase()),
+            protocol => {
+                let state = match () {
+                    () if line.contains("[ASSURED]") => "assured",
+                    () if line.contains("[UNREPLIED]") => "unreplied",
+                    () => "replied",
+                };
+                let protocol = match protocol {
+                    "udp" => "udp",
+                    "icmp" | "icmpv6" => "icmp",
+                    _ => "other",
+                };
+                (protocol, state.to_owned())
+            }
+        };
+        *counts.entry((protocol.to_owned(), state)).or_default() += 1.0;
+    }
+    counts
+}
+
+fn by_state(text: &str, netns: &Netns) -> BTreeMap<(String, String), f64> {
+    let head = format!("netskoop_conntrack_entries_by_state{{kind=\"netns\",name=\"{}\",", netns.0);
+    let lines = text.lines().filter_map(|line| line.strip_prefix(&*head));
+    let parse = |line: &str| {
+        let mut parts = line.split('"');
+        let (protocol, state) = (parts.nth(1).unwrap().to_owned(), parts.nth(1).unwrap().to_owned());
+        ((protocol, state), line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+    };
+    lines.map(parse).filter(|(_, count)| *count > 0.0).collect()
+}
+
+#[test]
+fn entries_are_told_apart_by_state_if_asked_for() {
+    own_node!(Pids::Own);
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    red.cable(&blue, 2);
+    red.run("nft", &[RULES]);
+    let daemon = Setup::on_node().pull_only().start();
+    traffic(&red, &blue, 2);
+    // Nobody answers.
+    red.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", "10.9.2.77:9").unwrap());
+    red.run(
+        "conntrack",
+        &[
+            "-I",
+            "-p",
+            "gre",
+            "-t",
+            "600",
+            "-s",
+            "192.0.2.1",
+            "-d",
+            "192.0.2.2",
+            "--srckey",
+            "1",
+            "--dstkey",
+            "2",
+            "-u",
+            "SEEN_REPLY",
+        ],
+    );
+    assert_eq!(by_state(&daemon.scrape("/metrics?set=full"), &red), BTreeMap::new());
+    daemon.change("conntrack", r#"{"options":{"entries_by_state":"true"},"runtime":true}"#);
+    let states = until("both agree", || {
+        let before = listed(&red);
+        let ours = by_state(&daemon.scrape("/metrics"), &red);
+        (ours == before && listed(&red) == before).then_some(ours)
+    });
+    for known in [("tcp", "time_wait"), ("udp", "replied"), ("udp", "unreplied"), ("other", "replied")] {
+        let known = (known.0.to_owned(), known.1.to_owned());
+        assert!(states.contains_key(&known), "{known:?} is not in {states:?}");
+    }
+    // More than may be walked: nothing rather than half of it.
+    daemon.change("conntrack", r#"{"options":{"walk_limit":"3"},"runtime":true}"#);
+    let text = daemon.scrape("/metrics");
+    assert_eq!(by_state(&text, &red), BTreeMap::new());
+    assert!(value(&text, &red, "entries").unwrap() > 3.0);
+}
+
+/// The limit of all namespaces, as it was again when dropped. It can be changed where the machine has its own namespace
+/// only.
+struct Limit {
+    outside: PathBuf,
+    before: String,
+}
+
+impl Limit {
+    fn new(value: u32) -> Option<Limit> {
+        let parent = rustix::process::getppid()?;
+        let outside = format!("/proc/{}/ns/net", parent.as_raw_pid()).into();
+        let mut limit = Limit { outside, before: String::new() };
+        let output = limit.command("cat").output().unwrap();
+        limit.before = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        limit.put(&value.to_string()).then_some(limit)
+    }
+    fn command(&self, action: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let script = format!("{action} /proc/sys/net/netfilter/nf_conntrack_max");
+        command.arg(format!("--net={}", self.outside.display())).args(["sh", "-c", &script]);
+        command
+    }
+    fn put(&self, value: &str) -> bool {
+        self.command(&format!("echo {value} >")).output().unwrap().status.success()
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        let restored = self.put(&self.before);
+        assert!(restored || std::thread::panicking(), "nf_conntrack_max stays changed");
+    }
+}
+
+#[test]
+fn a_full_table_is_seen() {
+    own_node!(Pids::Shared);
+    let _alone = exclusive();
+    let (full, calm) = (Netns::new("full"), Netns::new("calm"));
+    for netns in [&full, &calm] {
+        netns.run("nft", &[RULES]);
+    }
+    let daemon = Setup::on_node().pull_only().start();
+    let Some(limit) = Limit::new(500) else {
+        return skip(
+            "the limit of conntrack can be changed only where the tests run in the first network namespace",
+        );
+    };
+    for host in ["127.0.0.1", "[::1]"] {
+        full.enter(|| {
+            let socket = UdpSocket::bind(format!("{host}:0")).unwrap();
+            let refused =
+                (1..4000).filter(|port| socket.send_to(b"x", format!("{host}:{port}")).is_err()).count();
+            assert!(refused > 1000, "only {refused} of them found the table full");
+        });
+    }
+    calm.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap());
+    agree(&daemon, &full);
+    agree(&daemon, &calm);
+    let text = daemon.scrape("/metrics?set=full");
+    assert_eq!(value(&text, &full, "max_entries"), Some(500.0));
+    assert!(value(&text, &full, "entries").unwrap() >= 450.0);
+    assert!(value(&text, &full, "dropped_total").unwrap() > 2000.0);
+    assert!(value(&text, &full, "early_dropped_total").unwrap() > 0.0);
+    assert_eq!(value(&text, &calm, "dropped_total"), Some(0.0), "each namespace is held to the limit alone");
+    drop(limit);
+}
+
+#[test]
+fn where_the_kernel_has_none_the_probe_says_so() {
+    let daemon = Setup::fixture("healthy").start();
+    let text = daemon.scrape("/metrics");
+    assert!(!text.contains("netskoop_conntrack_"));
+    if run("ls", &["/sys/module"]).lines().any(|module| module == "nf_conntrack_netlink") {
+        return;
+    }
+    // Of this procfs the daemon cannot learn that it is built in.
+    let state = daemon.probe("conntrack").state;
+    assert_eq!(state.state, StateName::NotAvailable);
+    let reason = "the kernel module nf_conntrack_netlink is not loaded, and the daemon loads none";
+    assert_eq!(state.reason.as_deref(), Some(reason));
+    assert_eq!(series(&text, "netskoop_probe_success{probe=\"conntrack\"}").unwrap_or(1.0), 1.0);
+}
