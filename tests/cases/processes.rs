@@ -1,6 +1,6 @@
 use crate::support::containerd::{Containerd, PodPlan};
 use crate::support::{Daemon, Netns, Pids, Setup, own_node, series, until};
-use netskoop_api::EntityMetrics;
+use netskoop_api::{EntityMetrics, StateName};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -329,4 +329,25 @@ fn time_run_and_waited_is_what_the_scheduler_says() {
     worker.end();
     let after = shown().unwrap();
     assert!(after.0 >= before.0 && after.1 >= before.1, "{before:?} {after:?}");
+}
+
+#[test]
+fn without_bpf_descriptors_and_quotas_are_shown_and_the_rest_says_why_not() {
+    if !crate::support::is_root() {
+        return crate::support::skip("needs root, to give up capabilities");
+    }
+    let setup =
+        Setup::new().pull_only().set("probes.cpu", "enabled = true").set("probes.fd", "enabled = true");
+    let daemon = setup.wrap(&["setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon"]).start();
+    let state = daemon.probe("cpu").state;
+    assert_eq!((state.state, state.via.as_deref()), (StateName::On, Some("procfs")));
+    assert!(state.reason.unwrap().contains("CAP_BPF"));
+    let changed = daemon.change("cpu", r#"{"enabled":true,"runtime":true}"#);
+    assert_eq!(changed.probe.state.state, StateName::On);
+    let refused = daemon.patch("io", r#"{"enabled":true,"runtime":true}"#);
+    assert!(refused.status == 409 && refused.text().contains("CAP_BPF"), "{}", refused.text());
+    let text = daemon.scrape("/metrics?collect[]=cpu");
+    let is_host = text.contains("netskoop_cpu_pressure_seconds_total{kind=\"host\"");
+    assert_eq!(is_host, Path::new("/proc/pressure/cpu").exists(), "{text}");
+    assert!(!text.contains("netskoop_cpu_run_seconds_total{"));
 }
