@@ -3,6 +3,7 @@
 use crate::declare::Probe;
 
 pub mod conntrack;
+pub mod cpu;
 pub mod fd;
 pub mod gone;
 pub mod icmp;
@@ -45,6 +46,7 @@ pub static PROBES: &[&Probe] = &[
     &ipvs::PROBE,
     &rdma::PROBE,
     &qdisc::PROBE,
+    &cpu::PROBE,
     &fd::PROBE,
     &io::PROBE,
     &tcpsummary::PROBE,
