@@ -166,7 +166,7 @@ fn a_pod_of_the_nodes_network_has_what_is_known_by_process() {
     let values: EntityMetrics = daemon.json("/v1/metrics?entity=kube-system/proxy");
     assert!(values.values.iter().any(|value| value.metric == "netskoop_io_write_calls_total"));
     assert!(values.values.iter().any(|value| value.metric == "netskoop_fd_open" && value.value == expected));
-    assert!(values.values.iter().all(|value| ["io", "fd"].contains(&value.probe.as_str())), "{values:#?}");
+    assert!(values.values.iter().all(|value| ["io", "fd", "limit"].contains(&value.probe.as_str())), "{values:#?}");
     containerd.remove_pod(&proxy);
     until("its series are gone", || shown(labels).is_none().then_some(()));
 }
