@@ -71,7 +71,7 @@ impl ColumnSet {
 }
 
 /// Generation of metric names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Names {
     /// Ours: `netskoop_tcp_active_opens_total{kind,name,...}`.
     Netskoop,
@@ -106,7 +106,7 @@ pub enum Points {
 
 impl Points {
     /// The columns that are shown.
-    pub fn columns(&self) -> impl Iterator<Item = u16> + '_ {
+    pub fn columns(&self) -> impl Iterator<Item = u16> + Clone + '_ {
         let (cells, sum): (&[(&str, u16)], &[u16]) = match self {
             Points::Cells(cells) => (cells, &[]),
             Points::Sum(columns) => (&[], columns),
@@ -167,6 +167,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
+    /// Name of another probe that must be on: its source is not to work for this one alone.
+    pub with: Option<&'static str>,
     /// Places of the table's numbers that stand behind the point: 3 if it has milliseconds and seconds are shown.
     pub decimals: u8,
 }
@@ -193,6 +195,7 @@ impl Family {
             core: false,
             alarm: "",
             option: None,
+            with: None,
             decimals: 0,
         }
     }
@@ -241,6 +244,10 @@ impl Family {
     /// Sets the subjects it has series for.
     pub const fn scope(self, scope: Scope) -> Family {
         Family { scope, ..self }
+    }
+    /// Shows it only when another probe is on.
+    pub const fn with(self, probe: &'static str) -> Family {
+        Family { with: Some(probe), ..self }
     }
     /// Shows it only when a boolean option of the probe is on.
     pub const fn option(self, option: &'static str) -> Family {

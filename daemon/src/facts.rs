@@ -42,6 +42,10 @@ impl Fact {
     pub const fn decimals(self, decimals: u8) -> Fact {
         Fact { decimals, ..self }
     }
+    /// Its sentence, for families that are not made of the table of facts.
+    pub const fn help(self) -> &'static str {
+        self.help
+    }
     /// Says what growth means.
     pub const fn alarm(self, alarm: &'static str) -> Fact {
         Fact { alarm, ..self }

@@ -123,7 +123,7 @@ impl Drop for Node {
 
 /// The default set of the native names.
 fn selection() -> Selection {
-    Selection { names: vec![Names::Netskoop], full: false, probes: None }
+    Selection { names: vec![Names::Netskoop], target: false, full: false, probes: None }
 }
 
 fn active(hooks: bool) -> Vec<Active> {
@@ -170,7 +170,7 @@ fn child() {
         let deadline = Instant::now() + Duration::from_secs(60);
         let snapshot = collector.collect(wanted.clone(), Duration::ZERO, deadline).await.unwrap();
         assert!(snapshot.reports.iter().all(|report| report.success() || !report.ran));
-        Exposition::new(snapshot, chosen.clone(), true, u64::MAX, vec![], |_, _| ())
+        Exposition::new(snapshot, chosen.clone(), false, true, u64::MAX, vec![], |_, _| ())
             .map(|piece| piece.len())
             .sum::<usize>()
     };
@@ -215,7 +215,7 @@ fn gate(what: &str, found: u64, limit: u64) {
     assert!(found * 3 / 2 + 2 >= limit, "{what}: only {found} by now, so lower the limit from {limit}");
 }
 
-fn skip(test: &str, why: &str) {
+pub(crate) fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("NETSKOOP_NO_SKIP").is_none(), "{test}: {why}");
     eprintln!("SKIP {test}: {why}");
     if let Some(path) = std::env::var_os("NETSKOOP_SKIPS") {
@@ -340,7 +340,7 @@ fn answer(directory: &Directory) -> (String, u64) {
         (hooks.fill)(&counters, &known, &mut table);
         tables.push(table);
     }
-    let whose = Whose { directory, groups: &[] };
+    let whose = Whose { directory, groups: &[], target: false };
     let (mut out, mut budget, mut titled) = (Vec::new(), Budget::new(u64::MAX), "");
     for (probe, _) in active(true) {
         for family in probe.families().filter(|f| f.names == Names::Netskoop && f.core && f.option.is_none())

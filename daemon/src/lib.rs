@@ -14,6 +14,8 @@ pub mod facts;
 mod gates;
 pub mod hooks;
 pub mod kernel;
+#[cfg(test)]
+mod older_names;
 pub mod probes;
 pub mod render;
 pub mod resolve;

@@ -236,7 +236,7 @@ async fn assemble(
     let hooks =
         HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
             .map_err(start_error("start the pump of the event ring"))?;
-    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc);
+    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc, &config.sys);
     let table = objects as Arc<dyn HookTable>;
     let counters =
         PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table), &config.proc));
@@ -290,7 +290,7 @@ async fn tell_farewell(engine: Arc<Engine>) {
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {
     let config = engine.config();
-    let selection = Selection { names: config.names, full: config.full_set, probes: None };
+    let selection = Selection { names: config.names, target: false, full: config.full_set, probes: None };
     engine.scrape(&selection, None).await.map(drop)
 }
 

@@ -15,6 +15,8 @@ impl Subject {
     const FIRST_GROUP: Subject = Subject(0xf000_0000);
     /// What the kernel counted without telling a namespace.
     pub const UNATTRIBUTED: Subject = Subject(u32::MAX);
+    /// All that found no room under their own names.
+    pub const OTHER: Subject = Subject(u32::MAX - 1);
 
     /// A group of what is gone.
     pub fn group(number: usize) -> Subject {
@@ -23,7 +25,7 @@ impl Subject {
 
     /// Which group it is; `None` if it is none.
     pub fn group_number(self) -> Option<usize> {
-        let is_group = self != Subject::UNATTRIBUTED;
+        let is_group = self < Subject::OTHER;
         self.0.checked_sub(Subject::FIRST_GROUP.0).filter(|_| is_group).map(|number| number as usize)
     }
 

@@ -70,7 +70,9 @@ fn a_query_that_makes_no_sense_is_explained() {
         ("collect[]=tcpex", "no probe 'tcpex'. Did you mean 'tcpext'?"),
         ("exclude%5B%5D=udpp", "no probe 'udpp'. Did you mean 'udp'?"),
         ("set=all", "it is either core or full"),
-        ("collect=tcp", "unknown parameter 'collect'; known are names, set, collect[], exclude[]"),
+        ("labels=old", "it is either default or target"),
+        ("labels=target", "only names=inspector have these"),
+        ("collect=tcp", "unknown parameter 'collect'; known are names, labels, set, collect[], exclude[]"),
     ] {
         let answer = daemon.http(&format!("/metrics?{query}"));
         assert_eq!(answer.status, 400, "{query}");

@@ -108,6 +108,12 @@ pub static KEYS: &[Key] = &[
         help: "Generations of metric names that /metrics shows when the scraper does not choose with ?names=.",
     },
     Key {
+        path: "metrics.labels",
+        kind: KeyKind::Either("default", "target", |config| &mut config.target_labels),
+        default: "\"default\"",
+        help: "Labels of the inspector's names when the scraper does not choose with ?labels=. Release 0.1 of KubeSkoop had target_node, target_namespace, target_pod beside node, namespace, pod.",
+    },
+    Key {
         path: "metrics.set",
         kind: KeyKind::Either("core", "full", |config| &mut config.full_set),
         default: "\"core\"",

@@ -52,6 +52,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Generations that `/metrics` shows when the scraper does not say.
     pub names: Vec<Names>,
+    /// Whether the inspector's names have the labels of its release 0.1.
+    pub target_labels: bool,
     /// Whether all families are shown, or only the core set.
     pub full_set: bool,
     /// A collection is shared by all scrapes that come within this time.
@@ -119,6 +121,7 @@ impl Default for Config {
             listen: vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9102))],
             max_connections: 512,
             names: vec![Names::Netskoop],
+            target_labels: false,
             full_set: false,
             min_interval: Duration::from_secs(1),
             timeout: Duration::from_secs(10),

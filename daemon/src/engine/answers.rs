@@ -154,7 +154,7 @@ impl Engine {
 
     /// `GET /v1/metrics?entity=..`: every native value of one entity.
     pub async fn entity_metrics(&self, text: &str) -> Result<Result<EntityMetrics, NoSuchEntity>, PassError> {
-        let selection = Selection { names: vec![Names::Netskoop], full: true, probes: None };
+        let selection = Selection { names: vec![Names::Netskoop], target: false, full: true, probes: None };
         let chosen = selection.choose(&self.active(), &self.sources);
         if self.watcher.directory().find(text).is_none() {
             self.watcher.rescan().await;

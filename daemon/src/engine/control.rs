@@ -366,7 +366,9 @@ impl Engine {
         *noted = Some(snapshot.taken);
         let (mut cpu, mut errors, mut absent) = (lock(&self.cpu), lock(&self.errors), lock(&self.absent));
         for (at, report) in snapshot.reports.iter().enumerate().filter(|(_, report)| report.ran) {
-            cpu[at] = super::SourceCpu { last: Some(report.cpu), total: cpu[at].total + report.cpu };
+            cpu[at].last = Some(report.cpu);
+            cpu[at].total += report.cpu;
+            cpu[at].retries += u64::from(report.retries);
             if absent[at] != report.not_here {
                 absent[at].clone_from(&report.not_here);
             }

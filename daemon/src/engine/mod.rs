@@ -105,11 +105,12 @@ struct LastAnswer {
     over: u64,
 }
 
-/// CPU time of a source.
+/// CPU time of a source, and how often it asked again.
 #[derive(Clone, Copy, Debug, Default)]
 struct SourceCpu {
     last: Option<Duration>,
     total: Duration,
+    retries: u64,
 }
 
 /// How a probe stands.
@@ -268,9 +269,17 @@ impl Engine {
         let last = Arc::clone(&self.last);
         // A description is a name of this generation, and like the daemon's own metrics is there whatever is picked.
         let infos = selection.names.contains(&Names::Netskoop);
-        Ok(Exposition::new(snapshot, chosen, infos, config.max_series, tail, move |budget, bytes| {
-            *lock(&last) = LastAnswer { series: budget.written, bytes, over: budget.over };
-        }))
+        Ok(Exposition::new(
+            snapshot,
+            chosen,
+            selection.target,
+            infos,
+            config.max_series,
+            tail,
+            move |budget, bytes| {
+                *lock(&last) = LastAnswer { series: budget.written, bytes, over: budget.over };
+            },
+        ))
     }
 
     async fn collect(

@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub struct Selection {
     /// Generations of names.
     pub names: Vec<Names>,
+    /// Whether the inspector's names have the labels of its release 0.1.
+    pub target: bool,
     /// All families, or only the core set.
     pub full: bool,
     /// Only these probes; all that are on if `None`.
@@ -42,7 +44,8 @@ impl Selection {
                 continue;
             }
             let families = probe.families().filter(|family| {
-                self.names.contains(&family.names)
+                let with = family.with.is_none_or(|name| active.iter().any(|(probe, _)| probe.name == name));
+                with && self.names.contains(&family.names)
                     && (self.full || family.core || family.option.is_some())
                     && family.option.is_none_or(|name| options.get(name) == Some(&OptionValue::Bool(true)))
             });
@@ -67,6 +70,7 @@ pub fn wants(chosen: &[Chosen], sources: &Sources) -> Wants {
 pub struct Exposition {
     snapshot: Arc<Snapshot>,
     chosen: std::vec::IntoIter<Chosen>,
+    target: bool,
     /// Number of the entity whose description is next, if any.
     next_info: Option<usize>,
     budget: Budget,
@@ -85,6 +89,7 @@ impl Exposition {
     pub fn new(
         snapshot: Arc<Snapshot>,
         chosen: Vec<Chosen>,
+        target: bool,
         infos: bool,
         max_series: u64,
         tail: Vec<u8>,
@@ -93,6 +98,7 @@ impl Exposition {
         Exposition {
             snapshot,
             chosen: chosen.into_iter(),
+            target,
             next_info: infos.then_some(0),
             budget: Budget::new(max_series),
             titled: "",
@@ -111,7 +117,11 @@ impl Iterator for Exposition {
         let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
-            let whose = Whose { directory: &self.snapshot.directory, groups: &self.snapshot.groups };
+            let whose = Whose {
+                directory: &self.snapshot.directory,
+                groups: &self.snapshot.groups,
+                target: self.target,
+            };
             write_family(&mut piece, chosen.family, table, &whose, &mut self.budget, &mut self.titled);
             if piece.len() >= PIECE {
                 break;

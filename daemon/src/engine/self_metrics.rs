@@ -24,6 +24,11 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         "CPU time of the probe's sources and, if BPF statistics are on, programs.",
         true,
     ),
+    (
+        "netskoop_probe_retries_total",
+        "Lists that the probe's sources asked the kernel for again, because they changed or were cut meanwhile.",
+        true,
+    ),
     ("netskoop_events_seen_total", "Events that passed a probe's filters in the kernel.", true),
     ("netskoop_events_submitted_total", "Events a probe wrote to the ring buffer.", true),
     ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
@@ -118,6 +123,8 @@ pub struct ProbeRun {
     pub success: Option<bool>,
     /// CPU time since the start, seconds.
     pub cpu_seconds: f64,
+    /// Lists that its sources asked for again since the start.
+    pub retries: u64,
 }
 
 /// The text of all self metrics.
@@ -150,7 +157,7 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: &Extra) -> Vec<u8> {
 }
 
 fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
-    for ProbeRun { name, state: run, success, cpu_seconds } in probes {
+    for ProbeRun { name, state: run, success, cpu_seconds, retries } in probes {
         let probe = [("probe", *name)];
         let state = run.state;
         let wanted = !matches!(state, StateName::Off);
@@ -164,6 +171,7 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
         }
         if let Some(cpu) = run.last_collection_ns {
             writer.one("netskoop_probe_duration_seconds", &probe, seconds(cpu));
+            writer.one("netskoop_probe_retries_total", &probe, *retries as f64);
         }
         writer.one("netskoop_probe_cpu_seconds_total", &probe, *cpu_seconds);
         let Some(stream) = run.stream else { continue };

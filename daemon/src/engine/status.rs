@@ -118,6 +118,7 @@ impl Engine {
                     .then(|| sources.iter().all(|at| snapshot.reports[*at].success())),
                 cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                     + standing.bpf_seconds,
+                retries: sources.iter().map(|at| cpu[*at].retries).sum(),
             }
         };
         let probes: Vec<ProbeRun> = standings.into_iter().map(run).collect();

@@ -73,6 +73,10 @@ fn function(line: &[u8]) -> Option<&'static str> {
     ALL.iter().map(|part| part.function).find(|function| module.is_none() && function.as_bytes() == name)
 }
 
+/// A part that no kernel has.
+#[cfg(test)]
+pub(crate) const MISSING: Part = Part { module: "no_such_module", function: "no_such_function" };
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,8 +93,7 @@ mod tests {
 
     #[test]
     fn the_reason_says_what_is_missing() {
-        let missing = Part { module: "no_such_module", function: "no_such_function" };
-        assert!(!missing.is_here(Path::new("/proc")));
-        assert!(missing.absence().starts_with("the kernel module no_such_module is not loaded"));
+        assert!(!MISSING.is_here(Path::new("/proc")));
+        assert!(MISSING.absence().starts_with("the kernel module no_such_module is not loaded"));
     }
 }

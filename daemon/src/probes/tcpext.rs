@@ -530,6 +530,14 @@ static ALIAS: [Family; 1] = [Family::inspector(
     one(&NETSTAT, "TcpExt.PAWSEstab"),
 )];
 
+/// The newest documentation writes `ListenOverflows` without its last letter.
+static HYBRID: [Family; 1] = [Family::kubeskoop(
+    "kubeskoop_tcpext_listenoverflow",
+    "Connections dropped because the accept queue of the listener was full (TcpExt.ListenOverflows of /proc/net/netstat).",
+    &NETSTAT,
+    one(&NETSTAT, "TcpExt.ListenOverflows"),
+)];
+
 static ALL: [Family; 1] = [Family::native(
     "netskoop_tcpext_field_total",
     "Every field that the running kernel counts in section TcpExt of /proc/net/netstat, by the kernel's own name.",
@@ -555,7 +563,7 @@ pub static PROBE: Probe = Probe {
         kind: OptionType::Bool { default: false },
         help: "Shows every field of TcpExt under netskoop_tcpext_field_total, also those this version does not know.",
     }],
-    families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &INSPECTOR, &ALIAS, &ALL],
+    families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &HYBRID, &INSPECTOR, &ALIAS, &ALL],
     events: &[],
     hooks: None,
 };

@@ -1,7 +1,7 @@
 //! Probe `udp`: the UDP MIBs of both IP versions.
 
 use crate::declare::{Cost, Family, Probe};
-use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
+use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native, one};
 use crate::sources::columns::SNMP;
 
 const FACTS: [Fact; 8] = [
@@ -87,6 +87,20 @@ static NATIVE_MORE: [Family; 1] = native(&SNMP, &MORE, &MORE_CELLS);
 static KUBESKOOP: [Family; 8] = kubeskoop(&SNMP, &FACTS);
 static INSPECTOR: [Family; 8] = inspector(&SNMP, &FACTS);
 
+const fn hybrid(name: &'static str, help: &'static str, key: &str) -> Family {
+    Family::kubeskoop(name, help, &SNMP, one(&SNMP, key))
+}
+
+/// Names of the newest documentation, which no build ever had: half of the first generation, half of the second.
+static HYBRID: [Family; 6] = [
+    hybrid("kubeskoop_pod_udpsndbuferrors", FACTS[5].help(), "Udp.SndbufErrors"),
+    hybrid("kubeskoop_pod_udpincsumerrors", FACTS[6].help(), "Udp.InCsumErrors"),
+    hybrid("kubeskoop_pod_udpnoports", FACTS[1].help(), "Udp.NoPorts"),
+    hybrid("kubeskoop_pod_udpinerrors", FACTS[2].help(), "Udp.InErrors"),
+    hybrid("kubeskoop_pod_udpoutdatagrams", FACTS[3].help(), "Udp.OutDatagrams"),
+    hybrid("kubeskoop_pod_udprcvbuferrors", FACTS[4].help(), "Udp.RcvbufErrors"),
+];
+
 /// The probe.
 pub static PROBE: Probe = Probe {
     name: "udp",
@@ -98,7 +112,7 @@ pub static PROBE: Probe = Probe {
     needs: "/proc/<pid>/net/snmp, and net/snmp6 for IPv6.",
     default_on: true,
     options: &[],
-    families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &INSPECTOR],
+    families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &HYBRID, &INSPECTOR],
     events: &[],
     hooks: None,
 };

@@ -16,7 +16,10 @@ kernel keeps once for the node carry the host's labels. The set *core* is shown 
 
 The two older generations of names are shown with `/metrics?names=kubeskoop` (labels `k8s_node`, `k8s_namespace`,
 `k8s_pod`) and `/metrics?names=inspector` (labels `namespace`, `pod`, `node`, `netns`), or by `metrics.names`. They keep the
-spelling and the scope of the systems they come from; counters are counters, which `rate()` does not notice.
+spelling and the scope of the systems they come from; counters are counters, which `rate()` does not notice. With
+`&labels=target`, or `metrics.labels`, the inspector's names have the labels of KubeSkoop 0.1: `target_node`,
+`target_namespace`, `target_pod`, `node`, `namespace`, `pod`. Where an older name shows the same numbers as a native one, both
+stand in one row of a table below the native metrics.
 
 `metrics.extra_labels` puts further labels on every series of namespaces, in all three sets of names. It takes the place of
 KubeSkoop's `additionalLabels` (`app=${labels:app}` becomes `app = \"${pod_label:app}\"`); the `verbose` and `expose_labels` of
@@ -45,9 +48,8 @@ fn section(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
         writeln!(out, "* Older names: {}", code_list(probe.aliases))?;
     }
     options(out, probe)?;
-    for names in Names::ALL {
-        families(out, probe, names)?;
-    }
+    native(out, probe)?;
+    older(out, probe)?;
     events(out, probe)
 }
 
@@ -66,33 +68,89 @@ fn options(out: &mut String, probe: &Probe) -> std::fmt::Result {
     Ok(())
 }
 
-fn families(out: &mut String, probe: &'static Probe, names: Names) -> std::fmt::Result {
+/// The metrics of one generation, each once, however many tables its values are in.
+fn families(probe: &'static Probe, names: Names) -> Vec<&'static Family> {
     let mut families: Vec<&Family> = probe.families().filter(|family| family.names == names).collect();
     families.dedup_by_key(|family| family.name);
+    families
+}
+
+fn native(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
+    let families = families(probe, Names::Netskoop);
     if families.is_empty() {
         return Ok(());
     }
-    if names == Names::Netskoop {
-        writeln!(out, "\n| metric | type | labels | set | meaning |\n|---|---|---|---|---|")?;
-        for family in families {
-            let mark = match (family.core, family.option) {
-                (_, Some(option)) => format!("option `{option}`"),
-                (true, None) => "core".to_owned(),
-                (false, None) => "full".to_owned(),
-            };
-            writeln!(
-                out,
-                "| `{}` | {} | {} | {mark} | {} |",
-                family.name,
-                kind(family),
-                labels(family),
-                plain(family.help)
-            )?;
-        }
-        return Ok(());
+    writeln!(out, "\n| metric | type | labels | set | meaning |\n|---|---|---|---|---|")?;
+    for family in families {
+        let mark = match (family.core, family.option) {
+            (_, Some(option)) => format!("option `{option}`"),
+            (true, None) => "core".to_owned(),
+            (false, None) => "full".to_owned(),
+        };
+        writeln!(
+            out,
+            "| `{}` | {} | {} | {mark} | {} |",
+            family.name,
+            kind(family),
+            labels(family),
+            plain(family.help)
+        )?;
     }
-    let list: Vec<&str> = families.iter().map(|family| family.name).collect();
-    writeln!(out, "\nAs `{}`: {}", names.as_str(), code_list(&list))
+    Ok(())
+}
+
+/// The older names beside the native series that show the same numbers, then those that no single series shows.
+fn older(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
+    const OLDER: [Names; 2] = [Names::Kubeskoop, Names::Inspector];
+    let mut rows: Vec<(String, [Vec<&str>; 2])> = Vec::new();
+    let mut alone: [Vec<&str>; 2] = Default::default();
+    for (at, names) in OLDER.into_iter().enumerate() {
+        for old in families(probe, names) {
+            let Some(series) = probe.families().find_map(|native| shown_as(native, old)) else {
+                alone[at].push(old.name);
+                continue;
+            };
+            match rows.iter_mut().find(|(known, _)| *known == series) {
+                Some((_, both)) => both[at].push(old.name),
+                None => {
+                    let mut both: [Vec<&str>; 2] = Default::default();
+                    both[at].push(old.name);
+                    rows.push((series, both));
+                }
+            }
+        }
+    }
+    if !rows.is_empty() {
+        writeln!(out, "\n| native | kubeskoop | inspector |\n|---|---|---|")?;
+    }
+    for (series, [kubeskoop, inspector]) in &rows {
+        writeln!(out, "| `{series}` | {} | {} |", code_list(kubeskoop), code_list(inspector))?;
+    }
+    for (names, list) in OLDER.iter().zip(&alone).filter(|(_, list)| !list.is_empty()) {
+        let other = if rows.is_empty() { "" } else { ", not the same as a single native one" };
+        writeln!(out, "\nAs `{}`{other}: {}", names.as_str(), code_list(list))?;
+    }
+    Ok(())
+}
+
+/// The series of a native metric that shows the numbers of an older one.
+fn shown_as(native: &Family, old: &Family) -> Option<String> {
+    let same_rows = native.only.map(|only| (only.key, only.values, only.include))
+        == old.only.map(|only| (only.key, only.values, only.include))
+        && native.fold == old.fold;
+    let same = native.names == Names::Netskoop && native.option.is_none() && same_rows;
+    let columns: Vec<u16> = native.points.columns().collect();
+    let mut wanted = old.points.columns();
+    if !same || !std::ptr::eq(native.table, old.table) || !wanted.clone().all(|c| columns.contains(&c)) {
+        return None;
+    }
+    let (first, all) = (wanted.next()?, wanted.next().is_some());
+    let label = match native.points {
+        Points::Cells(cells) if !all => cells.iter().find(|(_, column)| *column == first)?.0,
+        _ => "",
+    };
+    let braces = if label.is_empty() { String::new() } else { format!("{{{label}}}") };
+    Some(format!("{}{braces}", native.name))
 }
 
 fn events(out: &mut String, probe: &Probe) -> std::fmt::Result {

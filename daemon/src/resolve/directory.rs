@@ -10,7 +10,7 @@ use super::book::Told;
 use super::describe;
 use super::extra::{About, Guard, Shown};
 use super::identity::{Claimed, Facts, Identity};
-use super::labels::{self, Labels};
+use super::labels::{self, Labels, Nobodys};
 use super::tenants::{self, Given, Tenant, Tenants};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
@@ -142,7 +142,7 @@ pub struct Directory {
     slots: Slots,
     by_inode: FxHashMap<u32, Subject>,
     host: Option<Subject>,
-    unattributed: [Box<str>; 3],
+    nobodys: Arc<Nobodys>,
     departed: Vec<Departed>,
     tenants: Arc<Tenants>,
     /// Names that are in use.
@@ -166,7 +166,7 @@ impl Directory {
             generation,
             by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
-            unattributed: labels::unattributed(labels),
+            nobodys: Arc::new(Nobodys::new(labels)),
             departed,
             taken: Taken::of(namespaces),
             ..Directory::default()
@@ -175,9 +175,11 @@ impl Directory {
         // The node keeps its name whatever others are called.
         newest_first.sort_by_key(|ns| (!ns.facts.host, ns.secondary, std::cmp::Reverse(ns.birth)));
         let (mut names, mut pods) = (FxHashSet::default(), FxHashSet::default());
-        // What belongs to nobody is shown under this name.
-        names.insert(labels::UNATTRIBUTED);
-        pods.insert((None, labels::UNATTRIBUTED));
+        // What belongs to nobody is shown under these names.
+        for name in [labels::UNATTRIBUTED, labels::OTHER] {
+            names.insert(name);
+            pods.insert((None, name));
+        }
         let host = namespaces.iter().find(|ns| ns.facts.host);
         let tenants = host.map_or(0, |host| host.facts.claims.len());
         let mut guard = Guard::new(&labels.extra, namespaces.len() + tenants);
@@ -344,14 +346,21 @@ impl Directory {
     /// Rendered labels of a subject. Those of the node are the host's. `None` while a better name is waited for: a series
     /// that is missing for a moment is better than one with a wrong name.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
-        if subject == Subject::UNATTRIBUTED {
-            return Some(&self.unattributed[names as usize]);
+        match subject {
+            Subject::UNATTRIBUTED => return Some(&self.nobodys.unattributed[names as usize]),
+            Subject::OTHER => return Some(&self.nobodys.other[names as usize]),
+            _ => {}
         }
         if subject.is_tenant() {
             return self.tenant(subject)?.labels(names);
         }
         let entry = self.entry(subject).filter(|entry| entry.namespace.settled)?;
         Some(&entry.labels[names as usize])
+    }
+
+    /// Whether no other namespace has the same pod or name, so that labels need not say which one it is.
+    pub fn is_only(&self, subject: Subject) -> bool {
+        self.entry(subject).is_none_or(|entry| entry.is_only)
     }
 
     /// Labels of `netskoop_entity_info`: of all namespaces with a settled name, and of what lives in the node's own.
@@ -460,11 +469,13 @@ mod tests {
 
     #[test]
     fn nobody_takes_the_name_of_what_belongs_to_nobody() {
-        let directory = build(1, &[netns(1, 10, "unattributed", 1)], "n");
-        for names in Names::ALL {
-            let (own, nobodys) =
-                (directory.labels(Subject(1), names), directory.labels(Subject::UNATTRIBUTED, names));
-            assert!(own.is_some() && own != nobodys, "{own:?}");
+        for (name, nobody) in [("unattributed", Subject::UNATTRIBUTED), ("other", Subject::OTHER)] {
+            let directory = build(1, &[netns(1, 10, name, 1)], "n");
+            for names in Names::ALL {
+                let (own, nobodys) = (directory.labels(Subject(1), names), directory.labels(nobody, names));
+                assert!(own.is_some() && own != nobodys, "{own:?}");
+            }
+            assert!(!directory.is_only(Subject(1)) && directory.is_only(nobody));
         }
     }
 

@@ -16,11 +16,25 @@ const MAX_POD_VALUE: usize = 256;
 const MAX_INFO: usize = 4096;
 
 /// Names that the labels of entities have in any generation: no other label may be called so.
-pub const ENTITY_LABELS: [&str; 9] =
-    ["kind", "name", "namespace", "pod", "node", "netns", "k8s_node", "k8s_namespace", "k8s_pod"];
+pub const ENTITY_LABELS: [&str; 12] = [
+    "kind",
+    "name",
+    "namespace",
+    "pod",
+    "node",
+    "netns",
+    "k8s_node",
+    "k8s_namespace",
+    "k8s_pod",
+    "target_node",
+    "target_namespace",
+    "target_pod",
+];
 
 /// Name of what the kernel counted without telling a namespace.
 pub(super) const UNATTRIBUTED: &str = "unattributed";
+/// Name and kind of what found no room under its own name.
+pub(super) const OTHER: &str = "other";
 
 /// What labels are made with, beside the names.
 #[derive(Clone, Debug, Default)]
@@ -94,11 +108,27 @@ pub(super) fn of_tenant(id: &EntityRef, pod: &str, with: &Labels, extra: &[Shown
     [native(id), second, first].map(|pairs| pairs.and(&with.extra, extra).finish())
 }
 
-/// Labels of what the kernel counted without telling a namespace.
-pub(super) fn unattributed(with: &Labels) -> [Box<str>; 3] {
-    let id =
-        EntityRef { kind: Kind::Unknown, name: "unattributed".into(), namespace: None, pod: None, netns: 0 };
-    let (node, name) = (with.node.as_str(), id.name.clone());
+/// Labels of series that belong to no namespace.
+#[derive(Debug, Default)]
+pub(super) struct Nobodys {
+    /// Of what the kernel counted without telling a namespace.
+    pub(super) unattributed: [Box<str>; 3],
+    /// Of what found no room under its own name.
+    pub(super) other: [Box<str>; 3],
+}
+
+impl Nobodys {
+    pub(super) fn new(with: &Labels) -> Nobodys {
+        Nobodys {
+            unattributed: nobodys(Kind::Unknown.as_str(), UNATTRIBUTED, with),
+            other: nobodys(OTHER, OTHER, with),
+        }
+    }
+}
+
+fn nobodys(kind: &str, name: &str, with: &Labels) -> [Box<str>; 3] {
+    let id = EntityRef { kind: Kind::Unknown, name: name.into(), namespace: None, pod: None, netns: 0 };
+    let node = with.node.as_str();
     let entity = Entity::of(id);
     let extra = with.extra.of_nobody(&About { entity: &entity, claims: &[], node });
     let of = |pairs: &[(&str, &str)]| {
@@ -107,10 +137,49 @@ pub(super) fn unattributed(with: &Labels) -> [Box<str>; 3] {
         out.and(&with.extra, &extra).finish()
     };
     [
-        of(&[("kind", Kind::Unknown.as_str()), ("name", &name)]),
-        of(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", &name)]),
-        of(&[("namespace", ""), ("pod", &name), ("node", node), ("netns", "")]),
+        of(&[("kind", kind), ("name", name)]),
+        of(&[("k8s_node", node), ("k8s_namespace", ""), ("k8s_pod", name)]),
+        of(&[("namespace", ""), ("pod", name), ("node", node), ("netns", "")]),
     ]
+}
+
+/// Writes the inspector's labels as its release 0.1 had them: Prometheus overwrites `node`, `namespace` and `pod` with its
+/// own, so it added them once more under other names. It had no `netns`; `netns` says that it is needed, because another
+/// namespace has the same pod. The labels of the configuration follow.
+pub fn write_target(out: &mut Vec<u8>, inspector: &str, netns: bool) {
+    let mut rest = inspector;
+    let [namespace, pod, node, inode] = [(); 4].map(|()| {
+        let (pair, after) = rest.split_at(end_of_pair(rest));
+        rest = after.strip_prefix(',').unwrap_or(after);
+        pair
+    });
+    for (prefix, pair) in [
+        ("target_", node),
+        (",target_", namespace),
+        (",target_", pod),
+        (",", node),
+        (",", namespace),
+        (",", pod),
+    ] {
+        out.extend_from_slice(prefix.as_bytes());
+        out.extend_from_slice(pair.as_bytes());
+    }
+    for pair in [if netns { inode } else { "" }, rest].into_iter().filter(|pair| !pair.is_empty()) {
+        out.push(b',');
+        out.extend_from_slice(pair.as_bytes());
+    }
+}
+
+/// Length of the pair `name="value"` at the beginning.
+fn end_of_pair(text: &str) -> usize {
+    let Some(start) = text.find("=\"") else { return text.len() };
+    let mut escaped = false;
+    let end = text.as_bytes()[start + 2..].iter().position(|byte| {
+        let is_end = *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        is_end
+    });
+    end.map_or(text.len(), |end| start + 2 + end + 1)
 }
 
 /// Labels of `netskoop_entity_info`: everything that is known and fits. What comes first matters most.
@@ -221,6 +290,22 @@ mod tests {
             netns: 7,
         };
         Entity { labels, ..Entity::of(id) }
+    }
+
+    #[test]
+    fn the_labels_of_release_0_1_are_made_of_the_inspectors() {
+        let of = |text: &str, netns| {
+            let mut out = Vec::new();
+            write_target(&mut out, text, netns);
+            String::from_utf8(out).unwrap()
+        };
+        let plain = r#"namespace="shop",pod="cart",node="w",netns="ns7""#;
+        let expected = r#"target_node="w",target_namespace="shop",target_pod="cart",node="w",namespace="shop",pod="cart""#;
+        assert_eq!(of(plain, false), expected);
+        assert_eq!(of(plain, true), format!(r#"{expected},netns="ns7""#));
+        let weird = r#"namespace="",pod="a\"b\\",node="w,\\\"",netns="ns7",app="x,y",tier="""#;
+        let expected = r#"target_node="w,\\\"",target_namespace="",target_pod="a\"b\\",node="w,\\\"",namespace="",pod="a\"b\\",app="x,y",tier="""#;
+        assert_eq!(of(weird, false), expected);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
+use crate::resolve::labels::write_target;
 use crate::sources::gone;
 use crate::table::{Subject, Table};
 
@@ -122,6 +123,8 @@ pub struct Whose<'a> {
     pub directory: &'a Directory,
     /// Labels of the groups of what is gone.
     pub groups: &'a [String],
+    /// Whether the inspector's names have the labels of its release 0.1.
+    pub target: bool,
 }
 
 impl Whose<'_> {
@@ -153,7 +156,9 @@ pub fn write_family(
             if std::mem::replace(titled, family.name) != family.name {
                 write_head(out, family);
             }
-            write_series(out, family, table, point, labels);
+            let target =
+                (whose.target && family.names == Names::Inspector).then(|| !whose.directory.is_only(subject));
+            write_series(out, family, table, point, (labels, target));
         };
         match family.scope {
             Scope::Own => series(point.subject),
@@ -220,29 +225,44 @@ fn write_value(out: &mut Vec<u8>, value: u64, decimals: u8) {
     }
 }
 
-fn write_series(out: &mut Vec<u8>, family: &Family, table: &Table, point: Point, labels: &str) {
+/// Of the labels of the entity the second part says that they are written as the first release had them, and whether
+/// then the namespace must be told.
+fn write_series(
+    out: &mut Vec<u8>,
+    family: &Family,
+    table: &Table,
+    point: Point,
+    (labels, target): (&str, Option<bool>),
+) {
     out.extend_from_slice(family.name.as_bytes());
     let mut separator = b'{';
-    let mut part = |out: &mut Vec<u8>, text: &[u8]| {
-        if !text.is_empty() {
-            out.push(std::mem::replace(&mut separator, b','));
-            out.extend_from_slice(text);
-        }
-    };
-    part(out, labels.as_bytes());
+    if let Some(netns) = target {
+        out.push(b'{');
+        write_target(out, labels, netns);
+        separator = b',';
+    } else {
+        write_part(out, &mut separator, labels.as_bytes());
+    }
     for (name, key) in family.keys {
-        part(out, name.as_bytes());
+        write_part(out, &mut separator, name.as_bytes());
         out.extend_from_slice(b"=\"");
         out.extend_from_slice(table.key(point.row, *key));
         out.push(b'"');
     }
-    part(out, point.label.as_bytes());
+    write_part(out, &mut separator, point.label.as_bytes());
     if separator == b',' {
         out.push(b'}');
     }
     out.push(b' ');
     write_value(out, point.value, family.decimals);
     out.push(b'\n');
+}
+
+fn write_part(out: &mut Vec<u8>, separator: &mut u8, text: &[u8]) {
+    if !text.is_empty() {
+        out.push(std::mem::replace(separator, b','));
+        out.extend_from_slice(text);
+    }
 }
 
 #[cfg(test)]

@@ -68,12 +68,12 @@ async fn scrape(engine: &Engine, request: &Request<Incoming>) -> Result<Answer, 
     })
 }
 
-/// What the query asks for: `names=`, `set=`, `collect[]=`, `exclude[]=`.
+/// What the query asks for: `names=`, `labels=`, `set=`, `collect[]=`, `exclude[]=`.
 fn selection(engine: &Engine, query: &Query) -> Result<Selection, Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
-    if let Some(unknown) = query.unknown(&["names", "set", "collect[]", "exclude[]"]) {
+    if let Some(unknown) = query.unknown(&["names", "labels", "set", "collect[]", "exclude[]"]) {
         return Err(bad(format!(
-            "unknown parameter '{unknown}'; known are names, set, collect[], exclude[]"
+            "unknown parameter '{unknown}'; known are names, labels, set, collect[], exclude[]"
         )));
     }
     let config = engine.config();
@@ -86,6 +86,14 @@ fn selection(engine: &Engine, query: &Query) -> Result<Selection, Refusal> {
             ))
         })?);
     }
+    let names = if names.is_empty() { config.names } else { names };
+    let target = match query.one("labels") {
+        None => config.target_labels,
+        Some("default") => false,
+        Some("target") if names.contains(&Names::Inspector) => true,
+        Some("target") => return Err(bad("labels=target: only names=inspector have these".to_owned())),
+        Some(other) => return Err(bad(format!("labels={other}: it is either default or target"))),
+    };
     let full = match query.one("set") {
         None => config.full_set,
         Some("full") => true,
@@ -101,7 +109,7 @@ fn selection(engine: &Engine, query: &Query) -> Result<Selection, Refusal> {
         let all = if collect.is_empty() { crate::engine::all_probes() } else { collect };
         Some(all.into_iter().filter(|probe| !exclude.iter().any(|out| std::ptr::eq(*out, *probe))).collect())
     };
-    Ok(Selection { names: if names.is_empty() { config.names } else { names }, full, probes })
+    Ok(Selection { names, target, full, probes })
 }
 
 fn deadline(headers: &HeaderMap) -> Option<Duration> {

@@ -59,6 +59,7 @@ pub(super) fn each<T>(
             report.retries += netlink.take_retries();
             done.map_err(|error| match error {
                 ReadError::Vanished => End::Vanished,
+                ReadError::Late => End::Late,
                 error => End::Failed(error),
             })
         });

@@ -5,6 +5,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Why a namespace was not read.
@@ -122,12 +125,22 @@ pub(super) fn inside<T>(
         }
     };
     if let Some(pid) = pid {
-        match through(root, Path::new(&format!("{pid}/ns/net")), target, home, &mut work) {
+        match through(root, namespace_file(pid, &mut [0; 32]), target, home, &mut work) {
             Err(End::Vanished) if mount.is_some() => {}
             result => return result,
         }
     }
     mount.map_or(Err(End::Vanished), |path| through(root, path, target, home, work))
+}
+
+/// `<pid>/ns/net`, below procfs.
+fn namespace_file(pid: i32, text: &mut [u8; 32]) -> &Path {
+    let room = text.len();
+    let mut rest = &mut text[..];
+    // Eleven digits and eight letters fit.
+    let _ = write!(rest, "{pid}/ns/net");
+    let length = room - rest.len();
+    Path::new(OsStr::from_bytes(&text[..length]))
 }
 
 /// Enters a namespace through a file of it, which is open for that time only, and comes back.

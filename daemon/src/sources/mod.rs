@@ -10,13 +10,16 @@ mod each;
 mod enter;
 pub mod gone;
 mod icmp_types;
+pub mod ipvs;
 mod kept;
 pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod processes;
 pub mod qdiscs;
+pub mod rdma;
 pub mod slab;
+pub mod sockets;
 mod sysctl;
 mod tenants;
 
@@ -113,13 +116,16 @@ impl Report {
     }
 }
 
-/// All sources of a node whose procfs is at `proc`.
-pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+/// All sources of a node whose procfs is at `proc` and whose sysfs is at `sys`.
+pub fn all(proc: &Path, sys: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
     all.push(Arc::new(conntrack::Conntrack::new(proc)));
     all.push(Arc::new(neigh::NeighTables));
     all.push(Arc::new(neigh::Neighbours::new(proc)));
+    all.push(Arc::new(sockets::Sockets::new(proc)));
+    all.push(Arc::new(ipvs::Ipvs::new(proc)));
+    all.push(Arc::new(rdma::Rdma::new(proc, sys)));
     all
 }
 
@@ -144,6 +150,9 @@ pub enum ReadError {
     /// The process or namespace is gone.
     #[error("it vanished")]
     Vanished,
+    /// The time was too short.
+    #[error("the time was too short")]
+    Late,
     /// Anything else.
     #[error("{doing} {what}: {source}")]
     Failed {

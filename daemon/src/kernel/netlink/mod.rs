@@ -1,9 +1,12 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
 pub mod conntrack;
+pub mod ipvs;
 pub mod message;
 pub mod neigh;
 pub mod qdisc;
+pub mod rdma;
+pub mod sock_diag;
 
 use message::{HEADER, Message, messages, u32_at};
 use rustix::fd::OwnedFd;
@@ -11,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::netdevice::{self, InlinedName};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::time::Instant;
 
 /// The parts of the kernel that are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,9 @@ pub enum NetlinkError {
     /// What was asked for changed each time it was asked.
     #[error("it changed while it was listed, {TRIES} times in a row")]
     Restless,
+    /// The list was not at its end in time.
+    #[error("it could not be listed in the time that it was given")]
+    Late,
     /// The answer makes no sense.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
@@ -65,6 +72,7 @@ impl From<NetlinkError> for std::io::Error {
     fn from(error: NetlinkError) -> std::io::Error {
         match error {
             NetlinkError::Refused(errno) | NetlinkError::Socket(errno) => errno.into(),
+            NetlinkError::Late => std::io::Error::new(std::io::ErrorKind::TimedOut, error),
             other => std::io::Error::new(std::io::ErrorKind::InvalidData, other),
         }
     }
@@ -76,6 +84,7 @@ pub struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     retries: u32,
+    deadline: Option<Instant>,
 }
 
 /// One try of a dump.
@@ -98,12 +107,18 @@ impl Netlink {
         let socket = rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)?;
         // The kernel's address. Once connected, nothing that another process sends comes through.
         rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
-        Ok(Netlink { socket, sequence: 0, retries: 0 })
+        Ok(Netlink { socket, sequence: 0, retries: 0, deadline: None })
     }
 
     /// Times that something was asked again since the last call.
     pub fn take_retries(&mut self) -> u32 {
         std::mem::take(&mut self.retries)
+    }
+
+    /// A list that is not at its end by then is given up with [`NetlinkError::Late`]. The rest of it stays in the socket, so
+    /// that the kernel takes no other question for a list.
+    pub fn stop_at(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
     }
 
     /// Asks for a list. `start` makes what `each` collects in; where the list changed while the kernel wrote it, or some of
@@ -226,6 +241,9 @@ impl Netlink {
                     (ERROR, None) => return Err(NetlinkError::Malformed("an error without a number")),
                     _ => each(&mut found, message),
                 }
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(NetlinkError::Late);
             }
         }
     }

@@ -4,6 +4,7 @@
 pub mod addresses;
 pub mod cgroup_cpu;
 pub mod dev;
+pub mod ip_vs_stats;
 pub mod slabinfo;
 pub mod snmp;
 pub mod snmp6;

@@ -28,9 +28,11 @@ impl Taken {
     pub(super) fn of(namespaces: &[Arc<Namespace>]) -> Taken {
         let map = || FxHashMap::with_capacity_and_hasher(namespaces.len() + FEW, FxBuildHasher);
         let mut taken = Taken { names: map(), pods: map() };
-        // What belongs to nobody is shown under this name.
-        taken.names.insert(FxBuildHasher.hash_one(labels::UNATTRIBUTED), 1);
-        taken.pods.insert(FxBuildHasher.hash_one((None::<&str>, labels::UNATTRIBUTED)), 1);
+        // What belongs to nobody is shown under these names.
+        for name in [labels::UNATTRIBUTED, labels::OTHER] {
+            taken.names.insert(FxBuildHasher.hash_one(name), 1);
+            taken.pods.insert(FxBuildHasher.hash_one((None::<&str>, name)), 1);
+        }
         for (name, pod) in namespaces.iter().map(|ns| hashes(ns)) {
             *taken.names.entry(name).or_default() += 1;
             *taken.pods.entry(pod).or_default() += 1;
@@ -93,7 +95,7 @@ impl Directory {
             by_inode,
             taken,
             host: self.host,
-            unattributed: self.unattributed.clone(),
+            nobodys: Arc::clone(&self.nobodys),
             departed: departed.to_vec(),
             tenants: Arc::clone(&self.tenants),
             limited: self.limited.clone(),
