@@ -119,9 +119,9 @@ pub fn all(proc: &Path, sys: &Path) -> Vec<Arc<dyn Source>> {
     all.push(Arc::new(conntrack::Conntrack::new(proc)));
     all.push(Arc::new(neigh::NeighTables));
     all.push(Arc::new(neigh::Neighbours::new(proc)));
+    all.push(Arc::new(sockets::Sockets::new(proc)));
     all.push(Arc::new(ipvs::Ipvs::new(proc)));
     all.push(Arc::new(rdma::Rdma::new(proc, sys)));
-    all.push(Arc::new(sockets::Sockets::new(proc)));
     all
 }
 
