@@ -3,6 +3,7 @@
 use crate::declare::Probe;
 
 pub mod conntrack;
+pub mod cpu;
 pub mod fd;
 pub mod gone;
 pub mod icmp;
@@ -45,6 +46,7 @@ pub static PROBES: &[&Probe] = &[
     &ipvs::PROBE,
     &rdma::PROBE,
     &qdisc::PROBE,
+    &cpu::PROBE,
     &fd::PROBE,
     &io::PROBE,
     &tcpsummary::PROBE,
@@ -205,6 +207,14 @@ mod tests {
             for column in family.points.columns() {
                 assert_eq!(family.table.columns[usize::from(column)].kind, family.kind(), "{}", family.name);
             }
+        }
+    }
+
+    #[test]
+    fn what_a_family_is_shown_with_is_a_probe() {
+        for (probe, family) in families() {
+            let Some(with) = family.with else { continue };
+            assert!(with != probe.name && PROBES.iter().any(|other| other.name == with), "{with}");
         }
     }
 

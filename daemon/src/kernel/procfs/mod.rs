@@ -2,6 +2,7 @@
 //! once they have seen a layout, and hand every value to a closure: they know neither tables nor metric names.
 
 pub mod addresses;
+pub mod cgroup_cpu;
 pub mod dev;
 pub mod ip_vs_stats;
 pub mod slabinfo;
