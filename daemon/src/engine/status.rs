@@ -45,11 +45,13 @@ impl Engine {
             (_, false) => StateName::Off,
             (Some(problem), true) if problem.never => StateName::NotAvailable,
             (Some(_), true) => StateName::Failed,
-            (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
+            (None, true) if slot.probe.hooks.is_some_and(|hooks| !hooks.optional) && hook.is_none() => {
+                StateName::Starting
+            }
             (None, true) if absent.is_some() => StateName::NotAvailable,
             (None, true) => StateName::On,
         };
-        let reads = state == StateName::On && slot.probe.hooks.is_none();
+        let reads = state == StateName::On && hook.is_none();
         let mut answer = ProbeState {
             state,
             reason: slot
@@ -57,7 +59,8 @@ impl Engine {
                 .as_ref()
                 .filter(|_| effective.enabled)
                 .map(|problem| problem.sentence.clone())
-                .or(absent),
+                .or(absent)
+                .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
             via: reads.then(|| "procfs".to_owned()),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -94,9 +97,11 @@ impl Engine {
         sentences.all(|sentence| sentence.is_some()).then_some(first)
     }
 
+    /// What its sources cost at the last collection, as far as they had something to do.
     fn last_cost(&self, probe: &Probe) -> Option<u64> {
         let cpu = lock(&self.cpu);
-        self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
+        let costs = self.sources_of(probe).into_iter().filter_map(|at| cpu[at].last);
+        costs.reduce(|sum, cost| sum + cost).map(nanoseconds)
     }
 
     /// The daemon's own metrics after a pass.

@@ -4,7 +4,6 @@
 use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
 use crate::resolve::labels::write_target;
-use crate::sources::gone;
 use crate::table::{Subject, Table};
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
@@ -131,7 +130,8 @@ impl Whose<'_> {
     /// Labels of a subject; `None` if it has none (yet) in this generation of names.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
         match subject.group_number() {
-            Some(_) => gone::labels(self.groups, subject, names),
+            // The older systems knew no such thing.
+            Some(number) => self.groups.get(number).filter(|_| names == Names::Netskoop).map(String::as_str),
             None => self.directory.labels(subject, names),
         }
     }

@@ -3,7 +3,7 @@
 
 use super::columns::{DEV, NETSTAT, SNMP};
 use super::{Report, Scratch, Source, Want};
-use crate::declare::{Column, Kind, Names, TableDecl};
+use crate::declare::{Column, Kind, TableDecl};
 use crate::table::{ABSENT, Subject, Table};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -123,7 +123,7 @@ impl Gone {
         }
     }
 
-    /// Labels of each group. The older generations of names knew no such thing.
+    /// Labels of each group.
     pub fn labels(&self) -> Vec<String> {
         self.lock().iter().map(|known| known.labels.clone()).collect()
     }
@@ -131,12 +131,6 @@ impl Gone {
     fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The labels of a group among those of all.
-pub fn labels(all: &[String], subject: Subject, names: Names) -> Option<&str> {
-    let number = subject.group_number().filter(|_| names == Names::Netskoop)?;
-    all.get(number).map(String::as_str)
 }
 
 /// Adds column by column.
@@ -236,14 +230,8 @@ mod tests {
             (tables[2].len(), tables[2].subject(0), tables[2].cell(0, 0)),
             (1, Subject::group(0), Some(10))
         );
-        let all = gone.labels();
-        assert_eq!(
-            labels(&all, Subject::group(0), Names::Netskoop),
-            Some("kind=\"gone\",name=\"shop\",namespace=\"shop\"")
-        );
-        assert_eq!(labels(&all, Subject::group(1), Names::Netskoop), Some("kind=\"gone\",name=\"netns\""));
-        assert_eq!(labels(&all, Subject::group(0), Names::Kubeskoop), None);
-        assert_eq!(labels(&all, Subject(1), Names::Netskoop), None);
+        let labels = ["kind=\"gone\",name=\"shop\",namespace=\"shop\"", "kind=\"gone\",name=\"netns\""];
+        assert_eq!(gone.labels(), labels);
         gone.enable("gone", false);
         let mut tables = table(Subject(1), &[]);
         gone.append(tables.iter_mut());
