@@ -124,6 +124,7 @@ impl Engine {
         let extra = Extra {
             resolvers: self.resolvers(),
             limited: self.watcher.directory().limited().to_vec(),
+            added_up: lock(&self.added_up).clone(),
             reload_ok: self.reload_ok.load(Ordering::Relaxed),
             over_budget: snapshot.reports.iter().map(|report| report.over_budget).sum(),
             start_time: self.facts.start_time,

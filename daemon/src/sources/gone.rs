@@ -3,7 +3,7 @@
 
 use super::columns::{DEV, NETSTAT, SNMP};
 use super::{Report, Scratch, Source, Want};
-use crate::declare::{Column, Kind, Names, TableDecl};
+use crate::declare::{Column, Kind, TableDecl};
 use crate::table::{ABSENT, Subject, Table};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -133,12 +133,6 @@ impl Gone {
     }
 }
 
-/// The labels of a group among those of all.
-pub fn labels(all: &[String], subject: Subject, names: Names) -> Option<&str> {
-    let number = subject.group_number().filter(|_| names == Names::Netskoop)?;
-    all.get(number).map(String::as_str)
-}
-
 /// Adds column by column.
 pub fn merge(sums: &mut Vec<u64>, grown: &[u64]) {
     if sums.is_empty() {
@@ -237,13 +231,7 @@ mod tests {
             (1, Subject::group(0), Some(10))
         );
         let all = gone.labels();
-        assert_eq!(
-            labels(&all, Subject::group(0), Names::Netskoop),
-            Some("kind=\"gone\",name=\"shop\",namespace=\"shop\"")
-        );
-        assert_eq!(labels(&all, Subject::group(1), Names::Netskoop), Some("kind=\"gone\",name=\"netns\""));
-        assert_eq!(labels(&all, Subject::group(0), Names::Kubeskoop), None);
-        assert_eq!(labels(&all, Subject(1), Names::Netskoop), None);
+        assert_eq!(all, ["kind=\"gone\",name=\"shop\",namespace=\"shop\"", "kind=\"gone\",name=\"netns\""]);
         gone.enable("gone", false);
         let mut tables = table(Subject(1), &[]);
         gone.append(tables.iter_mut());
