@@ -48,6 +48,9 @@ mod processes;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;
+/// RDMA devices, and load balancing, which the machines of tests do not have.
+#[path = "cases/rdma.rs"]
+mod rdma;
 /// Real namespaces, traffic and BPF; for root. Each runs on a little node of its own.
 #[path = "cases/root.rs"]
 mod root;

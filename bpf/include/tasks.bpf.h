@@ -59,6 +59,8 @@ const volatile struct usage_key key_anchor = {};
 const volatile struct usage usage_anchor = {};
 
 const volatile u32 host_netns = 0;
+/* The daemon, whose threads visit the namespaces of others: what they use is the host's. */
+const volatile u32 daemon = 0;
 
 static __always_inline void used(const struct task_struct *task, u64 *now);
 
@@ -89,6 +91,10 @@ static __always_inline bool find(const struct task_struct *task, struct usage_ke
 	struct nsproxy *proxy = task->nsproxy;
 	struct netns ns;
 
+	if ((u32)task->tgid == daemon) {
+		key->netns = host_netns;
+		return true;
+	}
 	if (!proxy)
 		return false;
 	ns = netns_of(proxy->net_ns);

@@ -1,7 +1,7 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{io, netns, packetloss, tcpreset};
+use crate::{cpu, io, netns, packetloss, tcpreset};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -20,6 +20,8 @@ macro_rules! plain {
 }
 
 plain!(
+    cpu::types::usage,
+    cpu::types::usage_key,
     io::types::usage,
     io::types::usage_key,
     netns::types::event_head,

@@ -167,6 +167,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
+    /// Name of another probe that must be on: its source is not to work for this one alone.
+    pub with: Option<&'static str>,
     /// Places of the table's numbers that stand behind the point: 3 if it has milliseconds and seconds are shown.
     pub decimals: u8,
 }
@@ -193,6 +195,7 @@ impl Family {
             core: false,
             alarm: "",
             option: None,
+            with: None,
             decimals: 0,
         }
     }
@@ -241,6 +244,10 @@ impl Family {
     /// Sets the subjects it has series for.
     pub const fn scope(self, scope: Scope) -> Family {
         Family { scope, ..self }
+    }
+    /// Shows it only when another probe is on.
+    pub const fn with(self, probe: &'static str) -> Family {
+        Family { with: Some(probe), ..self }
     }
     /// Shows it only when a boolean option of the probe is on.
     pub const fn option(self, option: &'static str) -> Family {

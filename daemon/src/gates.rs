@@ -58,10 +58,12 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 9] = [
+const INSTRUCTIONS: [(&str, u32, u32); 11] = [
     ("tcpreset/on_send_reset", 5450, 1280),
     ("tcpreset/on_receive_reset", 1020, 495),
     ("packetloss/on_kfree_skb", 6800, 1360),
+    ("cpu/on_exit", 400, 300),
+    ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),
     ("io/on_walk", 470, 350),
     ("netns/on_newtask", 220, 205),
@@ -305,7 +307,7 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
             (3..5).map(|reason| (bytes(&[netns, reason, 0, 0, 0, 0]), bytes(&[7, 0, 7, 0]))).collect()
         }
         // It is off unless somebody wants it.
-        "io" => vec![],
+        "cpu" | "io" => vec![],
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }

@@ -236,7 +236,7 @@ async fn assemble(
     let hooks =
         HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
             .map_err(start_error("start the pump of the event ring"))?;
-    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc);
+    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc, &config.sys);
     let table = objects as Arc<dyn HookTable>;
     let counters =
         PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table), &config.proc));

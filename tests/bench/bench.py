@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 
+import crowd
 import identity
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -30,7 +31,7 @@ FILES = ["snmp", "netstat", "dev", "sockstat", "sockstat6", "snmp6"]
 # Probes with hooks whose cost per event is measured.
 HOOKED = ["tcpreset", "packetloss"]
 IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
-# "names" leaves out everything but what names cost; nothing is written then.
+# "names" leaves out everything but what names cost, "sockets" everything but what TCP sockets cost; nothing is written then.
 ONLY = os.environ.get("ONLY", "")
 STATS = pathlib.Path("/proc/sys/kernel/bpf_stats_enabled")
 
@@ -44,16 +45,17 @@ def main():
     bench = Bench(pathlib.Path(work), daemon, ctl)
     try:
         rows, names = [], []
-        for n in counts:
+        sockets = crowd.measure(bench, PORT, note) if ONLY in ("", "sockets") else []
+        for n in counts if ONLY != "sockets" else []:
             bench.make(n)
             if ONLY != "names":
                 rows.append(bench.round(n))
             if n >= 100:
                 names.append(identity.measure(bench, runtime, n, IDLE_SECONDS))
-        programs = bench.programs() if ONLY != "names" else []
+        programs = bench.programs() if not ONLY else []
     finally:
         run(HERE / "floor" / "rmns.sh", env={"FLOOR_DIR": str(bench.work / "state")})
-    report = render(rows, names, programs, (pathlib.Path(work) / "commit").read_text().strip())
+    report = render(rows, names, sockets, programs, (pathlib.Path(work) / "commit").read_text().strip())
     print(report)
     if {100, 1000} <= set(counts) and not ONLY:
         DOC.write_text(report)
@@ -257,7 +259,7 @@ def parse_floor(text):
     }
 
 
-def verdict(rows, names):
+def verdict(rows, names, sockets):
     """The targets, and whether they are met. Targets about a number of namespaces that was not measured are left out."""
     by = {row["n"]: row for row in rows}
     targets = []
@@ -274,6 +276,7 @@ def verdict(rows, names):
     if rows:
         worst = max(row["idle"] for row in rows) * 100
         targets.append(("idle < 0.05 % of a core", f"{worst:.3f} % (worst of the rows)", worst < 0.05))
+    targets += crowd.targets(sockets) if sockets else []
     return targets + (identity.targets(names[-1]) if names else [])
 
 
@@ -291,7 +294,7 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def render(rows, names, programs, commit):
+def render(rows, names, sockets, programs, commit):
     main_table = table(
         ["namespaces", "floor, 6 files", "collection", "ratio", "collection + scrape after 0.5 s", "cached scrape, CPU", "p50 / max", "gzip, CPU",
          "memory now / most", "series", "size / gzip", "idle"],
@@ -315,8 +318,9 @@ def render(rows, names, programs, commit):
         [[str(row["n"]), f"{row['floor6']:.1f} us", f"{row['floor5']:.1f} us"] for row in rows],
     )
     names_table = table(identity.HEAD, [identity.table_row(row) for row in names])
+    socket_table = table(crowd.HEAD, crowd.table_rows(sockets)) if sockets else "Not measured."
     program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in programs])
-    target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(rows, names)])
+    target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(rows, names, sockets)])
     return f"""# Benchmarks
 
 Written by `make bench`; do not edit. {datetime.date.today()}, commit {commit}.
@@ -357,6 +361,15 @@ containers' events and processes in cgroups of their own; CPU until nothing is l
 "Pod that goes": the mean, with the scans that follow. "Named after": from the event that
 tells of the sandbox to the pod's name in the status, which is asked for every 2 ms, in a run of its own; the pod's processes
 are made in that time. "Memory": resident with the runtime less without.
+
+## TCP sockets
+
+{socket_table}
+
+Established sockets in one namespace, both ends of connections over its loopback. "Bare loop": `tests/bench/floor/sockets.c`
+asks the kernel for the same list and receives it, and looks at nothing. "Probe": CPU of the source in a collection for this
+probe alone, with the namespaces of the node and of the sockets. Per socket: less the same without sockets, which is mostly the
+kernel's walk through its table of all namespaces. "Memory": the most the daemon had resident.
 
 ## eBPF programs
 

@@ -228,6 +228,30 @@ fn listening(netns: &Netns, address: &str, room: i32) -> OwnedFd {
 }
 
 #[test]
+fn ports_that_run_out_are_a_limit() {
+    own_node!(Pids::Own);
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    red.cable(&blue, 1);
+    red.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40009").unwrap());
+    let listeners = [listen(&blue, "10.9.1.2:7000"), listen(&blue, "[fd09::1:2]:7000")];
+    let daemon = Setup::on_node().pull_only().start();
+    let used = |netns: &str| {
+        let name =
+            format!("netskoop_limit_used_ratio{{kind=\"netns\",name=\"{netns}\",limit=\"ephemeral_ports\"}}");
+        series(&daemon.scrape("/metrics?collect[]=limit"), &name)
+    };
+    assert_eq!((used("red"), used("blue")), (Some(0.0), Some(0.0)));
+    let mut pairs: Vec<_> = (0..7).map(|_| pair(&red, &listeners[0])).collect();
+    assert_eq!((used("red"), used("blue")), (Some(0.7), Some(0.0)));
+    pairs.extend((0..10).map(|_| pair(&red, &listeners[1])));
+    // The kernel gives a port to connections with different destinations, so there is room for three more to the first.
+    assert_eq!(used("red"), Some(1.0));
+    pairs.extend((0..3).map(|_| pair(&red, &listeners[0])));
+    let none = red.enter(|| TcpStream::connect("10.9.1.2:7000"));
+    assert_eq!(none.unwrap_err().kind(), std::io::ErrorKind::AddrNotAvailable);
+}
+
+#[test]
 fn a_full_accept_queue_is_seen_before_and_when_it_overflows() {
     own_node!(Pids::Own);
     let (red, blue) = (Netns::new("red"), Netns::new("blue"));
@@ -251,6 +275,9 @@ fn a_full_accept_queue_is_seen_before_and_when_it_overflows() {
     clients.extend((0..5).map(|_| connect()));
     let text = until("it overflows", || Some(look()).filter(|text| overflows(text) > 0.0));
     assert_eq!(value(&text, "blue", "listen_backlog", ""), Some(3.0));
+    let limits = daemon.scrape("/metrics?collect[]=limit");
+    let limit = "netskoop_limit_used_ratio{kind=\"netns\",name=\"blue\",limit=\"accept_queue\"}";
+    assert_eq!(series(&limits, limit), Some(1.0), "{limits}");
     assert_eq!(value(&text, "blue", "listen_backlog_limit", ""), Some(101.0));
     // By address: the narrow one is full, the wide one empty.
     let of = |text: &str, name: &str, address: &str| {

@@ -58,6 +58,11 @@ enum Keep {
     Lease(Duration, u64),
 }
 
+/// Whether a probe has something to show where its hooks cannot be loaded.
+fn does_without_hooks(probe: &Probe) -> bool {
+    probe.hooks.is_some_and(|hooks| hooks.optional)
+}
+
 impl Engine {
     /// A probe by name or older name.
     pub fn find_probe(&self, name: &str) -> Result<&'static Probe, ChangeError> {
@@ -82,9 +87,8 @@ impl Engine {
         let wanted = self.preview(probe, &state, &change);
         // What the user asked for by name must work, or nothing is changed.
         if change.enabled == Some(true) {
-            self.start(probe, &wanted)
-                .await
-                .map_err(|problem| ChangeError::NotAvailable(problem.sentence))?;
+            let failed = self.start(probe, &wanted).await.err().filter(|_| !does_without_hooks(probe));
+            failed.map_or(Ok(()), |problem| Err(ChangeError::NotAvailable(problem.sentence)))?;
         }
         if let Err(error) = self.store(probe, &mut state, &change, &keep) {
             self.apply(&state).await;
@@ -190,7 +194,8 @@ impl Engine {
                 let waits = self.slots()[at].problem.as_ref().is_some_and(Problem::waits);
                 if !waits {
                     let result = self.start(probe, &options).await;
-                    self.note_start(at, result.err());
+                    let failed = self.without_hooks(at, result.err());
+                    self.note_start(at, failed);
                 }
             } else {
                 self.stop(probe).await;
@@ -198,6 +203,20 @@ impl Engine {
             }
         }
         self.wake_farewell();
+    }
+
+    /// Takes note that a probe must do without its hooks, if it can; the problem is given back if it cannot.
+    fn without_hooks(&self, at: usize, failed: Option<Problem>) -> Option<Problem> {
+        let slot = &mut self.slots()[at];
+        let (without, failed) = match failed {
+            Some(problem) if does_without_hooks(slot.probe) => (Some(problem.sentence), None),
+            failed => (None, failed),
+        };
+        if let Some(sentence) = without.as_ref().filter(|_| slot.without_hooks != without) {
+            tracing::warn!(probe = slot.probe.name, "it shows only a part: {sentence}");
+        }
+        slot.without_hooks = without;
+        failed
     }
 
     /// Remembers why a probe does not work, and says so once.

@@ -125,6 +125,8 @@ struct Slot {
     effective: Effective,
     /// Why it does not work although it is wanted.
     problem: Option<Problem>,
+    /// Why it works without its hooks.
+    without_hooks: Option<String>,
 }
 
 /// Why a probe does not work.
@@ -175,6 +177,7 @@ impl Engine {
             probe,
             effective: effective(probe, config, parts.state.probes.get(probe.name), now),
             problem: None,
+            without_hooks: None,
         };
         let slots = Mutex::new(PROBES.iter().map(slot).collect());
         let sources = parts.sources.all.len();
@@ -255,7 +258,7 @@ impl Engine {
         let works = |slot: &&Slot| {
             slot.effective.enabled
                 && slot.problem.is_none()
-                && (slot.probe.hooks.is_none() || self.hooks.is_running(slot.probe))
+                && (slot.probe.hooks.is_none_or(|hooks| hooks.optional) || self.hooks.is_running(slot.probe))
         };
         self.slots().iter().filter(works).map(|slot| (slot.probe, slot.effective.options.clone())).collect()
     }

@@ -45,7 +45,8 @@ impl Selection {
                 continue;
             }
             let families = probe.families().filter(|family| {
-                self.names.contains(&family.names)
+                let with = family.with.is_none_or(|name| active.iter().any(|(probe, _)| probe.name == name));
+                with && self.names.contains(&family.names)
                     && (self.full || family.core || family.option.is_some())
                     && family.option.is_none_or(|name| options.get(name) == Some(&OptionValue::Bool(true)))
             });

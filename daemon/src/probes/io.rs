@@ -120,6 +120,7 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
         rodata.host_netns = session.host_netns();
+        rodata.daemon = std::process::id();
     }
     session.share_ring(&mut open.maps.events)?;
     let skel = session.load(open)?;

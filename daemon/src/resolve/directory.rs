@@ -2,11 +2,11 @@
 //! take an `Arc` and see one consistent picture however long they take.
 
 mod index;
+mod owners;
 mod patch;
 mod slots;
 
 use super::book::Told;
-use super::cgroup::{self, CgroupOwner};
 use super::describe;
 use super::extra::{About, Guard, Shown};
 use super::identity::{Claimed, Facts, Identity};
@@ -14,7 +14,7 @@ use super::labels::{self, Labels, Nobodys};
 use super::tenants::{self, Given, Tenant, Tenants};
 use crate::declare::Names;
 use crate::kernel::bpf::same_cookie;
-use crate::sources::{Access, Owners, Target};
+use crate::sources::{Access, Target};
 use crate::table::Subject;
 use index::{Index, Spot};
 use netskoop_api::{Entity, EntityRef, Kind};
@@ -384,39 +384,6 @@ impl Directory {
                 access: entry.namespace.access.clone(),
             })
             .collect()
-    }
-}
-
-impl Owners for Directory {
-    fn node_netns(&self) -> u32 {
-        self.entry(Subject::NODE).map_or(0, |entry| entry.namespace.facts.inode)
-    }
-
-    fn of_netns(&self, inode: u32) -> Option<Subject> {
-        self.subject(inode)
-    }
-
-    fn of_cgroup(&self, text: &str) -> Option<Subject> {
-        let CgroupOwner::Container(containers) = cgroup::owner(cgroup::path(text)?)? else { return None };
-        let spot = |id: &Arc<str>| self.index().container(id).map(|(_, spot)| spot);
-        match containers.known_ids().find_map(spot)? {
-            Spot::Tenant(at) => Some(self.tenants().get(at)?.subject),
-            Spot::Namespace(subject) => Some(subject),
-        }
-    }
-
-    fn has_tenants(&self) -> bool {
-        !self.tenants().is_empty()
-    }
-
-    fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject)) {
-        for tenant in self.tenants() {
-            for workload in tenant.claims.iter().map(Claimed::workload) {
-                if let Some(pid) = workload.pid {
-                    each(&workload.id, pid, tenant.subject);
-                }
-            }
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What reads. A source fills tables; it knows subjects, and neither metric names nor entity names.
 
 pub mod addresses;
+pub mod cgroups;
 pub mod columns;
 pub mod conntrack;
 pub mod counters;
@@ -9,12 +10,14 @@ mod each;
 mod enter;
 pub mod gone;
 mod icmp_types;
+pub mod ipvs;
 mod kept;
 pub mod neigh;
 pub mod netfiles;
 pub mod nodefiles;
 pub mod processes;
 pub mod qdiscs;
+pub mod rdma;
 pub mod slab;
 pub mod sockets;
 mod sysctl;
@@ -64,6 +67,9 @@ pub trait Owners: Send + Sync {
     fn of_cgroup(&self, text: &str) -> Option<Subject>;
     /// Whether anybody shares the node's own namespace with it.
     fn has_tenants(&self) -> bool;
+    /// Tells of everything that has a cgroup of its own: whose it is, a process in it, and what that cgroup is called: the
+    /// part of its path that has this text in it.
+    fn cgroups(&self, each: &mut dyn FnMut(Subject, i32, &str));
     /// Tells of every container that is a tenant of the node's own namespace: its id, its first process, whose it is.
     fn tenants(&self, each: &mut dyn FnMut(&str, i32, Subject));
 }
@@ -110,14 +116,16 @@ impl Report {
     }
 }
 
-/// All sources of a node whose procfs is at `proc`.
-pub fn all(proc: &Path) -> Vec<Arc<dyn Source>> {
+/// All sources of a node whose procfs is at `proc` and whose sysfs is at `sys`.
+pub fn all(proc: &Path, sys: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
     all.push(Arc::new(conntrack::Conntrack::new(proc)));
     all.push(Arc::new(neigh::NeighTables));
     all.push(Arc::new(neigh::Neighbours::new(proc)));
     all.push(Arc::new(sockets::Sockets::new(proc)));
+    all.push(Arc::new(ipvs::Ipvs::new(proc)));
+    all.push(Arc::new(rdma::Rdma::new(proc, sys)));
     all
 }
 
@@ -129,6 +137,7 @@ pub fn files(proc: &Path) -> Vec<Arc<dyn Source>> {
         Arc::new(slab::Slab::new(proc)),
         Arc::new(addresses::Addresses::new(proc)),
         Arc::new(processes::Processes::new(proc)),
+        Arc::new(cgroups::Cgroups::new(proc)),
     ]
 }
 

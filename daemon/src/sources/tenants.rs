@@ -67,9 +67,13 @@ impl TenantCgroups {
 
 /// The container's cgroup, where its first process is further down in it, as a systemd puts itself into `init.scope`.
 fn whole_container<'a>(path: &'a str, id: &str) -> &'a str {
-    let Some(at) = path.find(id) else { return path };
-    let after = at + id.len();
-    path[after..].find('/').map_or(path, |end| &path[..after + end])
+    own_part(path, id).unwrap_or(path)
+}
+
+/// A path up to the part that has this text in it; `None` if none has.
+pub(super) fn own_part<'a>(path: &'a str, text: &str) -> Option<&'a str> {
+    let after = path.find(text).filter(|_| !text.is_empty())? + text.len();
+    Some(path[after..].find('/').map_or(path, |end| &path[..after + end]))
 }
 
 #[cfg(test)]

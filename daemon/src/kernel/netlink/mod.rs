@@ -1,9 +1,11 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
 pub mod conntrack;
+pub mod ipvs;
 pub mod message;
 pub mod neigh;
 pub mod qdisc;
+pub mod rdma;
 pub mod sock_diag;
 
 use message::{HEADER, Message, messages, u32_at};

@@ -293,6 +293,15 @@ mod tests {
         assert_eq!(Socket::parse(&message(&lying)).unwrap().drops(), 0);
     }
 
+    #[test]
+    fn a_list_that_is_not_at_its_end_in_time_is_given_up() {
+        let _one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut netlink = Netlink::open(Family::SockDiag).unwrap();
+        netlink.stop_at(std::time::Instant::now());
+        let answer = list(&mut netlink, &mut vec![], Which::Listening, |_| (), |_| ());
+        assert_eq!(answer, Err(NetlinkError::Late));
+    }
+
     /// Needs no privileges: these are the sockets of the test's own namespace.
     #[test]
     fn the_kernel_answers_for_both_versions_at_once_and_for_each() {

@@ -2,7 +2,9 @@
 //! once they have seen a layout, and hand every value to a closure: they know neither tables nor metric names.
 
 pub mod addresses;
+pub mod cgroup_cpu;
 pub mod dev;
+pub mod ip_vs_stats;
 pub mod slabinfo;
 pub mod snmp;
 pub mod snmp6;

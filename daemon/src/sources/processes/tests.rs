@@ -21,6 +21,7 @@ impl Owners for Host {
     fn has_tenants(&self) -> bool {
         false
     }
+    fn cgroups(&self, _: &mut dyn FnMut(Subject, i32, &str)) {}
     fn tenants(&self, _: &mut dyn FnMut(&str, i32, Subject)) {}
 }
 
