@@ -45,11 +45,13 @@ impl Engine {
             (_, false) => StateName::Off,
             (Some(problem), true) if problem.never => StateName::NotAvailable,
             (Some(_), true) => StateName::Failed,
-            (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
+            (None, true) if slot.probe.hooks.is_some_and(|hooks| !hooks.optional) && hook.is_none() => {
+                StateName::Starting
+            }
             (None, true) if absent.is_some() => StateName::NotAvailable,
             (None, true) => StateName::On,
         };
-        let reads = state == StateName::On && slot.probe.hooks.is_none();
+        let reads = state == StateName::On && hook.is_none();
         let mut answer = ProbeState {
             state,
             reason: slot
@@ -57,7 +59,8 @@ impl Engine {
                 .as_ref()
                 .filter(|_| effective.enabled)
                 .map(|problem| problem.sentence.clone())
-                .or(absent),
+                .or(absent)
+                .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
             via: reads.then(|| "procfs".to_owned()),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -89,7 +92,12 @@ impl Engine {
     /// Why this node has nothing of what a probe reads, if none of its sources found anything.
     fn absent(&self, probe: &Probe) -> Option<String> {
         let absent = lock(&self.absent);
-        let mut sentences = self.sources_of(probe).into_iter().map(|at| absent[at].clone());
+        let mut sentences = self.sources_of(probe).into_iter().map(|at| absent[at].clone()).peekable();
+        if sentences.peek().is_none() && probe.hooks.is_none() {
+            return Some(
+                "paths.proc is a copy of a procfs, and this kernel knows nothing of that node".into(),
+            );
+        }
         let first = sentences.next()??;
         sentences.all(|sentence| sentence.is_some()).then_some(first)
     }
