@@ -94,9 +94,11 @@ impl Engine {
         sentences.all(|sentence| sentence.is_some()).then_some(first)
     }
 
+    /// What its sources cost at the last collection, as far as they had something to do.
     fn last_cost(&self, probe: &Probe) -> Option<u64> {
         let cpu = lock(&self.cpu);
-        self.sources_of(probe).into_iter().map(|at| cpu[at].last).sum::<Option<Duration>>().map(nanoseconds)
+        let costs = self.sources_of(probe).into_iter().filter_map(|at| cpu[at].last);
+        costs.reduce(|sum, cost| sum + cost).map(nanoseconds)
     }
 
     /// The daemon's own metrics after a pass.

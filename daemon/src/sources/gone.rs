@@ -123,7 +123,7 @@ impl Gone {
         }
     }
 
-    /// Labels of each group. The older generations of names knew no such thing.
+    /// Labels of each group.
     pub fn labels(&self) -> Vec<String> {
         self.lock().iter().map(|known| known.labels.clone()).collect()
     }
@@ -230,8 +230,8 @@ mod tests {
             (tables[2].len(), tables[2].subject(0), tables[2].cell(0, 0)),
             (1, Subject::group(0), Some(10))
         );
-        let all = gone.labels();
-        assert_eq!(all, ["kind=\"gone\",name=\"shop\",namespace=\"shop\"", "kind=\"gone\",name=\"netns\""]);
+        let labels = ["kind=\"gone\",name=\"shop\",namespace=\"shop\"", "kind=\"gone\",name=\"netns\""];
+        assert_eq!(gone.labels(), labels);
         gone.enable("gone", false);
         let mut tables = table(Subject(1), &[]);
         gone.append(tables.iter_mut());
