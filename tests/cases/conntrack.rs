@@ -48,7 +48,7 @@ fn value(text: &str, netns: &Netns, metric: &str) -> Option<f64> {
 fn agree(daemon: &Daemon, netns: &Netns) {
     until("the numbers agree", || {
         let before = theirs(netns);
-        let text = daemon.scrape("/metrics?set=full");
+        let text = daemon.scrape("/metrics?set=full&collect[]=conntrack");
         let ours = before.keys().filter_map(|name| Some((name.clone(), value(&text, netns, name)?)));
         (ours.collect::<BTreeMap<_, _>>() == before && before.len() == 11).then_some(())
     });
@@ -101,7 +101,7 @@ fn each_namespace_has_its_own_numbers() {
     for netns in [&red, &blue, &idle] {
         agree(&daemon, netns);
     }
-    let text = daemon.scrape("/metrics?set=full");
+    let text = daemon.scrape("/metrics?set=full&collect[]=conntrack");
     assert!(value(&text, &red, "entries").unwrap() >= 8.0, "{text}");
     assert_eq!(value(&text, &blue, "inserted_total"), Some(3.0));
     assert_eq!(value(&text, &idle, "entries"), Some(0.0));
@@ -109,7 +109,7 @@ fn each_namespace_has_its_own_numbers() {
     assert_eq!(value(&text, &idle, "max_entries"), Some(max.trim().parse().unwrap()));
     assert_eq!(value(&text, &idle, "ignored_total"), None, "this kernel does not count it");
     // The older systems showed the host only.
-    let text = daemon.scrape("/metrics?names=kubeskoop,inspector");
+    let text = daemon.scrape("/metrics?names=kubeskoop,inspector&collect[]=conntrack");
     for name in ["kubeskoop_conntrack_entries{", "inspector_pod_conntrackentries{"] {
         assert_eq!(text.lines().filter(|line| line.starts_with(name)).count(), 1, "{text}");
     }
@@ -185,11 +185,11 @@ fn entries_are_told_apart_by_state_if_asked_for() {
             "SEEN_REPLY",
         ],
     );
-    assert_eq!(by_state(&daemon.scrape("/metrics?set=full"), &red), BTreeMap::new());
+    assert_eq!(by_state(&daemon.scrape("/metrics?set=full&collect[]=conntrack"), &red), BTreeMap::new());
     daemon.change("conntrack", r#"{"options":{"entries_by_state":"true"},"runtime":true}"#);
     let states = until("both agree", || {
         let before = listed(&red);
-        let ours = by_state(&daemon.scrape("/metrics"), &red);
+        let ours = by_state(&daemon.scrape("/metrics?collect[]=conntrack"), &red);
         (ours == before && listed(&red) == before).then_some(ours)
     });
     for known in [("tcp", "time_wait"), ("udp", "replied"), ("udp", "unreplied"), ("other", "replied")] {
@@ -198,7 +198,7 @@ fn entries_are_told_apart_by_state_if_asked_for() {
     }
     // More than may be walked: nothing rather than half of it.
     daemon.change("conntrack", r#"{"options":{"walk_limit":"3"},"runtime":true}"#);
-    let text = daemon.scrape("/metrics");
+    let text = daemon.scrape("/metrics?collect[]=conntrack");
     assert_eq!(by_state(&text, &red), BTreeMap::new());
     assert!(value(&text, &red, "entries").unwrap() > 3.0);
 }
@@ -262,7 +262,7 @@ fn a_full_table_is_seen() {
     calm.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap());
     agree(&daemon, &full);
     agree(&daemon, &calm);
-    let text = daemon.scrape("/metrics?set=full");
+    let text = daemon.scrape("/metrics?set=full&collect[]=conntrack");
     assert_eq!(value(&text, &full, "max_entries"), Some(500.0));
     assert!(value(&text, &full, "entries").unwrap() >= 450.0);
     assert!(value(&text, &full, "dropped_total").unwrap() > 2000.0);
@@ -274,7 +274,7 @@ fn a_full_table_is_seen() {
 #[test]
 fn where_the_kernel_has_none_the_probe_says_so() {
     let daemon = Setup::fixture("healthy").start();
-    let text = daemon.scrape("/metrics");
+    let text = daemon.scrape("/metrics?collect[]=conntrack");
     assert!(!text.contains("netskoop_conntrack_"));
     if run("ls", &["/sys/module"]).lines().any(|module| module == "nf_conntrack_netlink") {
         return;

@@ -88,7 +88,7 @@ fn tables_of_the_node_and_neighbours_of_each_namespace_are_the_kernels() {
     for (table, family) in [("arp_cache", "ipv4"), ("ndisc_cache", "ipv6")] {
         until("the table is the kernel's", || table_agrees(&daemon, table, family).then_some(()));
     }
-    let text = daemon.scrape("/metrics");
+    let text = daemon.scrape("/metrics?collect[]=neigh");
     assert!(by_state(&text, &red).is_empty(), "each namespace costs a walk, so it is an option");
     // One table for all: what red learned stands in the node's.
     let node = series(&text, "netskoop_neigh_table_entries{kind=\"host\",name=\"host\",family=\"ipv4\"}");
@@ -98,14 +98,14 @@ fn tables_of_the_node_and_neighbours_of_each_namespace_are_the_kernels() {
     for netns in [&red, &blue] {
         until("the neighbours are the kernel's", || {
             let before = listed(netns);
-            (by_state(&daemon.scrape("/metrics"), netns) == before).then_some(())
+            (by_state(&daemon.scrape("/metrics?collect[]=neigh"), netns) == before).then_some(())
         });
     }
     until("the neighbour that is not there has failed", || {
-        let states = by_state(&daemon.scrape("/metrics"), &red);
+        let states = by_state(&daemon.scrape("/metrics?collect[]=neigh"), &red);
         (states.get(&("ipv4", "failed".to_owned())) == Some(&1.0)).then_some(())
     });
-    let states = by_state(&daemon.scrape("/metrics"), &red);
+    let states = by_state(&daemon.scrape("/metrics?collect[]=neigh"), &red);
     assert_eq!(states.get(&("ipv4", "permanent".to_owned())), Some(&1.0), "{states:?}");
     assert!(states.keys().any(|(family, state)| *family == "ipv6" && state != "noarp"), "{states:?}");
 }

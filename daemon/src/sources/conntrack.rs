@@ -17,7 +17,6 @@ use rustc_hash::FxHashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 const fn counter(key: &'static str) -> Column {
     Column { key, kind: Kind::Counter }
@@ -69,8 +68,6 @@ const USED: usize = column(&CONNTRACK, "used_ppm") as usize;
 const MAX_KNOWN: usize = 65_536;
 /// Entries of a namespace that are looked at, unless an option says otherwise.
 pub const WALK_LIMIT: u32 = 100_000;
-/// What an entry of a walk takes at most: four times what it took where this was measured.
-const PER_ENTRY: Duration = Duration::from_micros(10);
 
 /// Names of `enum tcp_conntrack`.
 const TCP_STATES: [&str; 10] = [
@@ -108,36 +105,48 @@ impl Conntrack {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads one namespace. The second value says whether its counters found no room in the memory.
-    fn visit(&self, visit: Visit<'_>, want: &Want<'_>, out: &mut [Table]) -> Result<bool, ReadError> {
+    /// Reads one namespace.
+    fn visit(&self, visit: Visit<'_>, want: &Want<'_>, out: &mut [Table]) -> Result<Missing, ReadError> {
+        let mut missing = Missing::default();
         let ([numbers, states], [wanted, split]) = (out, want.columns) else {
             debug_assert!(false, "tables of another source");
-            return Ok(false);
+            return Ok(missing);
         };
         let Visit { target, netlink, bytes } = visit;
-        let mut full = false;
-        let counters = if (0..COUNTERS).any(|column| wanted.contains(column as u16)) {
+        let mut counted = Counters::default();
+        if (0..COUNTERS).any(|column| wanted.contains(column as u16)) {
             let ticket = self.known().draw();
             let sums = counters(netlink, bytes).map_err(asking("counters"))?;
             let (wide, room) = self.known().widen(target, ticket, sums);
-            full = !room;
-            wide
-        } else {
-            Counters::default()
-        };
+            (counted, missing.forgotten) = (wide, !room);
+        }
         let fill = ask_fill(netlink, bytes).map_err(asking("entries"))?;
-        if let Some(cells) = numbers.row(target.subject, &[]) {
-            put(cells, &counters, fill);
+        if !wanted.is_empty()
+            && let Some(cells) = numbers.row(target.subject, &[])
+        {
+            put(cells, &counted, fill);
         }
         let entries = fill.entries.unwrap_or(u32::MAX);
-        let time = want.deadline.saturating_duration_since(Instant::now());
-        let small = entries <= self.walk_limit.load(Ordering::Relaxed) && PER_ENTRY * entries <= time;
-        if !split.is_empty() && small && entries > 0 {
-            let found = walk(netlink, bytes).map_err(asking("entries"))?;
-            found.put(states, target.subject);
+        if !split.is_empty() && (1..=self.walk_limit.load(Ordering::Relaxed)).contains(&entries) {
+            netlink.stop_at(want.deadline);
+            match walk(netlink, bytes) {
+                Ok(census) => census.put(states, target.subject),
+                // Half of them would look like connections that have ended.
+                Err(NetlinkError::Late) => missing.states = true,
+                Err(error) => return Err(asking("entries")(error)),
+            }
         }
-        Ok(full)
+        Ok(missing)
     }
+}
+
+/// What is not there of a namespace although it was read.
+#[derive(Default)]
+struct Missing {
+    /// Its counters found no room in the memory.
+    forgotten: bool,
+    /// Its entries could not be walked in time.
+    states: bool,
 }
 
 fn asking(what: &'static str) -> impl FnOnce(NetlinkError) -> ReadError {
@@ -226,13 +235,15 @@ impl Source for Conntrack {
         if !CONNTRACK_NETLINK.is_here(&self.proc) {
             return Report { not_here: Some(CONNTRACK_NETLINK.absence()), ..Report::default() };
         }
-        let mut over_budget = 0;
+        let (mut over_budget, mut late) = (0, 0);
         let visit = |visit: Visit<'_>, (), out: &mut [Table]| {
-            over_budget += u32::from(self.visit(visit, want, out)?);
+            let missing = self.visit(visit, want, out)?;
+            over_budget += u32::from(missing.forgotten);
+            late += u32::from(missing.states);
             Ok(())
         };
         let report = each(&self.proc, Family::Netfilter, want, scratch, out, || (), visit);
-        Report { over_budget, ..report }
+        Report { over_budget, late: report.late + late, ..report }
     }
 
     fn forget(&self, subject: Subject) {

@@ -16,7 +16,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 const fn counter(key: &'static str) -> Column {
     Column { key, kind: Kind::Counter }
@@ -118,6 +117,8 @@ fn visit(visit: Visit<'_>, stats: &[u8], want: &Want<'_>, out: &mut [Table]) -> 
     if by_service.is_empty() && by_destination.is_empty() {
         return Ok(0);
     }
+    // Half an answer would look like services and servers that are gone.
+    netlink.stop_at(want.deadline);
     let list = |error: NetlinkError| failed("list", "virtual services".into(), error);
     let kind = netlink.ask(CONTROL, &ask_family(), bytes, None, |found, message| *found = family(message));
     // The module may have gone since.
@@ -131,11 +132,6 @@ fn visit(visit: Visit<'_>, stats: &[u8], want: &Want<'_>, out: &mut [Table]) -> 
     }
     let mut room = MAX_DESTINATIONS;
     for service in &found {
-        // One question for each of them: half an answer would look like servers that are gone.
-        if Instant::now() >= want.deadline {
-            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            return Err(failed("list", "destinations of virtual services".into(), late));
-        }
         let list = |error| failed("list", "destinations of virtual services".into(), error);
         let of_it = list_destinations(netlink, kind, service, bytes).map_err(list)?;
         left_out += u32::try_from(of_it.len().saturating_sub(room)).unwrap_or(u32::MAX);

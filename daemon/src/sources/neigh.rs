@@ -202,7 +202,10 @@ impl Source for Neighbours {
             scratch,
             out,
             || (),
-            |mut visit, (), out| census(&mut visit, out),
+            |mut visit, (), out| {
+                visit.netlink.stop_at(want.deadline);
+                census(&mut visit, out)
+            },
         )
     }
 }
