@@ -135,7 +135,7 @@ impl Whose<'_> {
     /// Labels of a subject; `None` if it has none (yet) in this generation of names.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
         match subject.group_number() {
-            // The older systems knew no such thing.
+            // The older generations knew no such thing.
             Some(number) => self.groups.get(number).filter(|_| names == Names::Netskoop).map(String::as_str),
             None => self.directory.labels(subject, names),
         }
