@@ -368,8 +368,8 @@ are made in that time. "Memory": resident with the runtime less without.
 
 Established sockets in one namespace, both ends of connections over its loopback. "Bare loop": `tests/bench/floor/sockets.c`
 asks the kernel for the same list and receives it, and looks at nothing. "Probe": CPU of the source in a collection for this
-probe alone, with the namespaces of the node and of the sockets. Per socket: less the same without sockets, which is mostly the
-kernel's walk through its table of all namespaces. "Memory": the most the daemon had resident.
+probe alone, with the namespaces of the node and of the sockets. Both in turn, medians of {crowd.ROUNDS - 2}. Per socket: less the first row, which is
+mostly the kernel's walk through its table of all namespaces. "Memory": the most the daemon had resident.
 
 ## eBPF programs
 

@@ -2,7 +2,9 @@
 
 use crate::declare::{Cost, Family, OptionDecl, OptionType, Points, Probe, column};
 use crate::facts::one;
-use crate::sources::sockets::{LISTEN_LIMIT, LISTEN_SOCKETS, LISTENERS, MILLISECONDS, TCP_SOCKETS};
+use crate::sources::sockets::{
+    LISTEN_LIMIT, LISTEN_SOCKETS, LISTENERS, MILLISECONDS, TCP_SOCKETS, TOTAL_MILLISECONDS,
+};
 
 const fn connection(key: &str) -> u16 {
     column(&TCP_SOCKETS, key)
@@ -200,6 +202,11 @@ pub static PROBE: Probe = Probe {
             // A read of a second counts as hanging.
             kind: OptionType::Integer { default: MILLISECONDS, min: 1, max: 900 },
             help: "Time for the connections of one namespace; where there are too many for it, they are left out of the answer and the collection is counted as late. A million connections take about a second.",
+        },
+        OptionDecl {
+            name: "max_total_milliseconds",
+            kind: OptionType::Integer { default: TOTAL_MILLISECONDS, min: 1, max: 10_000 },
+            help: "Time for the connections of all namespaces in a collection, since the kernel goes through those of the whole node once for each namespace; where it does not suffice, each collection shows those that the one before left out, and is counted as late.",
         },
     ],
     families: &[&NATIVE, &SPLIT, &KUBESKOOP, &INSPECTOR],

@@ -116,9 +116,13 @@ impl Report {
     }
 }
 
-/// All sources of a node whose procfs is at `proc` and whose sysfs is at `sys`.
+/// All sources of a node whose procfs is at `proc` and whose sysfs is at `sys`. A copy of a procfs is another node's, about
+/// which this kernel cannot be asked.
 pub fn all(proc: &Path, sys: &Path) -> Vec<Arc<dyn Source>> {
     let mut all = files(proc);
+    if !rustix::fs::statfs(proc).is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC) {
+        return all;
+    }
     all.push(Arc::new(qdiscs::Qdiscs::new(proc)));
     all.push(Arc::new(conntrack::Conntrack::new(proc)));
     all.push(Arc::new(neigh::NeighTables));

@@ -86,6 +86,7 @@ struct Known {
     other: Sums,
     /// Passes in which the connections were not walked through.
     rested: u32,
+    walked: u32,
 }
 
 /// The memory.
@@ -131,6 +132,11 @@ impl Listeners {
         let known = self.subjects.entry(subject).or_default();
         known.rested = known.rested.wrapping_add(1);
         known.rested.wrapping_add(subject.0).is_multiple_of(turns)
+    }
+
+    /// Number of the pass in which the connections of a namespace were last walked through.
+    pub(super) fn walked(&mut self, subject: Subject) -> &mut u32 {
+        &mut self.subjects.entry(subject).or_default().walked
     }
 
     /// The next turn comes with the next pass, however short it rested.

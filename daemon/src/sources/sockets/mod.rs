@@ -6,6 +6,7 @@
 //! their own. What these numbers do not tell of is connections that are being accepted; where there is nothing else, they are
 //! looked for every [`TURNS`] passes, and in each as soon as there are some.
 
+mod budget;
 mod listeners;
 mod walk;
 
@@ -19,6 +20,7 @@ use crate::kernel::netlink::{Family, NetlinkError};
 use crate::kernel::parts::{Part, TCP_DIAG};
 use crate::kernel::procfs::sockstat;
 use crate::table::{Subject, Table};
+use budget::Budget;
 use listeners::{Listener, Listeners, MAX_KEPT, Sums};
 use netskoop_api::OptionValue;
 use rustix::fs::{Mode, OFlags};
@@ -98,6 +100,8 @@ const MAX_LISTENERS: usize = 4096;
 const TURNS: u32 = 8;
 /// Time for the sockets of one namespace, unless the option says otherwise.
 pub const MILLISECONDS: u64 = 250;
+/// Time for the connections of all namespaces.
+pub const TOTAL_MILLISECONDS: u64 = 1000;
 
 /// Asks for TCP sockets.
 pub struct Sockets {
@@ -106,6 +110,8 @@ pub struct Sockets {
     files: Files,
     proc: PathBuf,
     milliseconds: AtomicU64,
+    total_milliseconds: AtomicU64,
+    budget: Mutex<Budget>,
     listeners: Mutex<Listeners>,
     /// Memory of lanes, for the next job.
     spare: Mutex<Vec<Memory>>,
@@ -259,6 +265,17 @@ fn listening(visit: &mut Visit<'_>, found: &mut Vec<Listener>) -> Result<u64, Re
     Ok(all.into_inner().count)
 }
 
+/// Lists the connections; false if the time was too short.
+fn walk_through(visit: &mut Visit<'_>, walk: &mut Walk) -> Result<bool, ReadError> {
+    let walk = RefCell::new(walk);
+    let start = |number| walk.borrow_mut().list(number);
+    let add = |socket: &Socket<'_>| walk.borrow_mut().add(socket);
+    match list(visit.netlink, visit.bytes, Which::Connected, start, add) {
+        Err(NetlinkError::Late) => Ok(false),
+        listed => listed.map(|()| true).map_err(cannot),
+    }
+}
+
 impl Sockets {
     /// The source; namespaces are entered through the processes of this procfs.
     pub fn new(proc: &Path) -> Sockets {
@@ -267,6 +284,8 @@ impl Sockets {
             files: Files::new(proc),
             proc: proc.to_owned(),
             milliseconds: AtomicU64::new(MILLISECONDS),
+            total_milliseconds: AtomicU64::new(TOTAL_MILLISECONDS),
+            budget: Mutex::default(),
             listeners: Mutex::new(Listeners::new(MAX_KEPT)),
             spare: Mutex::new(Vec::with_capacity(2)),
         }
@@ -282,15 +301,19 @@ impl Sockets {
         }
     }
 
-    /// Walks through the connections; false if the time was too short.
-    fn walk(&self, visit: &mut Visit<'_>, walk: &mut Walk) -> Result<bool, ReadError> {
-        let walk = RefCell::new(walk);
-        let start = |number| walk.borrow_mut().list(number);
-        let add = |socket: &Socket<'_>| walk.borrow_mut().add(socket);
-        match list(visit.netlink, visit.bytes, Which::Connected, start, add) {
-            Err(NetlinkError::Late) => Ok(false),
-            listed => listed.map(|()| true).map_err(cannot),
+    /// Walks through the connections; false if there is no time for it, or too little.
+    fn walk(&self, visit: &mut Visit<'_>, walk: &mut Walk, deadline: Instant) -> Result<bool, ReadError> {
+        let most = Duration::from_millis(self.total_milliseconds.load(Ordering::Relaxed));
+        let walked = |listeners: &mut Listeners| {
+            lock(&self.budget).allows(deadline, most, listeners.walked(visit.target.subject))
+        };
+        if !walked(&mut lock(&self.listeners)) {
+            return Ok(false);
         }
+        let begin = Instant::now();
+        let done = walk_through(visit, walk);
+        lock(&self.budget).spend(begin.elapsed());
+        done
     }
 
     /// Reads one namespace. What listens is shown also where there was no time for the connections, which is told.
@@ -310,7 +333,7 @@ impl Sockets {
         let count = if nothing { 0 } else { listening(&mut visit, listeners)? };
         walk.begin(before.range);
         let state = before.state(count);
-        let whole = !self.walks(subject, wish, state) || self.walk(&mut visit, walk)?;
+        let whole = !self.walks(subject, wish, state) || self.walk(&mut visit, walk, job.deadline)?;
         if state == State::Listeners && walk.totals != Totals::default() {
             lock(&self.listeners).hurry(subject, TURNS);
         }
@@ -431,10 +454,12 @@ impl Source for Sockets {
     }
 
     fn configure(&self, probe: &str, options: &Options) {
-        if probe == "tcpsummary"
-            && let Some(OptionValue::Integer(milliseconds)) = options.get("max_milliseconds")
-        {
-            self.milliseconds.store(*milliseconds, Ordering::Relaxed);
+        let numbers =
+            [("max_milliseconds", &self.milliseconds), ("max_total_milliseconds", &self.total_milliseconds)];
+        for (name, number) in numbers.into_iter().filter(|_| probe == "tcpsummary") {
+            if let Some(OptionValue::Integer(milliseconds)) = options.get(name) {
+                number.store(*milliseconds, Ordering::Relaxed);
+            }
         }
     }
 }
