@@ -1057,6 +1057,8 @@ fn listing(netns: Option<&Netns>) -> String {
 #[test]
 fn the_node_is_left_as_it_was() {
     own_node!(Pids::Own);
+    // Another test changes a limit that all namespaces show.
+    let _alone = exclusive();
     let (red, blue) = (Netns::new("red"), Netns::new("blue"));
     red.cable(&blue, 4);
     blue.run("nft", &["add table inet mine"]);
