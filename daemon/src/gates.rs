@@ -11,7 +11,7 @@
 
 use crate::declare::Names;
 use crate::engine::pass::{Collector, Sources};
-use crate::engine::select::{Active, Exposition, Selection, wants};
+use crate::engine::select::{Active, Contents, Exposition, Selection, wants};
 use crate::engine::self_metrics::ENTITY_INFO;
 use crate::hooks::{Counters, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Settings};
@@ -170,7 +170,8 @@ fn child() {
         let deadline = Instant::now() + Duration::from_secs(60);
         let snapshot = collector.collect(wanted.clone(), Duration::ZERO, deadline).await.unwrap();
         assert!(snapshot.reports.iter().all(|report| report.success() || !report.ran));
-        Exposition::new(snapshot, chosen.clone(), false, true, u64::MAX, vec![], |_, _| ())
+        let contents = Contents { chosen: chosen.clone(), summed: Vec::new(), target: false, infos: true };
+        Exposition::new(snapshot, contents, u64::MAX, vec![], |_, _| ())
             .map(|piece| piece.len())
             .sum::<usize>()
     };
@@ -340,7 +341,7 @@ fn answer(directory: &Directory) -> (String, u64) {
         (hooks.fill)(&counters, &known, &mut table);
         tables.push(table);
     }
-    let whose = Whose { directory, groups: &[], target: false };
+    let whose = Whose { directory, groups: &[], target: false, hidden: None };
     let (mut out, mut budget, mut titled) = (Vec::new(), Budget::new(u64::MAX), "");
     for (probe, _) in active(true) {
         for family in probe.families().filter(|f| f.names == Names::Netskoop && f.core && f.option.is_none())

@@ -508,6 +508,78 @@ fn datagrams_that_find_the_buffer_full_are_counted() {
     }
 }
 
+/// What all but the given entities have under a name, added up.
+fn added_up(text: &str, metric: &str, without: &[&str]) -> f64 {
+    let own = |line: &&str| {
+        line.starts_with(&format!("{metric}{{"))
+            && !without.iter().any(|name| line.contains(&format!("name=\"{name}\"")))
+    };
+    text.lines().filter(own).map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+#[test]
+fn series_that_find_no_room_are_added_up() {
+    own_node!(Pids::Own);
+    const OPENS: &str = "netskoop_tcp_active_opens_total";
+    const OTHER: &str = "netskoop_tcp_active_opens_total{kind=\"other\",name=\"other\"}";
+    let mut all: Vec<Netns> = (0..30).map(|number| Netns::new(&format!("n{number}"))).collect();
+    let connect = |netns: &Netns| {
+        netns.enter(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        });
+    };
+    all.iter().for_each(connect);
+    let daemon = Setup::on_node().pull_only().set("metrics", "max_series_per_probe = 100").start();
+    let path = "/metrics?collect[]=tcp";
+    let full = Setup::new().pull_only().start().scrape(path);
+    let text = daemon.scrape(path);
+    lint_all(&daemon);
+    let shown = |text: &str| {
+        text.lines().filter(|line| line.starts_with(&format!("{OPENS}{{kind=\"netns\""))).count()
+    };
+    let (few, other) = (shown(&text), series(&text, OTHER).unwrap());
+    assert!((5..30).contains(&few) && shown(&full) == 30, "{few} of {}", shown(&full));
+    assert_eq!(added_up(&text, OPENS, &["host"]), added_up(&full, OPENS, &["host"]), "nothing is lost");
+    assert!(text.lines().filter(|line| line.starts_with("netskoop_tcp_")).count() <= 100);
+    let over = series(&text, "netskoop_probe_series_over_budget{probe=\"tcp\"}").unwrap();
+    assert_eq!(series(&text, "netskoop_series_over_budget"), Some(over));
+    assert!(over >= (30 - few) as f64, "{over}");
+    // Another probe has its own room, and the other sets of names have theirs.
+    assert_eq!(series(&text, "netskoop_probe_series_over_budget{probe=\"limit\"}"), None);
+    let older = daemon.scrape("/metrics?names=inspector&collect[]=tcp&labels=target");
+    let of_other = "inspector_pod_tcpactiveopens{target_node=\"node-1\",target_namespace=\"\",target_pod=\"other\",node=\"node-1\",namespace=\"\",pod=\"other\"}";
+    assert!(series(&older, of_other).is_some(), "{older}");
+
+    // A shown one goes, and leaves at once; those who are added up stay there, and their sum does not fall.
+    let named = |text: &str, name: &str| text.contains(&format!("{OPENS}{{kind=\"netns\",name=\"{name}\"}}"));
+    let at = all.iter().position(|netns| named(&text, &netns.0)).unwrap();
+    let gone = all.remove(at).0.clone();
+    daemon.entities_until("it is gone", |now| now.entities.iter().all(|entity| entity.id.name != gone));
+    let text = daemon.scrape(path);
+    assert!(!named(&text, &gone) && shown(&text) == few - 1);
+    assert_eq!(series(&text, OTHER), Some(other));
+    // An added-up one counts on, and leaves what it had counted when it goes.
+    let at = all.iter().position(|netns| !named(&text, &netns.0)).unwrap();
+    connect(&all[at]);
+    assert_eq!(series(&daemon.scrape(path), OTHER), Some(other + 1.0));
+    let gone = all.remove(at).0.clone();
+    daemon.entities_until("it is gone", |now| now.entities.iter().all(|entity| entity.id.name != gone));
+    assert_eq!(series(&daemon.scrape(path), OTHER), Some(other + 1.0));
+    // A new one finds the room of the one that was shown.
+    let fresh = Netns::new("fresh");
+    daemon.entities_until("it is there", |now| find(now, fresh.inode()).is_some());
+    let text = daemon.scrape(path);
+    assert!(named(&text, "fresh") && shown(&text) == few, "{text}");
+    assert_eq!(series(&text, OTHER), Some(other + 1.0));
+}
+
+fn lint_all(daemon: &Daemon) {
+    for names in ["netskoop", "kubeskoop", "inspector"] {
+        crate::golden::lint(&daemon.scrape(&format!("/metrics?set=full&names={names}")), names);
+    }
+}
+
 /// A connection from a known port that nobody accepts.
 fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
     from.enter(|| {

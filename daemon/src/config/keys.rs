@@ -148,7 +148,18 @@ pub static KEYS: &[Key] = &[
             set: |config, number| config.max_series = number,
         },
         default: "100000",
-        help: "Series of one answer at most, all namespaces together; what is left out is counted.",
+        help: "Series of one answer at most, all entities together; entities beyond are added up as kind=\"other\", and counted.",
+    },
+    Key {
+        path: "metrics.max_series_per_probe",
+        kind: KeyKind::Integer {
+            min: 100,
+            max: 10_000_000,
+            get: |config| config.max_series_per_probe,
+            set: |config, number| config.max_series_per_probe = number,
+        },
+        default: "50000",
+        help: "Series of one probe in an answer at most; entities beyond are added up as kind=\"other\", and counted.",
     },
     Key {
         path: "metrics.extra_labels",

@@ -62,6 +62,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Series of one answer at most, all namespaces together.
     pub max_series: u64,
+    /// Series of one probe in it at most.
+    pub max_series_per_probe: u64,
     /// Labels for every series.
     pub extra_labels: Vec<ExtraLabel>,
     /// Different values that one of them may have.
@@ -126,6 +128,7 @@ impl Default for Config {
             min_interval: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             max_series: 100_000,
+            max_series_per_probe: 50_000,
             extra_labels: vec![],
             extra_label_values: DEFAULT_VALUES,
             verbose: false,

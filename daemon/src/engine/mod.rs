@@ -7,6 +7,7 @@ mod hooked;
 pub mod lanes;
 pub mod ledger;
 pub mod pass;
+pub mod room;
 pub mod select;
 pub mod self_metrics;
 mod status;
@@ -25,7 +26,8 @@ use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
 use farewell::Farewell;
 use pass::{Collector, PassError, Snapshot, Sources};
-use select::{Active, Exposition, Selection};
+use room::{Limits, Rooms, View};
+use select::{Active, Contents, Exposition, Selection};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +52,10 @@ pub struct Engine {
     facts: Facts,
     reload_ok: AtomicBool,
     last: Arc<Mutex<LastAnswer>>,
+    /// Who is shown and who is added up, where series do not find room.
+    rooms: Mutex<Rooms>,
+    /// Series of each probe that the last answer added up.
+    added_up: Mutex<Vec<(&'static str, u64)>>,
     noted: Mutex<Option<Instant>>,
     last_pass: Mutex<Option<LastPass>>,
     cpu: Mutex<Vec<SourceCpu>>,
@@ -192,6 +198,8 @@ impl Engine {
             facts: parts.facts,
             reload_ok: AtomicBool::new(true),
             last: Arc::default(),
+            rooms: Mutex::default(),
+            added_up: Mutex::default(),
             noted: Mutex::new(None),
             last_pass: Mutex::default(),
             cpu: Mutex::new(vec![SourceCpu::default(); sources]),
@@ -265,21 +273,21 @@ impl Engine {
         let timeout = limit.map_or(config.timeout, |limit| limit.min(config.timeout));
         let chosen = selection.choose(&self.active(), &self.sources);
         let snapshot = self.collect(&chosen, config.min_interval, timeout).await?;
-        let tail = self.self_metrics(&snapshot);
-        let last = Arc::clone(&self.last);
         // A description is a name of this generation, and like the daemon's own metrics is there whatever is picked.
         let infos = selection.names.contains(&Names::Netskoop);
-        Ok(Exposition::new(
-            snapshot,
-            chosen,
-            selection.target,
-            infos,
-            config.max_series,
-            tail,
-            move |budget, bytes| {
-                *lock(&last) = LastAnswer { series: budget.written, bytes, over: budget.over };
-            },
-        ))
+        let limits = Limits { total: config.max_series, probe: config.max_series_per_probe };
+        let others = if infos { snapshot.directory.infos_at_most() } else { 0 };
+        let view = View::new(&selection.names, selection.full);
+        let summed = lock(&self.rooms).plan(limits, view, &snapshot, &chosen, others);
+        let added_up: u64 = summed.iter().map(|summed| summed.series).sum();
+        *lock(&self.added_up) = summed.iter().map(|summed| (summed.probe.name, summed.series)).collect();
+        lock(&self.last).over = added_up;
+        let tail = self.self_metrics(&snapshot);
+        let last = Arc::clone(&self.last);
+        let contents = Contents { chosen, summed, target: selection.target, infos };
+        Ok(Exposition::new(snapshot, contents, config.max_series, tail, move |budget, bytes| {
+            *lock(&last) = LastAnswer { series: budget.written, bytes, over: added_up + budget.over };
+        }))
     }
 
     async fn collect(

@@ -1,10 +1,11 @@
 //! Which families an answer has, and which columns must be read for them.
 
 use super::pass::{Snapshot, Sources, Wants};
+use super::room::Summed;
 use super::self_metrics::ENTITY_INFO;
 use crate::declare::{ColumnSet, Family, Names, Probe};
 use crate::hooks::Options;
-use crate::server::exposition::{Budget, Whose, write_family, write_infos};
+use crate::server::exposition::{Budget, Whose, write_family, write_infos, write_sums};
 use netskoop_api::OptionValue;
 use std::sync::Arc;
 
@@ -70,6 +71,8 @@ pub fn wants(chosen: &[Chosen], sources: &Sources) -> Wants {
 pub struct Exposition {
     snapshot: Arc<Snapshot>,
     chosen: std::vec::IntoIter<Chosen>,
+    /// What is added up, by probe.
+    summed: Vec<Summed>,
     target: bool,
     /// Number of the entity whose description is next, if any.
     next_info: Option<usize>,
@@ -80,24 +83,35 @@ pub struct Exposition {
     finished: Option<Box<dyn FnOnce(Budget, u64) + Send + Sync>>,
 }
 
+/// What an answer has.
+pub struct Contents {
+    /// Families.
+    pub chosen: Vec<Chosen>,
+    /// What is added up instead of shown.
+    pub summed: Vec<Summed>,
+    /// Whether the inspector's names have the labels of its release 0.1.
+    pub target: bool,
+    /// Whether the entities are described.
+    pub infos: bool,
+}
+
 /// Size from which a piece is handed over.
 const PIECE: usize = 32 * 1024;
 
 impl Exposition {
-    /// The families of a snapshot, descriptions of the entities if `infos`, then `tail`. `finished` is told what was
-    /// written.
+    /// The contents as a snapshot has them, then `tail`. `finished` is told what was written.
     pub fn new(
         snapshot: Arc<Snapshot>,
-        chosen: Vec<Chosen>,
-        target: bool,
-        infos: bool,
+        contents: Contents,
         max_series: u64,
         tail: Vec<u8>,
         finished: impl FnOnce(Budget, u64) + Send + Sync + 'static,
     ) -> Exposition {
+        let Contents { chosen, summed, target, infos } = contents;
         Exposition {
             snapshot,
             chosen: chosen.into_iter(),
+            summed,
             target,
             next_info: infos.then_some(0),
             budget: Budget::new(max_series),
@@ -117,12 +131,18 @@ impl Iterator for Exposition {
         let mut piece = Vec::with_capacity(2 * PIECE);
         for chosen in self.chosen.by_ref() {
             let table = &self.snapshot.tables[chosen.table];
+            let summed = self.summed.iter().find(|summed| std::ptr::eq(summed.probe, chosen.probe));
             let whose = Whose {
                 directory: &self.snapshot.directory,
                 groups: &self.snapshot.groups,
                 target: self.target,
+                hidden: summed.map(|summed| &summed.hidden),
             };
-            write_family(&mut piece, chosen.family, table, &whose, &mut self.budget, &mut self.titled);
+            let (budget, titled) = (&mut self.budget, &mut self.titled);
+            write_family(&mut piece, chosen.family, table, &whose, budget, titled);
+            if let Some(summed) = summed {
+                write_sums(&mut piece, chosen.family, summed.of(chosen.family), &whose, budget, titled);
+            }
             if piece.len() >= PIECE {
                 break;
             }

@@ -52,7 +52,12 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         "Namespaces left out of the last collection for lack of time.",
         false,
     ),
-    ("netskoop_series_over_budget", "Series left out of the last answer by metrics.max_series.", false),
+    (
+        "netskoop_series_over_budget",
+        "Series that found no room under their own names: they are added up as kind=\"other\" (metrics.max_series, metrics.max_series_per_probe).",
+        false,
+    ),
+    ("netskoop_probe_series_over_budget", "Series of the probe among these, where there are any.", false),
     (
         "netskoop_collection_over_budget",
         "Rows and remembered interfaces of the last collection that found no room.",
@@ -99,6 +104,8 @@ pub struct Extra {
     pub resolvers: Vec<Resolver>,
     /// The extra labels, each with the number of namespaces for which it has too many values.
     pub limited: Vec<(String, usize)>,
+    /// Series of each probe that are added up because they found no room.
+    pub added_up: Vec<(&'static str, u64)>,
     /// Whether the last reload succeeded.
     pub reload_ok: bool,
     /// Rows and remembered objects of the last collection that found no room.
@@ -145,6 +152,9 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: &Extra) -> Vec<u8> {
     writer.one("netskoop_collection_duration_seconds", &[], seconds(collection.wall_ns));
     writer.one("netskoop_collection_late_namespaces", &[], f64::from(collection.late));
     writer.one("netskoop_series_over_budget", &[], collection.over_budget as f64);
+    for (probe, series) in &extra.added_up {
+        writer.one("netskoop_probe_series_over_budget", &[("probe", probe)], *series as f64);
+    }
     writer.one("netskoop_collection_over_budget", &[], extra.over_budget as f64);
     writer.one("netskoop_wedged_reads", &[], status.wedged.len() as f64);
     writer.one("netskoop_config_last_reload_successful", &[], f64::from(u8::from(extra.reload_ok)));

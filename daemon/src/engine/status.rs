@@ -45,13 +45,11 @@ impl Engine {
             (_, false) => StateName::Off,
             (Some(problem), true) if problem.never => StateName::NotAvailable,
             (Some(_), true) => StateName::Failed,
-            (None, true) if slot.probe.hooks.is_some_and(|hooks| !hooks.optional) && hook.is_none() => {
-                StateName::Starting
-            }
+            (None, true) if slot.probe.hooks.is_some() && hook.is_none() => StateName::Starting,
             (None, true) if absent.is_some() => StateName::NotAvailable,
             (None, true) => StateName::On,
         };
-        let reads = state == StateName::On && hook.is_none();
+        let reads = state == StateName::On && slot.probe.hooks.is_none();
         let mut answer = ProbeState {
             state,
             reason: slot
@@ -59,8 +57,7 @@ impl Engine {
                 .as_ref()
                 .filter(|_| effective.enabled)
                 .map(|problem| problem.sentence.clone())
-                .or(absent)
-                .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
+                .or(absent),
             via: reads.then(|| "procfs".to_owned()),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
@@ -129,6 +126,7 @@ impl Engine {
         let extra = Extra {
             resolvers: self.resolvers(),
             limited: self.watcher.directory().limited().to_vec(),
+            added_up: lock(&self.added_up).clone(),
             reload_ok: self.reload_ok.load(Ordering::Relaxed),
             over_budget: snapshot.reports.iter().map(|report| report.over_budget).sum(),
             start_time: self.facts.start_time,

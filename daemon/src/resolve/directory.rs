@@ -369,6 +369,11 @@ impl Directory {
         settled.chain(self.tenants().iter().map(Tenant::info))
     }
 
+    /// How many of these there are at most.
+    pub fn infos_at_most(&self) -> u64 {
+        (self.entries().count() + self.tenants().len()) as u64
+    }
+
     /// What sources need to read every namespace.
     pub fn targets(&self) -> Vec<Target> {
         self.entries()

@@ -4,7 +4,8 @@
 use crate::declare::{Family, Kind, Names, Only, Points, Scope};
 use crate::resolve::directory::Directory;
 use crate::resolve::labels::write_target;
-use crate::table::{Subject, Table};
+use crate::table::{ABSENT, Subject, Table};
+use rustc_hash::FxHashSet;
 
 /// The content type of the text format; Prometheus 3 refuses a scrape without it.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -18,6 +19,8 @@ pub struct Point {
     pub row: usize,
     /// Constant label text of the cell.
     pub label: &'static str,
+    /// Number of the cell among the points of the family.
+    pub cell: usize,
     /// The value.
     pub value: u64,
 }
@@ -72,16 +75,16 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
     let subject = table.subject(leader);
     match family.points {
         Points::Cells(cells) => {
-            for (label, column) in cells {
+            for (cell, (label, column)) in cells.iter().enumerate() {
                 if let Some(value) = total(*column) {
-                    emit(Point { subject, row: leader, label, value });
+                    emit(Point { subject, row: leader, label, cell, value });
                 }
             }
         }
         Points::Sum(columns) => {
             let value = columns.iter().filter_map(|c| total(*c)).reduce(|sum, value| family.add(sum, value));
             if let Some(value) = value {
-                emit(Point { subject, row: leader, label: "", value });
+                emit(Point { subject, row: leader, label: "", cell: 0, value });
             }
         }
     }
@@ -124,13 +127,15 @@ pub struct Whose<'a> {
     pub groups: &'a [String],
     /// Whether the inspector's names have the labels of its release 0.1.
     pub target: bool,
+    /// Whose series are added up instead of shown.
+    pub hidden: Option<&'a FxHashSet<Subject>>,
 }
 
 impl Whose<'_> {
     /// Labels of a subject; `None` if it has none (yet) in this generation of names.
     pub fn labels(&self, subject: Subject, names: Names) -> Option<&str> {
         match subject.group_number() {
-            // The older systems knew no such thing.
+            // The older generations knew no such thing.
             Some(number) => self.groups.get(number).filter(|_| names == Names::Netskoop).map(String::as_str),
             None => self.directory.labels(subject, names),
         }
@@ -149,6 +154,9 @@ pub fn write_family(
 ) {
     points(family, table, |point| {
         let mut series = |subject: Subject| {
+            if whose.hidden.is_some_and(|hidden| hidden.contains(&subject)) {
+                return;
+            }
             let Some(labels) = whose.labels(subject, family.names) else { return };
             if !budget.take() {
                 return;
@@ -170,6 +178,34 @@ pub fn write_family(
             Scope::Repeat => whose.directory.subjects().for_each(series),
         }
     });
+}
+
+/// Writes what was added up of a family, one series for each of its points.
+pub fn write_sums(
+    out: &mut Vec<u8>,
+    family: &Family,
+    sums: &[u64],
+    whose: &Whose<'_>,
+    budget: &mut Budget,
+    titled: &mut &'static str,
+) {
+    let Some(labels) = whose.labels(Subject::OTHER, family.names) else { return };
+    let target = (whose.target && family.names == Names::Inspector).then_some(false);
+    for (cell, value) in sums.iter().enumerate().filter(|(_, value)| **value != ABSENT) {
+        let label = match family.points {
+            Points::Cells(cells) => cells.get(cell).map_or("", |(label, _)| *label),
+            Points::Sum(_) => "",
+        };
+        if !budget.take() {
+            continue;
+        }
+        if std::mem::replace(titled, family.name) != family.name {
+            write_head(out, family);
+        }
+        write_labels(out, family, (labels, target), |_| b"other", label);
+        write_value(out, *value, family.decimals);
+        out.push(b'\n');
+    }
 }
 
 /// Writes series with the value 1 from the one with this number on, until `out` is full. Answers with the number of the
@@ -232,7 +268,19 @@ fn write_series(
     family: &Family,
     table: &Table,
     point: Point,
+    labels: (&str, Option<bool>),
+) {
+    write_labels(out, family, labels, |key| table.key(point.row, key), point.label);
+    write_value(out, point.value, family.decimals);
+    out.push(b'\n');
+}
+
+fn write_labels<'a>(
+    out: &mut Vec<u8>,
+    family: &Family,
     (labels, target): (&str, Option<bool>),
+    row_key: impl Fn(usize) -> &'a [u8],
+    label: &str,
 ) {
     out.extend_from_slice(family.name.as_bytes());
     let mut separator = b'{';
@@ -246,16 +294,14 @@ fn write_series(
     for (name, key) in family.keys {
         write_part(out, &mut separator, name.as_bytes());
         out.extend_from_slice(b"=\"");
-        out.extend_from_slice(table.key(point.row, *key));
+        out.extend_from_slice(row_key(*key));
         out.push(b'"');
     }
-    write_part(out, &mut separator, point.label.as_bytes());
+    write_part(out, &mut separator, label.as_bytes());
     if separator == b',' {
         out.push(b'}');
     }
     out.push(b' ');
-    write_value(out, point.value, family.decimals);
-    out.push(b'\n');
 }
 
 fn write_part(out: &mut Vec<u8>, separator: &mut u8, text: &[u8]) {
