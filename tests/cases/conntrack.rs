@@ -1,4 +1,4 @@
-use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, run, series, skip, until};
+use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, series, skip, until};
 use netskoop_api::StateName;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -273,20 +273,4 @@ fn a_full_table_is_seen() {
     assert!(value(&text, &full, "early_dropped_total").unwrap() > 0.0);
     assert_eq!(value(&text, &calm, "dropped_total"), Some(0.0), "each namespace is held to the limit alone");
     drop(limit);
-}
-
-#[test]
-fn where_the_kernel_has_none_the_probe_says_so() {
-    let daemon = Setup::fixture("healthy").start();
-    let text = daemon.scrape("/metrics?collect[]=conntrack");
-    assert!(!text.contains("netskoop_conntrack_"));
-    if run("ls", &["/sys/module"]).lines().any(|module| module == "nf_conntrack_netlink") {
-        return;
-    }
-    // Of this procfs the daemon cannot learn that it is built in.
-    let state = daemon.probe("conntrack").state;
-    assert_eq!(state.state, StateName::NotAvailable);
-    let reason = "the kernel module nf_conntrack_netlink is not loaded, and the daemon loads none";
-    assert_eq!(state.reason.as_deref(), Some(reason));
-    assert_eq!(series(&text, "netskoop_probe_success{probe=\"conntrack\"}").unwrap_or(1.0), 1.0);
 }
