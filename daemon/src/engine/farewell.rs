@@ -90,7 +90,8 @@ struct Worker {
     living: FxHashMap<Subject, Living>,
     held: usize,
     most: usize,
-    generation: u64,
+    /// The last picture that was looked at.
+    picture: Arc<Directory>,
     scratch: Scratch,
     tables: Vec<Table>,
 }
@@ -117,7 +118,7 @@ impl Farewell {
             living: FxHashMap::default(),
             held: 0,
             most,
-            generation: 0,
+            picture: Arc::default(),
             scratch,
             tables,
         };
@@ -175,23 +176,20 @@ impl Worker {
     fn look(&mut self) {
         if !self.parts.gone.is_enabled() {
             self.living.clear();
-            (self.held, self.generation) = (0, 0);
+            (self.held, self.picture) = (0, Arc::default());
             return;
         }
-        let directory = self.parts.directory.load_full();
-        if directory.generation() == self.generation {
-            return;
-        }
-        self.generation = directory.generation();
-        let stays =
-            |subject: Subject, seen| directory.entry(subject).is_some_and(|e| e.namespace.seen == seen);
-        let living = self.living.iter().filter(|(subject, living)| !stays(**subject, living.seen));
-        let gone: Vec<Subject> = living.map(|(subject, _)| *subject).collect();
-        for subject in gone {
-            self.say_farewell(subject);
-        }
-        for entry in directory.entries().filter(|entry| !entry.namespace.facts.host) {
-            self.meet(entry);
+        let picture = self.parts.directory.load_full();
+        let before = std::mem::replace(&mut self.picture, Arc::clone(&picture));
+        for subject in picture.changes(&before) {
+            let entry = picture.entry(subject).filter(|entry| !entry.namespace.facts.host);
+            let seen = entry.map(|entry| entry.namespace.seen);
+            if self.living.get(&subject).is_some_and(|living| Some(living.seen) != seen) {
+                self.say_farewell(subject);
+            }
+            if let Some(entry) = entry {
+                self.meet(entry);
+            }
         }
     }
 

@@ -323,6 +323,11 @@ impl Directory {
             .or_else(|| tenants().find(|tenant| is_container(&tenant.claims, text)))
     }
 
+    /// Slots whose namespace, or what is shown of it, is not as it was in another picture.
+    pub fn changes<'a>(&'a self, before: &'a Directory) -> impl Iterator<Item = Subject> + 'a {
+        self.slots.changes(&before.slots)
+    }
+
     /// All namespaces, by slot.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.slots.iter()
