@@ -5,6 +5,7 @@ use crate::engine::farewell::{self, Farewell};
 use crate::engine::ledger::Ledger;
 use crate::engine::pass::{Collector, PassError, Sources};
 use crate::engine::select::Selection;
+use crate::engine::tracking::{self, Tracking};
 use crate::engine::{Engine, Facts, HookRunner, Objects, Parts};
 use crate::events::bus::{Bus, Counts};
 use crate::events::history::History;
@@ -123,7 +124,7 @@ pub async fn run(
     let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
-    let telling = tell_farewell(Arc::clone(&engine));
+    let telling = tell_followers(Arc::clone(&engine));
     endless.push(tasks.spawn(named("the task that tells of new names", telling)));
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
@@ -182,7 +183,7 @@ async fn supervise(
             _ = check.tick() => {
                 if !engine.is_healthy() {
                     return Err(RunError::PartEnded(
-                        "the pump of the event ring, the namespace watcher, or the thread that reads what dies,",
+                        "the pump of the event ring, the namespace watcher, the thread that reads what dies, or the one that hears of connections,",
                     ));
                 }
                 (signals.notify)(&Notice::Alive);
@@ -232,6 +233,14 @@ async fn assemble(
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
     let for_farewell = intake.clone();
+    let tracking = tracking::Parts {
+        directory: watcher.cell(),
+        intake: intake.clone(),
+        counts: Arc::clone(&counts),
+        proc: config.proc.clone(),
+    };
+    let tracking = Tracking::start(tracking)
+        .map_err(start_error("start the thread that hears of tracked connections"))?;
     let objects = Arc::new(Objects::default());
     let hooks =
         HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
@@ -273,6 +282,7 @@ async fn assemble(
         hooks,
         runtimes,
         farewell,
+        tracking,
         facts,
     }));
     engine.reconcile().await;
@@ -280,11 +290,11 @@ async fn assemble(
     Ok((engine, passes))
 }
 
-/// Wakes the thread that reads dying namespaces whenever names have changed.
-async fn tell_farewell(engine: Arc<Engine>) {
+/// Wakes the threads that follow the picture whenever names have changed.
+async fn tell_followers(engine: Arc<Engine>) {
     let mut changes = engine.name_changes();
     while changes.changed().await.is_ok() {
-        engine.wake_farewell();
+        engine.wake_followers();
     }
 }
 

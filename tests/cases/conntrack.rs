@@ -1,5 +1,5 @@
 use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, series, skip, until};
-use netskoop_api::StateName;
+use netskoop_api::{Event, StateName, Value};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -273,4 +273,206 @@ fn a_full_table_is_seen() {
     assert!(value(&text, &full, "early_dropped_total").unwrap() > 0.0);
     assert_eq!(value(&text, &calm, "dropped_total"), Some(0.0), "each namespace is held to the limit alone");
     drop(limit);
+}
+
+/// Sends what is for nobody to somebody else.
+const TRANSLATED: &str = "add table inet n; add chain inet n o { type nat hook output priority -100; }; \
+                          add rule inet n o ip daddr 10.9.3.99 tcp dport 80 dnat ip to 10.9.3.2:7000; \
+                          add rule inet n o ip6 daddr fd09::3:99 tcp dport 80 dnat ip6 to [fd09::3:2]:7000";
+
+/// Sockets in the node's own namespace that have joined a group of connection tracking.
+fn listeners() -> usize {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let lines = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.filter(|words| words[1] == "12" && words[3] != "00000000").count()
+}
+
+fn events(daemon: &Daemon, kind: &str) -> Vec<Event> {
+    let text = daemon.ask(&format!("/v1/events?type={kind}")).text();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn is_of(event: &Event, netns: &Netns) -> bool {
+    event.entity.as_ref().is_some_and(|entity| entity.name == netns.0)
+}
+
+fn text<'a>(event: &'a Event, field: &str) -> &'a str {
+    match event.fields.get(field) {
+        Some(Value::Text(text)) => text,
+        _ => "",
+    }
+}
+
+/// One datagram from one address of the loopback interface to another.
+fn datagram(netns: &Netns, port: u16) {
+    netns.enter(|| UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", ("127.0.0.1", port)).unwrap());
+}
+
+/// Waits until connections of the namespace are heard of.
+fn heard(daemon: &Daemon, netns: &Netns) {
+    let mut port = 20_000;
+    until("it is heard of", || {
+        port += 1;
+        datagram(netns, port);
+        let is_heard = |event: &Event| event.net.as_ref().is_some_and(|net| net.dport > 20_000);
+        events(daemon, "conntrack_new")
+            .iter()
+            .any(|event| is_of(event, netns) && is_heard(event))
+            .then_some(())
+    });
+}
+
+#[test]
+fn events_tell_of_connections_in_all_namespaces_once_they_are_wanted() {
+    own_node!(Pids::Own);
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    red.cable(&blue, 3);
+    for netns in [&red, &blue] {
+        netns.run("nft", &[RULES]);
+    }
+    red.run("nft", &[TRANSLATED]);
+    let mac = blue.run("cat", &["/sys/class/net/c3b/address"]);
+    for address in ["10.9.3.99", "fd09::3:99"] {
+        red.run("ip", &["neigh", "add", address, "lladdr", mac.trim(), "dev", "c3a"]);
+    }
+    let daemon = Setup::on_node().pull_only().start();
+    datagram(&red, 9);
+    daemon.scrape("/metrics?collect[]=conntrack");
+    assert_eq!((listeners(), daemon.probe("conntrack").state.stream), (0, None), "it is off by default");
+
+    daemon.change("conntrack", r#"{"options":{"events":"true"},"runtime":true}"#);
+    until("it listens", || daemon.probe("conntrack").state.stream);
+    assert_eq!(listeners(), 1);
+    heard(&daemon, &red);
+    heard(&daemon, &blue);
+    for (host, own) in [("10.9.3", "10.9.3.1"), ("fd09::3", "fd09::3:1")] {
+        let address = |last: &str| match host.contains(':') {
+            true => format!("{host}:{last}"),
+            false => format!("{host}.{last}"),
+        };
+        let (server, nobody) = (address("2"), address("99"));
+        let socket = |ip: &str, port| std::net::SocketAddr::new(ip.parse().unwrap(), port);
+        let listener = blue.enter(|| TcpListener::bind(socket(&server, 7000)).unwrap());
+        let client = red.enter(|| TcpStream::connect(socket(&nobody, 80)).unwrap());
+        let sport = client.local_addr().unwrap().port();
+        let find = |kind: &str, netns: &Netns, dport: u16, state: &str| {
+            until(&format!("{kind} in {} with {state}", netns.0), || {
+                events(&daemon, kind).into_iter().find(|event| {
+                    let net = event.net.as_ref().unwrap();
+                    is_of(event, netns)
+                        && (net.sport, net.dport) == (sport, dport)
+                        && text(event, "state") == state
+                })
+            })
+        };
+        let new = find("conntrack_new", &red, 80, "syn_sent");
+        let net = new.net.as_ref().unwrap();
+        assert_eq!((&*net.proto, &*net.src, &*net.dst), ("tcp", own, &*nobody), "{new:?}");
+        assert_eq!(text(&new, "nat_dst"), server, "{new:?}");
+        assert_eq!(new.fields["nat_dport"], Value::Number(7000));
+        assert!(!new.fields.contains_key("nat_src") && text(&new, "status") == "unreplied", "{new:?}");
+        let update = find("conntrack_update", &red, 80, "established");
+        assert_eq!((text(&update, "status"), text(&update, "nat_dst")), ("assured", &*server), "{update:?}");
+        // The other end sees the receiver that it is, and nothing translated.
+        let other = find("conntrack_new", &blue, 7000, "syn_sent");
+        assert!(!other.fields.contains_key("nat_dst"), "{other:?}");
+        drop((client, listener));
+        red.run("conntrack", &["-F"]);
+        let gone = until("its end is told", || {
+            let all = events(&daemon, "conntrack_destroy");
+            all.into_iter().find(|event| {
+                is_of(event, &red)
+                    && event.net.as_ref().is_some_and(|net| (net.sport, net.dport) == (sport, 80))
+            })
+        });
+        assert_eq!(text(&gone, "nat_dst"), server, "{gone:?}");
+    }
+    let old = events(&daemon, "ConntrackDestroy");
+    assert!(!old.is_empty() && old.iter().all(|event| event.kind == "CONNTRACK_DESTROY"), "{old:?}");
+
+    daemon.change("conntrack", r#"{"options":{"events":"false"},"runtime":true}"#);
+    until("nobody listens", || (listeners() == 0).then_some(()));
+    assert_eq!(daemon.probe("conntrack").state.stream, None);
+}
+
+#[test]
+fn events_are_filtered_by_type_protocol_state_and_entity() {
+    own_node!(Pids::Own);
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    red.cable(&blue, 4);
+    for netns in [&red, &blue] {
+        netns.run("nft", &[RULES]);
+    }
+    let setup = Setup::on_node().pull_only().set("probes.conntrack", "events = true");
+    let setup = setup.set("probes.conntrack", "event_entities = [\"blue\"]");
+    let daemon = setup.set("probes.conntrack", "event_protocols = [\"udp\"]").start();
+    heard(&daemon, &blue);
+    traffic(&red, &blue, 4);
+    let replied = |event: &Event| event.net.as_ref().is_some_and(|net| net.dport == 7000);
+    let updates = || events(&daemon, "conntrack_update").into_iter().filter(replied).collect::<Vec<_>>();
+    until("the datagrams are told of", || (updates().len() >= 6).then_some(()));
+    let text_of_all = daemon.ask("/v1/events").text();
+    let all: Vec<Event> = text_of_all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for event in all.iter().filter(|event| event.kind.starts_with("CONNTRACK")) {
+        assert!(is_of(event, &blue) && event.net.as_ref().unwrap().proto == "udp", "{event:?}");
+    }
+
+    let last = daemon.status().events.last_seq;
+    let change = r#"{"options":{"event_types":"update,destroy","event_protocols":"","event_states":"established"},"runtime":true}"#;
+    daemon.change("conntrack", change);
+    until("an established connection is told of", || {
+        traffic(&red, &blue, 4);
+        let later = updates().into_iter().find(|event| event.seq > last);
+        later.filter(|event| event.net.as_ref().unwrap().proto == "tcp")
+    });
+    let text_of_all = daemon.ask("/v1/events").text();
+    let all = text_of_all.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+    // What was on its way when the filter was changed belongs to the old one.
+    for event in all.filter(|event| event.seq > last && event.net.as_ref().unwrap().proto == "tcp") {
+        assert!(is_of(&event, &blue) && event.kind != "CONNTRACK_NEW", "{event:?}");
+        assert_eq!(text(&event, "state"), "established", "{event:?}");
+    }
+    let error = daemon.patch("conntrack", r#"{"options":{"event_types":"old"},"runtime":true}"#);
+    assert_eq!(error.status, 400);
+}
+
+#[test]
+fn a_flood_of_connections_is_held_to_the_rate_and_counted() {
+    own_node!(Pids::Own);
+    let _alone = exclusive();
+    let netns = Netns::new("flood");
+    netns.run("nft", &[RULES]);
+    let setup = Setup::on_node().pull_only().set("probes.conntrack", "events = true");
+    let setup = setup.set("probes.conntrack", "event_types = [\"new\"]");
+    let daemon = setup.set("events", "rate = 1").set("events", "burst = 5").start();
+    heard(&daemon, &netns);
+    const FLOOD: u64 = 5000;
+    netns.enter(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        (1..=FLOOD as u16).for_each(|port| assert!(socket.send_to(b"x", ("127.0.0.1", port)).is_ok()));
+    });
+    let stream = until("everything is accounted for", || {
+        let stream = daemon.probe("conntrack").state.stream?;
+        (stream.seen + stream.missed > FLOOD).then_some(stream)
+    });
+    assert_eq!(stream.seen, stream.submitted + stream.suppressed, "{stream:?}");
+    assert!(stream.suppressed > 0 && stream.submitted < FLOOD / 10, "{stream:?}");
+    until("what came is in the history", || {
+        let status = daemon.status().events;
+        let whole = status.received == status.delivered + status.malformed + status.overrun;
+        (whole && status.received == status.kernel.submitted).then_some(())
+    });
+    // The next event tells how many were withheld.
+    let mut port = 30_000;
+    until("it is told", || {
+        port += 1;
+        datagram(&netns, port);
+        let all = events(&daemon, "conntrack_new");
+        all.iter().any(|event| event.suppressed > 100).then_some(())
+    });
+    let text = daemon.scrape("/metrics");
+    for name in ["seen", "suppressed", "missed"] {
+        let name = format!("netskoop_events_{name}_total{{probe=\"conntrack\"}}");
+        assert!(series(&text, &name).is_some(), "{name}: {text}");
+    }
 }

@@ -5,7 +5,7 @@ use super::{Engine, Problem, lock, unix_now};
 use crate::config::{self, Config, Effective, Layer, Override, ProbeOverrides, State, dropin, effective};
 use crate::declare::Probe;
 use crate::hooks::Options;
-use crate::probes::PROBES;
+use crate::probes::{PROBES, conntrack};
 use crate::resolve::labels::Labels;
 use netskoop_api::{ProbeChanged, ProbePatch};
 use std::collections::BTreeMap;
@@ -186,6 +186,11 @@ impl Engine {
             let wanted = effective(probe, &loaded.config, overrides, unix_now());
             let (enabled, options) = (wanted.enabled, wanted.options.clone());
             self.slots()[at].effective = wanted;
+            if std::ptr::eq(*probe, &raw const conntrack::PROBE)
+                && let Some(tracking) = &*lock(&self.tracking)
+            {
+                tracking.configure(enabled, &options, &loaded.config);
+            }
             for source in &self.sources.all {
                 source.enable(probe.name, enabled);
                 source.configure(probe.name, &options);
@@ -202,7 +207,7 @@ impl Engine {
                 self.slots()[at].problem = None;
             }
         }
-        self.wake_farewell();
+        self.wake_followers();
     }
 
     /// Takes note that a probe must do without its hooks, if it can; the problem is given back if it cannot.

@@ -11,6 +11,7 @@ pub mod room;
 pub mod select;
 pub mod self_metrics;
 mod status;
+pub mod tracking;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracking::Tracking;
 
 /// Everything that the servers ask.
 pub struct Engine {
@@ -49,6 +51,7 @@ pub struct Engine {
     hooks: HookRunner,
     runtimes: Mutex<Option<Runtimes>>,
     farewell: Mutex<Option<Farewell>>,
+    tracking: Mutex<Option<Tracking>>,
     facts: Facts,
     reload_ok: AtomicBool,
     last: Arc<Mutex<LastAnswer>>,
@@ -164,6 +167,8 @@ pub struct Parts {
     pub runtimes: Runtimes,
     /// Reads namespaces as they die.
     pub farewell: Option<Farewell>,
+    /// Hears of tracked connections.
+    pub tracking: Tracking,
     /// What does not change.
     pub facts: Facts,
 }
@@ -195,6 +200,7 @@ impl Engine {
             hooks: parts.hooks,
             runtimes: Mutex::new(Some(parts.runtimes)),
             farewell: Mutex::new(parts.farewell),
+            tracking: Mutex::new(Some(parts.tracking)),
             facts: parts.facts,
             reload_ok: AtomicBool::new(true),
             last: Arc::default(),
@@ -208,8 +214,11 @@ impl Engine {
         }
     }
 
-    /// Tells the thread that reads dying namespaces to look: there is a new picture, or the probe was switched.
-    pub fn wake_farewell(&self) {
+    /// Tells the threads that follow the picture to look: there is a new one, or a probe was switched.
+    pub fn wake_followers(&self) {
+        if let Some(tracking) = &*lock(&self.tracking) {
+            tracking.wake();
+        }
         if let Some(farewell) = &*lock(&self.farewell) {
             farewell.wake();
         }
@@ -238,13 +247,15 @@ impl Engine {
     /// Whether the threads that everything hangs on make progress.
     pub fn is_healthy(&self) -> bool {
         let farewell = lock(&self.farewell).as_ref().is_none_or(Farewell::is_alive);
-        self.watcher.is_alive() && self.hooks.is_alive() && farewell
+        let tracking = lock(&self.tracking).as_ref().is_none_or(Tracking::is_alive);
+        self.watcher.is_alive() && self.hooks.is_alive() && farewell && tracking
     }
 
     /// Unloads what is left of BPF; for the end of the daemon.
     pub async fn shut_down(&self) {
         drop(lock(&self.runtimes).take());
         drop(lock(&self.farewell).take());
+        drop(lock(&self.tracking).take());
         self.watcher.set_hooks(None);
         self.hooks.shut_down().await;
     }

@@ -6,6 +6,7 @@ use super::pass::Snapshot;
 use super::self_metrics::{self, Extra, ProbeRun, Resolver};
 use super::{Engine, LastPass, Slot, lock, unix_now};
 use crate::declare::Probe;
+use crate::probes::conntrack;
 use crate::resolve::directory::{Directory, count_kinds};
 use crate::resolve::extra::OTHER;
 use crate::table::Subject;
@@ -69,6 +70,12 @@ impl Engine {
             stream: None,
             programs: vec![],
         };
+        if std::ptr::eq(slot.probe, &raw const conntrack::PROBE)
+            && let Some(tracking) = &*lock(&self.tracking)
+        {
+            answer.stream = tracking.stream();
+            answer.reason = answer.reason.or_else(|| tracking.problem());
+        }
         if let Some(hook) = hook {
             let limits = hook.limits.join("; ");
             answer.reason = answer.reason.or((!limits.is_empty()).then_some(limits));

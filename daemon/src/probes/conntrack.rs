@@ -1,8 +1,8 @@
 //! Probe `conntrack`: how full the tables of tracked connections are, and what did not fit.
 
-use crate::declare::{Cost, Family, OptionDecl, OptionType, Probe, Scope};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, OptionType, Probe, Scope};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native, one};
-use crate::sources::conntrack::{CONNTRACK, CONNTRACK_STATES, WALK_LIMIT};
+use crate::sources::conntrack::{CONNTRACK, CONNTRACK_STATES, DIRECTIONS, TCP_STATES, WALK_LIMIT};
 
 /// What the older systems had, too.
 const FACTS: [Fact; 11] = [
@@ -117,6 +117,83 @@ const fn of_the_host<const N: usize>(mut families: [Family; N]) -> [Family; N] {
 static KUBESKOOP: [Family; 11] = of_the_host(kubeskoop(&CONNTRACK, &FACTS));
 static INSPECTOR: [Family; 11] = of_the_host(inspector(&CONNTRACK, &FACTS));
 
+const FIELDS: &[&str] = &[
+    "state",
+    "status",
+    "nat_src",
+    "nat_sport",
+    "nat_dst",
+    "nat_dport",
+    "packets",
+    "bytes",
+    "reply_packets",
+    "reply_bytes",
+];
+
+static EVENTS: [EventDecl; 3] = [
+    EventDecl {
+        name: "CONNTRACK_NEW",
+        aliases: &["ConntrackNew"],
+        fields: FIELDS,
+        help: "The first packet of a connection has come through. nat_src and nat_dst are there where its addresses or ports are translated: whom packets seem to come from, and whom they go to in truth.",
+    },
+    EventDecl {
+        name: "CONNTRACK_UPDATE",
+        aliases: &["ConntrackUpdate"],
+        fields: FIELDS,
+        help: "The state of a tracked connection has changed: somebody has answered, it is established, it ends. state is absent for TCP if something else has changed.",
+    },
+    EventDecl {
+        name: "CONNTRACK_DESTROY",
+        aliases: &["ConntrackDestroy"],
+        fields: FIELDS,
+        help: "A connection is not tracked any more; with packets and bytes both ways where they are counted (net.netfilter.nf_conntrack_acct).",
+    },
+];
+
+/// Protocols that have names here.
+const PROTOCOLS: [(&str, u8); 8] = [
+    ("tcp", 6),
+    ("udp", 17),
+    ("icmp", 1),
+    ("icmp6", 58),
+    ("sctp", 132),
+    ("dccp", 33),
+    ("gre", 47),
+    ("udplite", 136),
+];
+
+/// The number of a protocol by its name, or by itself.
+pub fn protocol_number(word: &str) -> Option<u8> {
+    let known = PROTOCOLS.iter().find(|(name, _)| *name == word);
+    known.map(|(_, number)| *number).or_else(|| word.parse().ok())
+}
+
+fn is_type(word: &str) -> bool {
+    matches!(word, "new" | "update" | "destroy")
+}
+
+fn is_protocol(word: &str) -> bool {
+    protocol_number(word).is_some()
+}
+
+fn is_state(word: &str) -> bool {
+    TCP_STATES.contains(&word) || DIRECTIONS.contains(&word)
+}
+
+fn is_name(word: &str) -> bool {
+    (1..=300).contains(&word.len()) && !word.chars().any(char::is_control)
+}
+
+const fn list(
+    name: &'static str,
+    what: &'static str,
+    check: fn(&str) -> bool,
+    help: &'static str,
+) -> OptionDecl {
+    OptionDecl { name, kind: OptionType::List { default: &[], max: 64, what, check }, help }
+}
+
 /// The probe.
 pub static PROBE: Probe = Probe {
     name: "conntrack",
@@ -138,8 +215,32 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Integer { default: WALK_LIMIT as u64, min: 1, max: 10_000_000 },
             help: "Namespaces with more entries than this are left out of entries_by_state.",
         },
+        OptionDecl {
+            name: "events",
+            kind: OptionType::Bool { default: false },
+            help: "Tells of connections as they come, change and go, within events.rate. To tell which namespace it was, each is given a number (as in ip netns list-id), which it keeps until it ends. Where net.netfilter.nf_conntrack_events is 0 nothing comes; where it is 2, only connections begun since.",
+        },
+        list("event_types", "new, update or destroy", is_type, "Only these types of events; all if empty."),
+        list(
+            "event_protocols",
+            "a protocol: tcp, udp, icmp, icmp6, sctp, dccp, gre, udplite, or a number",
+            is_protocol,
+            "Only events of connections of these protocols; all if empty.",
+        ),
+        list(
+            "event_states",
+            "a state as in entries_by_state",
+            is_state,
+            "Only events that tell one of these states: a TCP state, or unreplied, replied or assured for other protocols; all if empty.",
+        ),
+        list(
+            "event_entities",
+            "the name of an entity or of a pod",
+            is_name,
+            "Only events of these entities; all if empty.",
+        ),
     ],
     families: &[&NATIVE, &NATIVE_MORE, &STATES, &KUBESKOOP, &INSPECTOR],
-    events: &[],
+    events: &EVENTS,
     hooks: None,
 };

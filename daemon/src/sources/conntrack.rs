@@ -70,7 +70,7 @@ const MAX_KNOWN: usize = 65_536;
 pub const WALK_LIMIT: u32 = 100_000;
 
 /// Names of `enum tcp_conntrack`.
-const TCP_STATES: [&str; 10] = [
+pub const TCP_STATES: [&str; 10] = [
     "none",
     "syn_sent",
     "syn_recv",
@@ -85,7 +85,7 @@ const TCP_STATES: [&str; 10] = [
 /// Protocols without states of their own.
 const OTHERS: [&str; 3] = ["udp", "icmp", "other"];
 /// What is known of entries of those.
-const DIRECTIONS: [&str; 3] = ["unreplied", "replied", "assured"];
+pub const DIRECTIONS: [&str; 3] = ["unreplied", "replied", "assured"];
 
 /// Counters of connection tracking.
 pub struct Conntrack {

@@ -1,9 +1,12 @@
 //! Questions to the kernel over netlink (netlink(7)). A socket belongs to the namespace in which it was made.
 
+pub mod all_namespaces;
 pub mod conntrack;
+pub mod flows;
 pub mod ipvs;
 pub mod message;
 pub mod neigh;
+pub mod nsid;
 pub mod qdisc;
 pub mod rdma;
 pub mod sock_diag;
@@ -96,15 +99,7 @@ enum Round<T> {
 impl Netlink {
     /// A socket in the namespace of the calling thread.
     pub fn open(family: Family) -> Result<Netlink, Errno> {
-        let protocol = match family {
-            Family::Route => None,
-            Family::SockDiag => Some(netlink::SOCK_DIAG),
-            Family::Netfilter => Some(netlink::NETFILTER),
-            Family::Generic => Some(netlink::GENERIC),
-            Family::Rdma => Some(netlink::RDMA),
-        };
-        let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC);
-        let socket = rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)?;
+        let socket = socket(family)?;
         // The kernel's address. Once connected, nothing that another process sends comes through.
         rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
         Ok(Netlink { socket, sequence: 0, retries: 0, deadline: None })
@@ -247,6 +242,19 @@ impl Netlink {
             }
         }
     }
+}
+
+/// A socket in the namespace of the calling thread.
+fn socket(family: Family) -> Result<OwnedFd, Errno> {
+    let protocol = match family {
+        Family::Route => None,
+        Family::SockDiag => Some(netlink::SOCK_DIAG),
+        Family::Netfilter => Some(netlink::NETFILTER),
+        Family::Generic => Some(netlink::GENERIC),
+        Family::Rdma => Some(netlink::RDMA),
+    };
+    let (kind, flags) = (SocketType::RAW, SocketFlags::CLOEXEC);
+    rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)
 }
 
 /// The number at the beginning of the last message of a dump, or of an error.
