@@ -147,7 +147,7 @@ fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], heads: &mut Vec<Head>) -> R
     let count = usize::try_from(count).map_err(|_| last_error())?;
     for ((message, control), sender) in messages.iter().zip(&controls).zip(&senders).take(count) {
         let head = &message.msg_hdr;
-        let nsid = nsid(control, head.msg_controllen as usize);
+        let nsid = nsid(control, head.msg_controllen);
         let cut = head.msg_flags & libc::MSG_TRUNC != 0;
         // Who is not the kernel may send to the groups of a namespace of his own, and what he says is not so.
         let length = if sender.nl_pid == 0 { message.msg_len as usize } else { 0 };
