@@ -35,6 +35,8 @@ use tokio::task::{AbortHandle, JoinSet};
 const MAX_CONTROL: usize = 256;
 /// Descriptors at most.
 const MAX_DESCRIPTORS: u64 = 20_000;
+/// Time between two looks at new pictures for the ends of namespaces.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// Enumerations of the kernel whose names are shown.
 const ENUMS: [&str; 2] = ["skb_drop_reason", "sk_rst_reason"];
 
@@ -295,6 +297,8 @@ async fn tell_followers(engine: Arc<Engine>) {
     let mut changes = engine.name_changes();
     while changes.changed().await.is_ok() {
         engine.wake_followers();
+        // One new pod makes several pictures; those that come until then are looked at together.
+        tokio::time::sleep(TOGETHER).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads namespaces as they die. Through the descriptor of its leading process each is held open until that process has
-//! ended; then it is read once more, and let go at once. Nothing is held that has no living process, so no namespace stays
-//! longer than that last reading takes.
+//! ended, and a moment longer; then it is read once more, and let go, if nobody else leads it by then. So no namespace stays
+//! more than that moment longer than it would.
 
 use super::ledger::{Ended, Ledger};
 use crate::declare::ColumnSet;
@@ -18,6 +18,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ const LAST_READING: Duration = Duration::from_secs(1);
 /// A namespace that has a file lives on without a process. When that is removed within this time, as the end of a pod is,
 /// little can have happened in it since it was read.
 const TEARDOWN: Duration = Duration::from_secs(30);
+/// How long a namespace is held when its leader has ended.
+const LINGER: Duration = Duration::from_millis(40);
 /// The number of the eventfd among the descriptors waited for; those of namespaces are their slots.
 const WAKE: u64 = u64::MAX;
 /// A look without being woken, in case the probe was switched off.
@@ -89,6 +92,8 @@ struct Worker {
     stop: Arc<AtomicBool>,
     living: FxHashMap<Subject, Living>,
     held: usize,
+    /// Those whose leader has ended, since when, and which that was.
+    ended: VecDeque<(Instant, Subject, i32)>,
     most: usize,
     /// The last picture that was looked at.
     picture: Arc<Directory>,
@@ -117,6 +122,7 @@ impl Farewell {
             stop: Arc::clone(&stop),
             living: FxHashMap::default(),
             held: 0,
+            ended: VecDeque::new(),
             most,
             picture: Arc::default(),
             scratch,
@@ -158,7 +164,7 @@ impl Worker {
             self.look();
             events.clear();
             let spare = rustix::buffer::spare_capacity(&mut events);
-            if let Err(error) = epoll::wait(&self.epoll, spare, Some(&LOOK))
+            if let Err(error) = epoll::wait(&self.epoll, spare, Some(&self.patience()))
                 && error != rustix::io::Errno::INTR
             {
                 tracing::error!(%error, "the ends of namespaces are not seen any more");
@@ -168,6 +174,12 @@ impl Worker {
                 if let Ok(slot) = u32::try_from(Event::clone(event).data.u64()) {
                     self.leader_ended(Subject(slot));
                 }
+            }
+            let due = |(at, ..): &(Instant, Subject, i32)| at.elapsed() >= LINGER;
+            while self.ended.front().is_some_and(due)
+                && let Some((_, subject, pid)) = self.ended.pop_front()
+            {
+                self.read_last(subject, Some(pid));
             }
         }
     }
@@ -233,11 +245,26 @@ impl Worker {
         }
     }
 
-    /// The process through which a namespace is held has ended: it is read, and let go. If it lives on, the next picture
-    /// tells through whom.
+    /// How long to sleep if nothing happens.
+    fn patience(&self) -> Timespec {
+        let Some((at, ..)) = self.ended.front() else { return LOOK };
+        let left = LINGER.saturating_sub(at.elapsed());
+        Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) }
+    }
+
+    /// The process through which a namespace is held has ended. Most often another one leads it from now on, as the next
+    /// picture will tell; so it is read a moment later.
     fn leader_ended(&mut self, subject: Subject) {
+        if let Some(held) = self.living.get(&subject).and_then(|living| living.held.as_ref()) {
+            self.ended.push_back((Instant::now(), subject, held.pid));
+        }
+    }
+
+    /// Reads a namespace, if it is still held through that process, or whichever, and lets it go.
+    fn read_last(&mut self, subject: Subject, pid: Option<i32>) {
         let Some(living) = self.living.get_mut(&subject) else { return };
-        let Some(held) = living.held.take() else { return };
+        let is_held = |held: &mut Held| pid.is_none_or(|pid| held.pid == pid);
+        let Some(held) = living.held.take_if(is_held) else { return };
         self.held -= 1;
         let target = Target { access: Access::Held(held.namespace), ..living.target.clone() };
         let read = read(&*self.parts.source, &target, &mut self.scratch, &mut self.tables);
@@ -247,8 +274,7 @@ impl Worker {
     }
 
     fn say_farewell(&mut self, subject: Subject) {
-        // Its leader may have left it and live on.
-        self.leader_ended(subject);
+        self.read_last(subject, None);
         let Some(living) = self.living.remove(&subject) else { return };
         let last = living.last.as_ref().filter(|(read, _)| read.elapsed() < TEARDOWN);
         let sums = last.map(|(_, sums)| sums.clone());

@@ -62,7 +62,7 @@ impl Engine {
                 .map(|problem| problem.sentence.clone())
                 .or(absent)
                 .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
-            via: reads.then(|| "procfs".to_owned()),
+            via: reads.then(|| self.via(slot.probe)),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
             last_collection_ns: reads.then(|| self.last_cost(slot.probe)).flatten(),
@@ -85,6 +85,15 @@ impl Engine {
             answer.programs = hook.programs;
         }
         answer
+    }
+
+    /// What the sources of a probe ask: `procfs`, `netlink`, or both.
+    fn via(&self, probe: &Probe) -> String {
+        let mut ways: Vec<&str> =
+            self.sources_of(probe).into_iter().map(|at| self.sources.all[at].via()).collect();
+        ways.sort_unstable();
+        ways.dedup();
+        ways.join("+")
     }
 
     /// Indices of the sources that fill a probe's tables.

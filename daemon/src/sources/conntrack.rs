@@ -226,6 +226,10 @@ impl Source for Conntrack {
         "conntrack"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         &TABLES
     }

@@ -224,6 +224,10 @@ impl Source for Ipvs {
         "ipvs"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         &TABLES
     }

@@ -173,6 +173,10 @@ pub enum ReadError {
 pub trait Source: Send + Sync {
     /// Name for status and logs.
     fn name(&self) -> &'static str;
+    /// What it asks, for those who look at probes: `procfs`, `netlink`.
+    fn via(&self) -> &'static str {
+        "procfs"
+    }
     /// The tables it fills, in the order in which `read` gets them.
     fn tables(&self) -> &'static [&'static TableDecl];
     /// Reads. `out[i]` belongs to `tables()[i]`; a table with no wanted column stays empty. `scratch` is the lane's own

@@ -91,6 +91,10 @@ impl Source for NeighTables {
         "neighbour tables"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         static TABLES: [&TableDecl; 1] = [&NEIGH_TABLES];
         &TABLES
@@ -187,6 +191,10 @@ fn census(visit: &mut Visit<'_>, out: &mut [Table]) -> Result<(), ReadError> {
 impl Source for Neighbours {
     fn name(&self) -> &'static str {
         "neighbours"
+    }
+
+    fn via(&self) -> &'static str {
+        "netlink"
     }
 
     fn tables(&self) -> &'static [&'static TableDecl] {

@@ -159,6 +159,10 @@ impl Source for Qdiscs {
         "qdiscs"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         &TABLES
     }

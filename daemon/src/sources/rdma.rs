@@ -177,6 +177,10 @@ impl Source for Rdma {
         "rdma"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         &TABLES
     }

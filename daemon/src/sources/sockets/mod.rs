@@ -422,6 +422,10 @@ impl Source for Sockets {
         "sockets"
     }
 
+    fn via(&self) -> &'static str {
+        "netlink"
+    }
+
     fn tables(&self) -> &'static [&'static TableDecl] {
         &TABLES
     }
