@@ -35,7 +35,7 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_events_suppressed_total", "Events withheld by the rate limit in the kernel.", true),
     (
         "netskoop_events_missed_total",
-        "Hook runs that the kernel skipped because the program was running.",
+        "Hook runs that the kernel skipped because the program was running; for conntrack, events that found no room in the socket.",
         true,
     ),
     ("netskoop_bpf_map_full_total", "Counter updates that found no room in a BPF map.", true),

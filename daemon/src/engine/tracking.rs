@@ -337,11 +337,12 @@ impl Ears {
             return Err(CONNTRACK_NETLINK.absence());
         }
         let own = rustix::fs::stat("/proc/thread-self/ns/net").map_err(refused)?;
-        let own = Space { inode: u32::try_from(own.st_ino).unwrap_or(0), ..Space::default() };
+        let unknown = Space { wanted: wanted.entities.is_empty(), ..Space::default() };
+        let own = Space { inode: u32::try_from(own.st_ino).unwrap_or(0), ..unknown.clone() };
         let mut spaces = Spaces {
             numbers: Numbers::open().map_err(refused)?,
-            unknown: Space { wanted: wanted.entities.is_empty(), ..Space::default() },
             own,
+            unknown,
             known: FxHashMap::default(),
             by_subject: FxHashMap::default(),
             picture: Arc::default(),
@@ -567,6 +568,7 @@ fn open(proc: &Path, access: &Access, inode: u32) -> Option<OwnedFd> {
 mod tests {
     use super::*;
     use crate::config::option_default;
+    use crate::hooks::Tuple;
 
     fn options(changes: &[(&'static str, OptionValue)]) -> Options {
         let defaults = conntrack::PROBE.options.iter().map(|decl| (decl.name, option_default(decl)));
@@ -596,5 +598,32 @@ mod tests {
             options(&[on, ("event_types", list(&["destroy"])), ("event_protocols", list(&["udp", "132"]))]);
         let some = Wanted::new(&some, (0, 0)).unwrap();
         assert_eq!((some.groups, some.interval, some.protocols), (4, 0, vec![17, 132]));
+    }
+
+    #[test]
+    fn only_what_tells_a_wanted_state_passes() {
+        let end = |port| Tuple {
+            proto: 6,
+            src: [10, 0, 0, 1].into(),
+            sport: port,
+            dst: [10, 0, 0, 2].into(),
+            dport: port,
+        };
+        let tcp = Flow {
+            change: Change::Update,
+            original: end(1),
+            reply: end(1),
+            state: Some(3),
+            status: 2,
+            volumes: None,
+        };
+        let udp = Flow { original: Tuple { proto: 17, ..end(1) }, state: None, ..tcp };
+        let states = OptionValue::List(vec!["established".into(), "replied".into()]);
+        let options = options(&[("events", OptionValue::Bool(true)), ("event_states", states)]);
+        let wanted = Wanted::new(&options, (1, 1)).unwrap();
+        let passes = |flow| wanted.wants(&flow);
+        assert!(passes(tcp) && passes(udp));
+        assert!(!passes(Flow { state: Some(1), ..tcp }) && !passes(Flow { state: Some(200), ..tcp }));
+        assert!(!passes(Flow { state: None, ..tcp }) && !passes(Flow { status: 6, ..udp }));
     }
 }

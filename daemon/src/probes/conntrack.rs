@@ -237,7 +237,7 @@ pub static PROBE: Probe = Probe {
             "event_entities",
             "the name of an entity or of a pod",
             is_name,
-            "Only events of these entities; all if empty.",
+            "Only events of these entities; all if empty. What happens in the node's own namespace is the host's here, even if a pod with hostNetwork does it.",
         ),
     ],
     families: &[&NATIVE, &NATIVE_MORE, &STATES, &KUBESKOOP, &INSPECTOR],
