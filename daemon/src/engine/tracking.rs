@@ -331,7 +331,11 @@ impl Worker {
 
 impl Ears {
     fn open(parts: &Parts, wanted: Arc<Wanted>) -> Result<Ears, String> {
-        let refused = |error: Errno| format!("cannot listen to connection tracking for events: {error}");
+        let refused = |error: Errno| {
+            let missing =
+                if error == Errno::PERM { "; it needs CAP_NET_ADMIN and CAP_NET_BROADCAST" } else { "" };
+            format!("cannot listen to connection tracking for events: {error}{missing}")
+        };
         // Asked for what is not there, the kernel would load a module.
         if !CONNTRACK_NETLINK.is_here(&parts.proc) {
             return Err(CONNTRACK_NETLINK.absence());
