@@ -39,7 +39,8 @@ struct {
 	__type(value, struct counted);
 } tasks SEC(".maps");
 
-/* Cgroups of the tenants of the node's own namespace, by their ids: user space says whose they are. */
+/* Cgroups of the tenants of the node's own namespace, by their ids: user space says whose they are.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);

@@ -213,6 +213,9 @@ impl Engine {
     }
 }
 
+/// The part of a limit from which on it is worth a word.
+const NEARLY: f64 = 0.8;
+
 fn value(
     probe: &Probe,
     family: &crate::declare::Family,
@@ -227,6 +230,9 @@ fn value(
     if !point.label.is_empty() {
         labels.push(point.label.to_owned());
     }
+    let value = point.value as f64 / 10_f64.powi(i32::from(family.decimals));
+    // A part of a limit means something only if little is left.
+    let harmless = family.name.ends_with("_ratio") && value < NEARLY;
     let prefix = format!("netskoop_{}_", probe.name);
     let short = family.name.strip_prefix(&prefix).unwrap_or(family.name);
     MetricValue {
@@ -235,8 +241,8 @@ fn value(
         name: short.strip_suffix("_total").unwrap_or(short).into(),
         labels: labels.join(","),
         kind: kind(family.kind()).into(),
-        value: point.value as f64 / 10_f64.powi(i32::from(family.decimals)),
-        alarm: (!family.alarm.is_empty()).then(|| family.alarm.to_owned()),
+        value,
+        alarm: (!family.alarm.is_empty() && !harmless).then(|| family.alarm.to_owned()),
     }
 }
 
