@@ -25,6 +25,16 @@ pub struct Column {
     pub kind: Kind,
 }
 
+/// A column that only grows.
+pub const fn counter(key: &'static str) -> Column {
+    Column { key, kind: Kind::Counter }
+}
+
+/// A column that goes up and down.
+pub const fn gauge(key: &'static str) -> Column {
+    Column { key, kind: Kind::Gauge }
+}
+
 /// What a source fills. A pass reads each table once, however many probes show it.
 #[derive(Debug)]
 pub struct TableDecl {
@@ -319,6 +329,11 @@ pub enum OptionType {
         /// Whether a word is one.
         check: fn(&str) -> bool,
     },
+}
+
+/// Whether a word may name interfaces: a name as the kernel allows it, or a pattern with `*`.
+pub fn is_interface_pattern(word: &str) -> bool {
+    !word.is_empty() && word.len() <= 15 && !word.contains(['/', ':']) && !word.contains(char::is_whitespace)
 }
 
 /// An option of a probe: a key under `[probes.<name>]`.

@@ -98,18 +98,21 @@ fn queueing_disciplines_are_as_tc_shows_them() {
     assert!(!text.contains("noqueue"), "an interface without a queue is no series");
 
     // What a queue had counted stays in the sum of the namespace when it goes.
-    let old = |text: &str, names: &str, metric: &str| {
-        let line = text.lines().find(|line| line.starts_with(metric) && line.contains("blue"));
-        line.unwrap_or_else(|| panic!("{names}: no {metric}")).rsplit_once(' ').unwrap().1.to_owned()
+    let old = |text: &str, netns: &str, metric: &str| {
+        let line = text.lines().find(|line| line.starts_with(metric) && line.contains(netns));
+        line.unwrap_or_else(|| panic!("{netns}: no {metric}")).rsplit_once(' ').unwrap().1.to_owned()
     };
     for _ in 0..2 {
         let text = daemon.scrape("/metrics?collect[]=qdisc&names=kubeskoop&names=inspector");
-        let drops = tbf[0]["drops"].to_string();
-        assert_eq!(old(&text, "kubeskoop", "kubeskoop_qdisc_drops{"), drops);
-        assert_eq!(old(&text, "inspector", "inspector_pod_qdiscdrops{"), drops);
-        let _ = std::process::Command::new("tc")
-            .args(["-n", "blue", "qdisc", "del", "dev", "c1a", "root"])
-            .output();
+        // What a child has dropped is among what its root has.
+        for (netns, drops) in [("blue", &tbf[0]["drops"]), ("green", &root["drops"])] {
+            assert_eq!(old(&text, netns, "kubeskoop_qdisc_drops{"), drops.to_string());
+            assert_eq!(old(&text, netns, "inspector_pod_qdiscdrops{"), drops.to_string());
+        }
+        for (netns, device) in [("blue", "c1a"), ("green", "c1b")] {
+            let delete = ["-n", netns, "qdisc", "del", "dev", device, "root"];
+            let _ = std::process::Command::new("tc").args(delete).output();
+        }
     }
     assert!(!scrape(&daemon).contains("c1a"), "it is gone");
 }

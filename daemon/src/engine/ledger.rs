@@ -129,6 +129,12 @@ impl Ledger {
             if !covers && now.saturating_duration_since(before.taken) < KEPT {
                 return;
             }
+            // Mostly the same namespaces have the same rows as before.
+            let lengths = |snapshot| self.rolled(snapshot).map(Table::len);
+            if Arc::ptr_eq(&before.directory, &snapshot.directory) && lengths(before).eq(lengths(snapshot)) {
+                state.shown = Some(Arc::clone(snapshot));
+                return;
+            }
             let rows = |table: &'_ Table| (0..table.len()).map(|row| table.subject(row)).collect::<Vec<_>>();
             let present: FxHashSet<Subject> = self.rolled(snapshot).flat_map(rows).collect();
             for entry in before.directory.entries() {

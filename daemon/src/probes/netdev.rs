@@ -1,6 +1,6 @@
 //! Probe `netdev`: traffic and drops of the interfaces of each namespace.
 
-use crate::declare::{Cost, Family, Only, OptionDecl, OptionType, Probe};
+use crate::declare::{Cost, Family, Only, OptionDecl, OptionType, Probe, is_interface_pattern};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
 use crate::sources::columns::{DEV, DEV_SHOWN};
 
@@ -244,10 +244,6 @@ static SPLIT: [Family; 16] = split(native(&DEV_SHOWN, &DEVICE, &DEVICE_CELLS));
 static KUBESKOOP: [Family; 8] = sums(kubeskoop(&DEV, &FACTS));
 static INSPECTOR: [Family; 8] = sums(inspector(&DEV, &FACTS));
 
-fn is_pattern(word: &str) -> bool {
-    !word.is_empty() && word.len() <= 15 && !word.contains(['/', ':']) && !word.contains(char::is_whitespace)
-}
-
 /// The probe.
 pub static PROBE: Probe = Probe {
     name: "netdev",
@@ -270,7 +266,7 @@ pub static PROBE: Probe = Probe {
                 default: &["*"],
                 max: 64,
                 what: "an interface name or a pattern with *",
-                check: is_pattern,
+                check: is_interface_pattern,
             },
             help: "Which interfaces per_interface shows; lo only if it is named here.",
         },

@@ -1,6 +1,6 @@
 //! Probe `qdisc`: the queues in front of the interfaces.
 
-use crate::declare::{Cost, Family, Only, OptionDecl, OptionType, Probe};
+use crate::declare::{Cost, Family, Only, OptionDecl, OptionType, Probe, is_interface_pattern};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
 use crate::sources::qdiscs::{QDISC, QDISC_CHILD};
 
@@ -141,10 +141,6 @@ static SPLIT: [Family; 7] = children(native(&QDISC_CHILD, &CHILDREN, &CHILD_CELL
 static KUBESKOOP: [Family; 6] = sums(kubeskoop(&QDISC, &FACTS));
 static INSPECTOR: [Family; 6] = sums(inspector(&QDISC, &FACTS));
 
-fn is_pattern(word: &str) -> bool {
-    !word.is_empty() && word.len() <= 15 && !word.contains(['/', ':']) && !word.contains(char::is_whitespace)
-}
-
 /// The probe.
 pub static PROBE: Probe = Probe {
     name: "qdisc",
@@ -162,7 +158,7 @@ pub static PROBE: Probe = Probe {
                 default: &["*"],
                 max: 64,
                 what: "an interface name or a pattern with *",
-                check: is_pattern,
+                check: is_interface_pattern,
             },
             help: "The interfaces that are shown.",
         },

@@ -173,7 +173,7 @@ fn own(out: &mut String) -> std::fmt::Result {
          `netskoop_resolver_*` carries `source`,\n`netskoop_extra_labels_limited` carries `label`. `collect[]` and \
          `exclude[]` do not touch them.\n\n\
          `netskoop_entity_info` is there with the native names, once per entity, also of pods with `hostNetwork`, which \
-         have no\nother series. Its labels are `kind`, `name`, `netns`, `host_network`, and where they are known \
+         share\nall but the series of `fd`, `io`, `cpu` with the host. Its labels are `kind`, `name`, `netns`, `host_network`, and where they are known \
          `namespace`, `pod`, `uid`,\n`source`, `ips`, `containers`, `container_ids`, `images`, `units`, `description`, \
          and `label_<name>` for labels of the pod, as\nkube-state-metrics names them (32 at most, values of 256 bytes at \
          most). Lists are joined with commas. A line is not longer\nthan 4 KiB: what does not fit is left out."

@@ -6,7 +6,7 @@
 use super::enter::failed;
 use super::tenants::own_part;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, ColumnSet, Kind, TableDecl};
+use crate::declare::{ColumnSet, TableDecl, counter};
 use crate::kernel::cgroup_mounts::{Mount, Mounts, path_in};
 use crate::kernel::procfs::cgroup_cpu::{VALUES, Values, parse_pressure, parse_stat};
 use crate::kernel::procfs::{Shape, read_whole};
@@ -18,10 +18,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
 
 /// Quotas and pressure. Times are in nanoseconds.
 pub static CGROUP_CPU: TableDecl = TableDecl {

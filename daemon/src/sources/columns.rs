@@ -4,16 +4,8 @@
 //! They are the fields of kernels 5.10 to 6.18. A field that a kernel lacks stays absent; one that is not here is skipped
 //! (the option `all` of probe `tcpext` reaches those of `TcpExt`).
 
-use crate::declare::{Column, Kind, TableDecl, column};
+use crate::declare::{Column, TableDecl, column, counter, gauge};
 use std::ops::Range;
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
 
 /// The MIBs of both IP versions: `net/snmp`, section `IpExt` of `net/netstat`, and `net/snmp6`. One table, because one
 /// metric shows IPv4 and IPv6 side by side.

@@ -4,7 +4,7 @@
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::{ReadError, Report, Scratch, Source, Target, Want};
-use crate::declare::{Column, Kind, TableDecl, column};
+use crate::declare::{TableDecl, column, counter, gauge};
 use crate::hooks::Options;
 use crate::kernel::netlink::conntrack::{
     ANY, COUNTERS, Counters, Entry, Fill, GET, GET_STATS, GET_STATS_CPU, Protocol, add_cpu, entry, fill,
@@ -17,14 +17,6 @@ use rustc_hash::FxHashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
 
 /// One row per namespace. The counters come first, in the order of [`Counters`].
 pub static CONNTRACK: TableDecl = TableDecl {

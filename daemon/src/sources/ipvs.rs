@@ -4,7 +4,7 @@
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::{ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, Kind, TableDecl};
+use crate::declare::{TableDecl, counter, gauge};
 use crate::kernel::netlink::ipvs::{
     ALL_SERVICES, CONTROL, Counters, Destination, Service, Virtual, ask_family, family,
 };
@@ -16,14 +16,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
 
 /// All services of a namespace together.
 pub static IPVS: TableDecl = TableDecl {

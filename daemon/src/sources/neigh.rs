@@ -4,20 +4,12 @@
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::{ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, Kind, TableDecl, column};
+use crate::declare::{TableDecl, column, counter, gauge};
 use crate::kernel::netlink::neigh::{ALL, GET, GET_TABLE, IPV4, IPV6, NeighTable, STATES, STATS, entry, of};
 use crate::kernel::netlink::{Family, Netlink};
 use crate::table::{Subject, Table};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
 
 /// The tables of the node: one row, with the columns of IPv4 first. `used_ppm` are millionths of `gc_thresh3`.
 pub static NEIGH_TABLES: TableDecl = TableDecl {

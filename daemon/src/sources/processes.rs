@@ -10,7 +10,7 @@ mod scan;
 
 use super::enter::failed;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, Kind, TableDecl};
+use crate::declare::{TableDecl, gauge};
 use crate::hooks::Options;
 use crate::table::{Subject, Table};
 use netskoop_api::OptionValue;
@@ -21,10 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
 
 /// Descriptors by entity.
 pub static FD: TableDecl =

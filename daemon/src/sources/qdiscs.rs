@@ -4,7 +4,7 @@ use super::each::{Visit, each};
 use super::enter::failed;
 use super::kept::Kept;
 use super::{ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, ColumnSet, Kind, TableDecl};
+use crate::declare::{Column, ColumnSet, Kind, TableDecl, counter};
 use crate::hooks::Options;
 use crate::kernel::netlink::Family;
 use crate::kernel::netlink::message::Message;
@@ -13,10 +13,6 @@ use crate::table::{Subject, Table};
 use netskoop_api::OptionValue;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
 
 const COLUMNS: &[Column] = &[
     counter(COUNTERS[0]),
@@ -50,7 +46,9 @@ type Key = (u32, u32, Option<u32>);
 /// Asks for queueing disciplines.
 pub struct Qdiscs {
     proc: PathBuf,
-    kept: Mutex<Kept<Key, { COUNTERS.len() }>>,
+    roots: Mutex<Kept<Key, { COUNTERS.len() }>>,
+    /// Apart, because what a child has counted its root has counted, too.
+    children: Mutex<Kept<Key, { COUNTERS.len() }>>,
     patterns: Mutex<Vec<String>>,
     /// Memory of lanes, for the next job.
     spare: Mutex<Vec<Vec<Qdisc>>>,
@@ -65,7 +63,8 @@ impl Qdiscs {
     pub fn new(proc: &Path) -> Qdiscs {
         Qdiscs {
             proc: proc.to_owned(),
-            kept: Mutex::new(Kept::new(NARROW, MAX_KEPT)),
+            roots: Mutex::new(Kept::new(NARROW, MAX_KEPT)),
+            children: Mutex::new(Kept::new(NARROW, MAX_KEPT)),
             patterns: Mutex::new(vec!["*".to_owned()]),
             spare: Mutex::default(),
         }
@@ -79,14 +78,15 @@ impl Qdiscs {
         found: &mut Vec<Qdisc>,
         out: &mut [Table],
     ) -> Result<u32, ReadError> {
-        let ticket = lock(&self.kept).draw();
-        let too_many = list(&mut visit, found)?;
+        let tickets = (lock(&self.roots).draw(), lock(&self.children).draw());
+        let too_many = list(&mut visit, found, !columns[1].is_empty())?;
         let subject = visit.target.subject;
-        let outcome = lock(&self.kept).take(subject, ticket, found, |qdisc| {
-            ((qdisc.interface, qdisc.handle, qdisc.parent), &mut qdisc.counters)
-        });
-        let Some(outcome) = outcome else { return Err(ReadError::Vanished) };
-        // The kernel lists those of one interface together.
+        found.sort_unstable_by_key(|qdisc| (qdisc.parent.is_some(), qdisc.interface));
+        let middle = found.partition_point(|qdisc| qdisc.parent.is_none());
+        let (roots, children) = found.split_at_mut(middle);
+        let outcome = lock(&self.roots).take(subject, tickets.0, roots, counters);
+        let below = lock(&self.children).take(subject, tickets.1, children, counters);
+        let (Some(outcome), Some(below)) = (outcome, below) else { return Err(ReadError::Vanished) };
         let mut device = None;
         for qdisc in &*found {
             let (table, wanted) = if qdisc.parent.is_none() { (0, columns[0]) } else { (1, columns[1]) };
@@ -108,19 +108,24 @@ impl Qdiscs {
         {
             cells[..COUNTERS.len()].copy_from_slice(&retired);
         }
-        Ok(outcome.forgotten + too_many)
+        Ok(outcome.forgotten + below.forgotten + too_many)
     }
 }
 
-/// Lists the queueing disciplines of a namespace; how many found no room.
-fn list(visit: &mut Visit<'_>, found: &mut Vec<Qdisc>) -> Result<u32, ReadError> {
+fn counters(qdisc: &mut Qdisc) -> (Key, &mut [u64; COUNTERS.len()]) {
+    ((qdisc.interface, qdisc.handle, qdisc.parent), &mut qdisc.counters)
+}
+
+/// Lists the roots of a namespace, and what hangs on them if that is shown; how many found no room.
+fn list(visit: &mut Visit<'_>, found: &mut Vec<Qdisc>, children: bool) -> Result<u32, ReadError> {
     let found = std::cell::RefCell::new(found);
     let start = || {
         found.borrow_mut().clear();
         0
     };
     let each = |over: &mut u32, message: Message<'_>| {
-        let Some(qdisc) = Qdisc::parse(&message) else { return };
+        let qdisc = Qdisc::parse(&message).filter(|qdisc| children || qdisc.parent.is_none());
+        let Some(qdisc) = qdisc else { return };
         let mut found = found.borrow_mut();
         if found.len() < MAX_SHOWN {
             found.push(qdisc);
@@ -193,7 +198,8 @@ impl Source for Qdiscs {
     }
 
     fn forget(&self, subject: Subject) {
-        lock(&self.kept).forget(subject);
+        lock(&self.roots).forget(subject);
+        lock(&self.children).forget(subject);
     }
 
     fn configure(&self, probe: &str, options: &Options) {

@@ -13,7 +13,7 @@ mod walk;
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::{ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, ColumnSet, Kind, TableDecl};
+use crate::declare::{ColumnSet, TableDecl, counter, gauge};
 use crate::hooks::Options;
 use crate::kernel::netlink::sock_diag::{LISTEN, STATES, Socket, Which, list};
 use crate::kernel::netlink::{Family, NetlinkError};
@@ -31,14 +31,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use walk::{PortRange, Totals, Walk};
-
-const fn gauge(key: &'static str) -> Column {
-    Column { key, kind: Kind::Gauge }
-}
-
-const fn counter(key: &'static str) -> Column {
-    Column { key, kind: Kind::Counter }
-}
 
 /// Connections and listening sockets of a namespace. The first columns are those of [`STATES`].
 pub static TCP_SOCKETS: TableDecl = TableDecl {
