@@ -2,7 +2,7 @@
 
 use crate::declare::{Column, Cost, Family, Kind, Points, Probe, TableDecl, column};
 use crate::facts::one;
-use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, Hooks, Known, no_events};
 use crate::kernel::bpf::{Refused, Session};
 use crate::sources::cgroups::CGROUP_CPU;
 use crate::table::Table;
@@ -88,7 +88,7 @@ pub static PROBE: Probe = Probe {
     options: &[],
     families: &[&FAMILIES],
     events: &[],
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: true }),
+    hooks: Some(Hooks { run, decode: no_events, table: &TABLE, fill, optional: true }),
 };
 
 fn run(session: Session) -> Result<(), Refused> {
@@ -107,11 +107,6 @@ fn run(session: Session) -> Result<(), Refused> {
     session.ready(skel.object(), "tp_btf", "counters")?;
     session.serve(|_| {});
     Ok(())
-}
-
-/// It sends no events.
-fn decode(_: &[u8], _: &Known) -> Option<RawEvent> {
-    None
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {

@@ -2,7 +2,7 @@
 
 use crate::declare::{Column, Cost, Family, Kind, Probe, TableDecl};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
-use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, Hooks, Known, no_events};
 use crate::kernel::bpf::{Refused, Session};
 use crate::table::Table;
 use libbpf_rs::skel::Skel;
@@ -109,7 +109,7 @@ pub static PROBE: Probe = Probe {
     options: &[],
     families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &HYBRID, &INSPECTOR],
     events: &[],
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: false }),
+    hooks: Some(Hooks { run, decode: no_events, table: &TABLE, fill, optional: false }),
 };
 
 fn run(session: Session) -> Result<(), Refused> {
@@ -128,11 +128,6 @@ fn run(session: Session) -> Result<(), Refused> {
     session.ready(skel.object(), "tp_btf", "counters")?;
     session.serve(|_| {});
     Ok(())
-}
-
-/// It sends no events.
-fn decode(_: &[u8], _: &Known) -> Option<RawEvent> {
-    None
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {

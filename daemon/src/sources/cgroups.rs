@@ -4,6 +4,7 @@
 //! them, and those of a cgroup that is gone stay in: sums do not fall because a container was started anew.
 
 use super::enter::failed;
+use super::lock;
 use super::tenants::own_part;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
 use crate::declare::{ColumnSet, TableDecl, counter};
@@ -16,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Instant;
 
 /// Quotas and pressure. Times are in nanoseconds.
@@ -76,10 +77,6 @@ struct Place {
     stat: Option<PathBuf>,
     pressure: Option<PathBuf>,
     inode: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cgroups {

@@ -1,5 +1,6 @@
 //! Reads the counters that BPF programs keep, one source per probe with hooks.
 
+use super::lock;
 use super::tenants::TenantCgroups;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Probe, TableDecl};
@@ -8,7 +9,7 @@ use crate::kernel::bpf::same_cookie;
 use crate::table::{Subject, Table};
 use rustc_hash::FxHashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The counters map of one probe.
 pub struct CounterSource {
@@ -17,10 +18,6 @@ pub struct CounterSource {
     running: Arc<dyn HookTable>,
     owners: Mutex<Option<Arc<dyn Owners>>>,
     tenants: Mutex<TenantCgroups>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CounterSource {

@@ -207,6 +207,11 @@ pub struct Scratch {
     pub lost: bool,
 }
 
+/// What another thread left when it panicked is as good as before: whoever writes does so at the end.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Where a lane is, for those who watch whether it is stuck.
 #[derive(Debug, Default)]
 pub struct Beacon {

@@ -12,6 +12,7 @@ use super::columns::{
 use super::devices::{Devices, MAX_DEVICES, Name, Outcome, Reading};
 use super::enter::{End, failed, visit};
 use super::icmp_types::Types;
+use super::lock;
 use super::{ReadError, Report, Scratch, Source, Target, Want};
 use crate::declare::{ColumnSet, TableDecl};
 use crate::hooks::Options;
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 static TABLES: [&TableDecl; 7] = [&SNMP, &NETSTAT, &TCPEXT_FIELDS, &DEV, &DEV_SHOWN, &SOCKSTAT, &ICMP_TYPES];
@@ -99,10 +100,6 @@ struct Job<'a> {
     memory: &'a mut Memory,
     bytes: &'a mut Vec<u8>,
     error: Option<ReadError>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NetFiles {

@@ -9,6 +9,7 @@
 mod scan;
 
 use super::enter::failed;
+use super::lock;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
 use crate::declare::{TableDecl, gauge};
 use crate::hooks::Options;
@@ -19,7 +20,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use scan::{Place, Scan};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Descriptors by entity.
@@ -73,10 +74,6 @@ struct Queued {
     open: u64,
     pid: i32,
     subject: Subject,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Processes {

@@ -3,6 +3,7 @@
 use super::each::{Visit, each};
 use super::enter::failed;
 use super::kept::Kept;
+use super::lock;
 use super::{ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Column, ColumnSet, Kind, TableDecl, counter};
 use crate::hooks::Options;
@@ -12,7 +13,7 @@ use crate::kernel::netlink::qdisc::{ALL, COUNTERS, GET, NARROW, Qdisc};
 use crate::table::{Subject, Table};
 use netskoop_api::OptionValue;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 const COLUMNS: &[Column] = &[
     counter(COUNTERS[0]),
@@ -52,10 +53,6 @@ pub struct Qdiscs {
     patterns: Mutex<Vec<String>>,
     /// Memory of lanes, for the next job.
     spare: Mutex<Vec<Vec<Qdisc>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Qdiscs {

@@ -12,6 +12,7 @@ mod walk;
 
 use super::each::{Visit, each};
 use super::enter::failed;
+use super::lock;
 use super::{ReadError, Report, Scratch, Source, Want};
 use crate::declare::{ColumnSet, TableDecl, counter, gauge};
 use crate::hooks::Options;
@@ -27,8 +28,8 @@ use rustix::fs::{Mode, OFlags};
 use std::cell::RefCell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use walk::{PortRange, Totals, Walk};
 
@@ -207,10 +208,6 @@ impl Files {
             range: wish.0[PORTS].then(|| short(&self.range, PortRange::parse)).flatten(),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn cannot(error: NetlinkError) -> ReadError {
