@@ -84,6 +84,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "Files cpu.stat and cpu.pressure of the containers' cgroups; for time run and waited the BTF tracepoint sched_process_exit and the iterator over tasks, Linux 5.12.",
     default_on: false,
+    section: None,
     options: &[],
     families: &[&FAMILIES],
     events: &[],

@@ -105,6 +105,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "BTF tracepoint sched_process_exit and the iterator over tasks; Linux 5.12.",
     default_on: false,
+    section: None,
     options: &[],
     families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &HYBRID, &INSPECTOR],
     events: &[],
