@@ -36,6 +36,8 @@ HOOKED = ["tcpreset", "packetloss"]
 IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
 # "names", "sockets", "processes", "tracked" and "reads" leave out everything but that; nothing is written then.
 ONLY = os.environ.get("ONLY", "")
+# The environment in which the unit runs it.
+UNIT = dict(re.findall(r"^Environment=(\w+)=(\S+)$", (HERE.parent.parent / "systemd" / "netskoopd.service").read_text(), re.M))
 STATS = pathlib.Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
@@ -153,7 +155,8 @@ class Bench:
         config.write_text(f'[http]\nlisten = ["127.0.0.1:{PORT}"]\n[metrics]\n{metrics}\ntimeout = "60s"\n{rest}')
         log = self.work / "netskoopd.log"
         with open(log, "w") as output:
-            child = subprocess.Popen([self.daemon, "--config", config], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            command = [self.daemon, "--config", config]
+            child = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **UNIT})
         process = Process(child.pid)
         try:
             wait_ready(child, log)
@@ -375,7 +378,8 @@ Written by `make bench`; do not edit. {datetime.date.today()}, commit {commit}.
 CPU times are scheduler time of all threads of netskoopd, mean of the scrapes, background subtracted; latency is what a client
 on a kept loopback connection sees. "Collection": scrapes one after the other that all collect, less the cost of a cached one,
 as the floor program reads one round after the other. "After 0.5 s": the same with a pause before each, in which other programs
-take the caches: what a real scrape pays; the floor has no such figure. "Cached": all scrapes share one collection. "Idle": {IDLE_SECONDS:.0f} s without a scrape. Default configuration otherwise.
+take the caches: what a real scrape pays; the floor has no such figure. "Cached": all scrapes share one collection. "Idle": {IDLE_SECONDS:.0f} s without a scrape. Default configuration otherwise,
+and the environment of the unit ({" ".join(f"{key}={value}" for key, value in UNIT.items())}).
 "Low overhead": the probe tcpsummary is off, which asks the kernel for the TCP sockets of each namespace; "with TCP sockets": it is on, as
 it is by default.
 
