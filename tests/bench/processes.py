@@ -5,6 +5,7 @@ import http.client
 import re
 import statistics
 import subprocess
+import time
 
 PROBES = ["fd", "io", "cpu"]
 ROUNDS = 33
@@ -22,8 +23,8 @@ def measure(bench, n, port, note):
         for name in PROBES:
             with loop(bench.work / "processes", name) as floor:
                 # In turn, so that both find the caches as the other left them.
-                costs = [(floor(), scrape(port, name)) for _ in range(ROUNDS)][2:]
-            least, ours = (statistics.median(times) for times in zip(*costs))
+                costs = [(floor(), spent(port, name)) for _ in range(ROUNDS)][2:]
+            least, ours = median(costs)
             rows.append({"n": n, "processes": processes, "probe": name, "floor": least, "cost": ours})
     return rows
 
@@ -45,13 +46,21 @@ def loop(program, name):
         child.wait(30)
 
 
-def scrape(port, name):
-    """CPU of a probe in one collection for it alone, in microseconds."""
+def median(costs):
+    """The median of what the loop costs, and of what a collection does: each total less the one before."""
+    floors, totals = zip(*costs)
+    return statistics.median(floors), statistics.median(after - before for before, after in zip(totals, totals[1:]))
+
+
+def spent(port, name):
+    """Collects for one probe alone: CPU of all its collections so far, in microseconds."""
+    # Longer than `min_interval`: within that the last collection would do.
+    time.sleep(0.002)
     connection = http.client.HTTPConnection("localhost", port, timeout=60)
     connection.request("GET", f"/metrics?collect[]={name}&set=full")
     text = connection.getresponse().read().decode()
     connection.close()
-    cost = re.search(rf'^netskoop_probe_duration_seconds{{probe="{name}"}} (\S+)$', text, re.M)
+    cost = re.search(rf'^netskoop_probe_cpu_seconds_total{{probe="{name}"}} (\S+)$', text, re.M)
     if not cost or not re.search(rf"^netskoop_{name}_", text, re.M):
         raise RuntimeError(f"the probe {name} shows nothing")
     return float(cost.group(1)) * 1e6

@@ -40,7 +40,7 @@ static const char *file;
 
 static void thread(int directory, const char *name) {
 	char path[64], text[4096];
-	snprintf(path, sizeof path, "%s/%s", name, file);
+	stpcpy(stpcpy(stpcpy(path, name), "/"), file);
 	int open = openat(directory, path, O_RDONLY | O_CLOEXEC);
 	if (open < 0) return;
 	if (read(open, text, sizeof text) < 0) return;
@@ -50,14 +50,14 @@ static void thread(int directory, const char *name) {
 static void process(int directory, const char *name) {
 	char path[64], link[64];
 	struct stat found;
-	snprintf(path, sizeof path, "%s/ns/net", name);
+	stpcpy(stpcpy(path, name), "/ns/net");
 	if (readlinkat(directory, path, link, sizeof link) < 0) return;
 	if (!file) {
-		snprintf(path, sizeof path, "%s/fd", name);
+		stpcpy(stpcpy(path, name), "/fd");
 		fstatat(directory, path, &found, 0);
 		return;
 	}
-	snprintf(path, sizeof path, "%s/task", name);
+	stpcpy(stpcpy(path, name), "/task");
 	int tasks = openat(directory, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tasks < 0) return;
 	numbers(tasks, thread);
