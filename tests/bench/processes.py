@@ -9,6 +9,8 @@ import time
 
 PROBES = ["fd", "io", "cpu"]
 ROUNDS = 33
+# Before each, in which others take the caches. Longer than `min_interval`: within that the last collection would do.
+PAUSE = 0.002
 HEAD = ["namespaces", "processes", "probe", "loop of system calls", "probe, CPU", "ratio"]
 # The number of sockets is another one, which no loop has for less than a call for each descriptor.
 CONFIG = "".join(f"[probes.{name}]\nenabled = true\n" for name in ["io", "cpu", "fd"]) + "sockets = false\n"
@@ -35,6 +37,7 @@ def loop(program, name):
     child = subprocess.Popen([program, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def once():
+        time.sleep(PAUSE)
         child.stdin.write("\n")
         child.stdin.flush()
         return float(child.stdout.readline())
@@ -54,8 +57,7 @@ def median(costs):
 
 def spent(port, name):
     """Collects for one probe alone: CPU of all its collections so far, in microseconds."""
-    # Longer than `min_interval`: within that the last collection would do.
-    time.sleep(0.002)
+    time.sleep(PAUSE)
     connection = http.client.HTTPConnection("localhost", port, timeout=60)
     connection.request("GET", f"/metrics?collect[]={name}&set=full")
     text = connection.getresponse().read().decode()
