@@ -45,6 +45,9 @@ mod podman;
 /// What is counted by process: in namespaces, and of pods in the node's own; for root.
 #[path = "cases/processes.rs"]
 mod processes;
+/// A real Prometheus scrapes the three generations of names for a minute; for root.
+#[path = "cases/prometheus.rs"]
+mod prometheus;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;

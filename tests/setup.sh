@@ -185,16 +185,16 @@ how_to_get_rust() {
 	fi
 }
 
-# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
-get_promtool() {
+# promtool checks the metrics, prometheus scrapes them. Their package would start its service, so it is only unpacked.
+get_prometheus() {
 	local tools=target/tools download
-	command -v promtool >/dev/null && return
-	[ ! -x $tools/usr/bin/promtool ] || return 0
+	command -v promtool >/dev/null && command -v prometheus >/dev/null && return
+	[ ! -x $tools/usr/bin/promtool ] || [ ! -x $tools/usr/bin/prometheus ] || return 0
 	if ! command -v apt-get >/dev/null; then
-		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
+		echo "note: no promtool or no prometheus; put both into the PATH to have the metrics checked by them"
 		return
 	fi
-	echo "unpacking promtool into $tools"
+	echo "unpacking promtool and prometheus into $tools"
 	mkdir -p $tools
 	download=$(mktemp -d)
 	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
@@ -207,5 +207,5 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
 if [ "${1:-build}" = test ]; then
-	get_promtool
+	get_prometheus
 fi

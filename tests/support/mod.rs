@@ -8,6 +8,7 @@ pub(crate) mod grpc;
 mod node;
 pub(crate) mod nspawn;
 pub(crate) mod podman;
+pub(crate) mod prometheus;
 pub(crate) mod sources;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
