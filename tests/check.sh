@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh
+		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh packaging/*.sh packaging/*/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi
@@ -78,6 +78,11 @@ unit_is_clean() {
 	! grep 'netskoopd\.service' "$work/unit"
 }
 
+# What users install is built, and then installed by the tests.
+package() {
+	step "make deb" packaging/deb/build.sh
+}
+
 tests() {
 	local start=$SECONDS
 	if cargo test --workspace --locked --no-fail-fast 2>"$work/log" </dev/null; then
@@ -90,12 +95,15 @@ tests() {
 	fi
 }
 
-tests/setup.sh test || exit 1
+level="test"
+[[ " $* " != *" packages "* ]] || level=packages
+tests/setup.sh $level || exit 1
 for part in "${@:-lint}"; do
 	case $part in
 	lint) lint ;;
-	test) tests ;;
-	*) echo "check.sh knows lint and test, not $part" >&2 && exit 2 ;;
+	test) package && tests ;;
+	packages) packages ;;
+	*) echo "check.sh knows lint, test and packages, not $part" >&2 && exit 2 ;;
 	esac
 done
 
