@@ -17,6 +17,7 @@ make_key() {
 	[ ! -d "$GNUPGHOME" ] || return 0
 	mkdir -p "$GNUPGHOME"
 	chmod 700 "$GNUPGHOME"
+	printf 'quiet\nno-auto-check-trustdb\n' >"$GNUPGHOME/gpg.conf"
 	gpg --batch --quiet --pinentry-mode loopback --passphrase '' --quick-generate-key "$key" rsa3072 sign never 2>/dev/null
 }
 
@@ -47,7 +48,7 @@ yum_repository() {
 	mkdir -p "$root"
 	cp "$@" "$root/"
 	local copies=("${@##*/}")
-	rpmsign --define "_gpg_name $key" --define '_gpg_digest_algo sha256' --addsign "${copies[@]/#/$root/}" >/dev/null
+	GPG_TTY='' rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $key" --define '_gpg_digest_algo sha256' --addsign "${copies[@]/#/$root/}" >/dev/null
 	createrepo_c --quiet --update "$root"
 	sign --armor --detach-sign --output "$root/repodata/repomd.xml.asc" "$root/repodata/repomd.xml"
 	cp "$here/rpm/netskoop.repo" "$root/netskoop.repo"

@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh packaging/*.sh packaging/*/*.sh packaging/deb/netskoop.p*
+		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi
@@ -81,6 +81,16 @@ unit_is_clean() {
 # What users install is built, and then installed by the tests.
 package() {
 	step "make deb" packaging/deb/build.sh
+}
+
+# The same for dnf, and the tests of both.
+packages() {
+	local out=${CARGO_TARGET_DIR:-target}/package
+	package
+	step "make rpm" packaging/rpm/build.sh
+	step "reproducible" packaging/reproduce.sh
+	step "dnf" tests/packages/rpm.sh "$out"/netskoop-*.rpm "$out/rpm/stage"
+	step "apt" cargo test --locked -p netskoopd --test daemon -- packages::
 }
 
 tests() {

@@ -264,7 +264,7 @@ fn nodes_that_are_not_as_they_should_be() {
     assert!(journal.contains("held by netskoopd["), "{journal}");
     let said = machine.apt(&["install", &format!("netskoop={NEXT}")]);
     assert!(
-        said.contains("netskoop: netskoopd does not start; systemctl status netskoopd says why."),
+        said.contains("netskoop: netskoopd does not start, and systemctl status netskoopd says why."),
         "{said}"
     );
     machine.run("systemctl", &["stop", "port.service"]);
