@@ -3,11 +3,13 @@
 # that are there already stay, so that a release can be added and an older one installed.
 #
 # NETSKOOP_SIGNING_KEY names the key of the caller's keyring to sign with. Without it a key is made beside the
-# repositories and used: good for trying, not for giving away.
+# repositories and used: good for trying, not for giving away. NETSKOOP_REPOSITORY_URL is where the folder will be served;
+# without it that is the folder itself.
 set -euo pipefail
 
 dir=$(realpath -m "${1:?usage: repo.sh DIR PACKAGE...}")
 shift
+url=${NETSKOOP_REPOSITORY_URL:-file://$dir}
 here=$(realpath "$(dirname "$0")")
 
 # Everything of a key that nobody keeps.
@@ -51,7 +53,7 @@ yum_repository() {
 	GPG_TTY='' rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $key" --define '_gpg_digest_algo sha256' --addsign "${copies[@]/#/$root/}" >/dev/null
 	createrepo_c --quiet --update "$root"
 	sign --armor --detach-sign --output "$root/repodata/repomd.xml.asc" "$root/repodata/repomd.xml"
-	cp "$here/rpm/netskoop.repo" "$root/netskoop.repo"
+	sed "s,@URL@,$url,g" "$here/rpm/netskoop.repo" >"$root/netskoop.repo"
 }
 
 debs=() rpms=()

@@ -62,7 +62,7 @@ next_version
 repo=$work/repo
 "$source/packaging/repo.sh" "$repo" "$package" "$work"/next/RPMS/*/*.rpm "$work"/base/RPMS/*/*.rpm >/dev/null
 mkdir -p "$work/repos" "$root"
-sed "s,/srv/netskoop,$repo," "$repo/yum/netskoop.repo" >"$work/repos/netskoop.repo"
+cp "$repo/yum/netskoop.repo" "$work/repos/"
 rpmlint -c "$source/packaging/rpm/rpmlint.toml" "$repo/yum/$(basename "$package")" >"$work/lint" 2>&1 || true
 grep -q ' 0 errors, 0 warnings' "$work/lint" || fail "rpmlint: $(cat "$work/lint")"
 for part in preinstall postinstall preuninstall postuninstall posttrans; do
