@@ -88,8 +88,12 @@ fn every_probe_works_as_without_a_sandbox(machine: &Machine) {
     assert!(!inside.iter().any(|(_, state, _)| *state == StateName::Failed), "{inside:#?}");
 }
 
-/// Name, state and reason of each.
+/// Name, state and reason of each, after all of them were read.
 fn probes(machine: &Machine) -> Vec<(String, StateName, Option<String>)> {
+    machine.on_its_network(
+        "curl",
+        &["-fsS", "-m", "20", "-o", "/dev/null", "http://localhost:9102/metrics?set=full"],
+    );
     let text = machine.run("netskoopctl", &["probes", "list", "-o", "json"]);
     let probes: Vec<netskoop_api::ProbeInfo> = serde_json::from_str(&text).unwrap();
     probes.into_iter().map(|probe| (probe.name, probe.state.state, probe.state.reason)).collect()
