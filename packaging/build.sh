@@ -18,11 +18,16 @@ make_root() {
 	echo "unpacking the libraries of Debian's $suite"
 	rm -rf "$root.new"
 	mkdir -p "$target/package"
-	mmdebstrap --quiet --variant=extract --include=libc6-dev,libelf-dev,zlib1g-dev,linux-libc-dev "$suite" "$root.new"
+	# An archive may be busy once.
+	unpack "$root.new" || { rm -rf "$root.new" && unpack "$root.new"; }
 	relative_links "$root.new"
 	# The machine's own libgcc_s wants a newer glibc; this one must be found before it.
 	(cd "$root.new/lib" && for library in */libgcc_s.so.1; do ln -s "../../../lib/$library" "../usr/lib/$library"; done)
 	mv "$root.new" "$root"
+}
+
+unpack() {
+	timeout 300 mmdebstrap --quiet --variant=extract --include=libc6-dev,libelf-dev,zlib1g-dev,linux-libc-dev "$suite" "$1"
 }
 
 # A linker follows links of the root as if they were the machine's.

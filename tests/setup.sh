@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# One requirement a line: what for, the check, the Debian package, the Fedora package. A check and not a package query,
+# One requirement a line: what for, the check, the Debian package, the Fedora package (-: done on Debian only). A check and not a package query,
 # because a compiler from elsewhere is as good.
 requirements() {
 	cat <<-'END'
@@ -22,11 +22,11 @@ requirements() {
 		build|command -v protoc|protobuf-compiler|protobuf-compiler
 		package|command -v mmdebstrap|mmdebstrap|mmdebstrap
 		package|command -v objdump|binutils|binutils
-		package|command -v dpkg-buildpackage|dpkg-dev|dpkg-dev
-		package|command -v dh|debhelper|debhelper
-		package|command -v apt-ftparchive|apt-utils|apt
+		package|command -v dpkg-buildpackage|dpkg-dev|-
+		package|command -v dh|debhelper|-
+		package|command -v apt-ftparchive|apt-utils|-
 		package|command -v gpg|gnupg|gnupg2
-		package|command -v lintian|lintian|lintian
+		package|command -v lintian|lintian|-
 		rpm|command -v mmdebstrap|mmdebstrap|mmdebstrap
 		rpm|command -v objdump|binutils|binutils
 		rpm|command -v rpmbuild|rpm|rpm-build
@@ -138,6 +138,7 @@ missing() {
 	local level check deb rpm
 	while IFS='|' read -r level check deb rpm; do
 		[[ " $(levels "$1") " == *" $level "* ]] || continue
+		[ "$2" = deb ] || [ "$rpm" != - ] || continue
 		# The checks are the words of the table above.
 		$check >/dev/null 2>&1 || if [ "$2" = deb ]; then echo "$deb"; else echo "$rpm"; fi
 	done < <(requirements)

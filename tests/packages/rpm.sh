@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs, upgrades, downgrades and removes the .rpm with dnf from a signed repository, into a directory. There is no Fedora
 # here: a package that only says it provides what a Fedora has stands for it, and scriptlets, which need its shell, are
-# checked but not run. `rpm.sh PACKAGE.rpm STAGE`: STAGE is what the package was made of.
+# checked but not run; tests/cases/packages_rpm.rs runs them. `rpm.sh PACKAGE.rpm STAGE`: STAGE is what the package was made of.
 set -euo pipefail
 
 package=$(realpath "$1")
@@ -20,30 +20,6 @@ expect() {
 	[ "$1" = "$2" ] || fail "$3: expected '$2', found '$1'"
 }
 
-# A package that provides what the other one requires and no package here has.
-stand_in() {
-	local provides
-	provides=$(rpm -qp --requires "$package" | grep -v -E '^(rpmlib|config)\(' | sort -u | sed 's/^/Provides: /')
-	cat >"$work/base.spec" <<-END2
-		Name: base
-		Version: 1
-		Release: 1
-		Summary: What a Fedora has
-		License: MIT
-		BuildArch: noarch
-		$provides
-		%description
-		It stands for a Fedora.
-		%files
-	END2
-	rpmbuild -bb --define "_topdir $work/base" "$work/base.spec" >/dev/null 2>&1
-}
-
-next_version() {
-	rpmbuild -bb --define "_topdir $work/next" --define 'version 0.1.1' --define "stage $work/stage" \
-		--define '_prefix /usr' "$source/packaging/rpm/netskoop.spec" >/dev/null 2>&1
-}
-
 # As a user would, but into a directory.
 in_root() {
 	dnf --quiet --assumeyes --installroot="$root" --releasever=1 --setopt=reposdir="$work/repos" \
@@ -55,12 +31,8 @@ version() {
 	rpm --root "$root" -q --qf '%{VERSION}' netskoop
 }
 
-cp -r "$stage" "$work/stage"
-echo '# new in this version' >>"$work/stage/netskoopd.toml"
-stand_in
-next_version
 repo=$work/repo
-"$source/packaging/repo.sh" "$repo" "$package" "$work"/next/RPMS/*/*.rpm "$work"/base/RPMS/*/*.rpm >/dev/null
+"$(dirname "$0")/rpm-repository.sh" "$package" "$stage" "$repo"
 mkdir -p "$work/repos" "$root"
 cp "$repo/yum/netskoop.repo" "$work/repos/"
 rpmlint -c "$source/packaging/rpm/rpmlint.toml" "$repo/yum/$(basename "$package")" >"$work/lint" 2>&1 || true

@@ -38,9 +38,13 @@ impl Machine {
 
     /// Boots it without the daemon, with more files, and with directories and files of this machine in places of its own.
     pub(crate) fn boot_with(files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
-        let base = base_system()?;
+        Machine::boot_on(&base_system()?, files, binds)
+    }
+
+    /// The same on another system than the usual one.
+    pub(crate) fn boot_on(base: &Path, files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
         let dir = Dir::new();
-        let root = overlay(&base, &dir.0);
+        let root = overlay(base, &dir.0);
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -14,16 +14,20 @@ const SOURCE: &str = "deb [signed-by=/usr/share/keyrings/netskoop.gpg] file:/srv
 /// Versions made of the package: one that comes after it, with another line in its conffile.
 pub(crate) const NEXT: &str = "0.1.1~test";
 
-/// The package, if it was built.
+/// The Debian package, if it was built.
 pub(crate) fn built() -> Option<PathBuf> {
+    built_as("deb")
+}
+
+fn built_as(ending: &str) -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../package");
     let files = std::fs::read_dir(&target).map(|files| files.flatten().map(|file| file.path()).collect());
     let files: Vec<PathBuf> = files.unwrap_or_default();
-    let deb = files.into_iter().find(|file| file.extension().is_some_and(|end| end == "deb"));
-    if deb.is_none() {
-        skip("there is no package to install; make deb");
+    let package = files.into_iter().find(|file| file.extension().is_some_and(|end| end == ending));
+    if package.is_none() {
+        skip(&format!("there is no package to install; make {ending}"));
     }
-    deb.and_then(|deb| deb.canonicalize().ok())
+    package.and_then(|package| package.canonicalize().ok())
 }
 
 /// Whether the caller is to go on, with [`machine`]: on a little node. Looks for what is needed before that, where it
@@ -52,6 +56,37 @@ pub(crate) fn machine(files: &[(&str, &str)]) -> Option<(Machine, Dir)> {
     let binds = [(repository.as_path(), REPOSITORY), (key.as_path(), "/usr/share/keyrings/netskoop.gpg")];
     let machine = Machine::boot_with(&[&sources, files].concat(), &binds)?;
     machine.run("apt-get", &["update"]);
+    Some((machine, dir))
+}
+
+/// A system with dnf, made once and kept beside what cargo builds: rpm's scriptlets and databases, and a real systemd.
+pub(crate) fn dnf_system() -> Option<PathBuf> {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (root, new) = (kept.join("root-dnf"), kept.join("root-dnf.new"));
+    if !root.exists() {
+        let _ = std::fs::remove_dir_all(&new);
+        let packages = "systemd,systemd-sysv,dbus,iproute2,libelf1,zlib1g,procps,dnf,rpm,gpg";
+        let include = format!("--include={packages}");
+        run("mmdebstrap", &["-q", "--variant=minbase", &include, "bookworm", new.to_str().unwrap()]);
+        std::fs::rename(&new, &root).unwrap();
+    }
+    Some(root)
+}
+
+/// A machine that can install the .rpm with dnf.
+pub(crate) fn dnf_machine() -> Option<(Machine, Dir)> {
+    let package = built_as("rpm")?;
+    let (dir, base) = (Dir::new(), dnf_system()?);
+    let repository = dir.0.join("repository");
+    let script = tests_dir().join("packages/rpm-repository.sh");
+    let stage = package.with_file_name("rpm").join("stage");
+    let words = [&script, &package, &stage, &repository].map(|path| path.to_str().unwrap());
+    let url = format!("NETSKOOP_REPOSITORY_URL=file://{REPOSITORY}");
+    run("env", &[&[url.as_str()], words.as_slice()].concat());
+    let source = std::fs::read_to_string(repository.join("yum/netskoop.repo")).unwrap();
+    let files = [("etc/yum.repos.d/netskoop.repo", source.as_str())];
+    let machine = Machine::boot_on(&base, &files, &[(&repository, REPOSITORY)])?;
+    machine.run("rpm", &["--import", &format!("{REPOSITORY}/netskoop.asc")]);
     Some((machine, dir))
 }
 
