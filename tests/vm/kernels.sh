@@ -1,7 +1,7 @@
 #!/bin/bash
 # kernels.sh [NAME...]: in each kernel of kernels.toml, or in those named (or in KERNEL), starts netskoopd with every probe
 # on, provokes what each probe is for, and compares how the probes stand with what kernels.toml expects. One line per
-# kernel and probe. docs/kernels.md is written if it was all of them.
+# kernel and probe. docs/kernels.md is written if it was all of them. ONLY=tcpreset provokes only what that probe is for.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=tests/vm/lab.sh
@@ -71,7 +71,7 @@ wait $prepared || exit
 
 test_one() {
 	local name=$1 out=$results/$1 code=0 began=$SECONDS command
-	command="cd '$PWD/daemon' && NETSKOOP_LAB_KERNEL='$name' NETSKOOP_NO_SKIP=1 '${program_daemon:?}' --ignored --test-threads=1 lab::"
+	command="cd '$PWD/daemon' && NETSKOOP_LAB_KERNEL='$name' NETSKOOP_LAB_ONLY='${ONLY:-}' NETSKOOP_NO_SKIP=1 '${program_daemon:?}' --ignored --test-threads=1 lab::"
 	rm -rf "$out"
 	mkdir -p "$out"
 	# It ends when this does, and takes its machine along.
@@ -97,7 +97,7 @@ while [ $running -gt 0 ]; do
 	wait -n || failed=1
 	running=$((running - 1))
 done
-if [ $failed = 0 ] && [ "$(printf '%s\n' "${names[@]}" | sort)" = "$(kernel_names | sort)" ]; then
+if [ $failed = 0 ] && [ -z "${ONLY:-}" ] && [ "$(printf '%s\n' "${names[@]}" | sort)" = "$(kernel_names | sort)" ]; then
 	python3 tests/vm/report.py document "$results" "${names[@]}" >docs/kernels.md
 fi
 exit $failed

@@ -34,5 +34,8 @@ pub(super) fn balanced(lab: &Lab) -> Outcome {
         lab.wait("ipvs", "destination_connections_total", &pair.far, &labels, |value| value == 3.0);
     }
     assert_eq!(lab.value("ipvs", "connections_total", &pair.far.0, ""), Some(6.0));
+    // On 5.10 a route of such a namespace may outlive it, and then the kernel waits for it before it takes apart any other:
+    // it stays until the machine goes.
+    std::mem::forget(pair);
     Seen("services and servers v4 v6".to_owned())
 }
