@@ -30,6 +30,9 @@ mod golden;
 /// What is told of namespaces that have ended; for root.
 #[path = "cases/gone.rs"]
 mod gone;
+/// What runs inside each kernel of the lab.
+#[path = "cases/lab/mod.rs"]
+mod lab;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;

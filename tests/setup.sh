@@ -39,6 +39,12 @@ requirements() {
 		test|command -v runc|runc|runc
 		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
+		test|command -v qemu-system-x86_64|qemu-system-x86|qemu-system-x86-core
+		test|command -v mke2fs|e2fsprogs|e2fsprogs
+		test|command -v modprobe|kmod|kmod
+		test|command -v cpio|cpio|cpio
+		test|command -v xz|xz-utils|xz
+		test|command -v zstd|zstd|zstd
 	END
 }
 
@@ -136,7 +142,7 @@ install_packages() {
 		quietly apt-get update
 		mapfile -t packages < <(existing "${packages[@]}" | sort -u)
 		DEBIAN_FRONTEND=noninteractive without_services \
-			quietly apt-get install -y --no-install-recommends "${packages[@]}"
+			quietly apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${packages[@]}"
 	elif command -v dnf >/dev/null; then
 		need_root "dnf install ${packages[*]%%/*}"
 		echo "installing ${packages[*]}"

@@ -309,7 +309,7 @@ fn loader(proc_root: &std::path::Path, watcher: &Watcher) -> (Result<Loader, Ref
     let directory = watcher.directory();
     let host_netns = directory.entry(directory.host()).map_or(0, |entry| entry.id.netns);
     let loader = features.and_then(|features| {
-        let ring = Ring::new(DEFAULT_SIZE)?;
+        let ring = Ring::new(DEFAULT_SIZE).map_err(|refused| features.explained(refused))?;
         Ok(Loader { ring, features: Arc::new(features), known: Arc::clone(&known), host_netns })
     });
     if let Err(refused) = &loader {

@@ -188,7 +188,8 @@ impl Session {
 
     /// Loads it into the kernel.
     pub fn load<'o, S: OpenSkel<'o>>(&self, open: S) -> Result<S::Output, Refused> {
-        open.load().map_err(|error| refused(&format!("load {}", self.name), &error))
+        let features = &self.loader.features;
+        open.load().map_err(|error| features.explained(refused(&format!("load {}", self.name), &error)))
     }
 
     /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
