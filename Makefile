@@ -1,7 +1,7 @@
 # Everything a newcomer needs. Each command installs what it lacks (apt or dnf, as root) and says what it does.
 # The work is done by cargo and by the scripts in tests/; this file only names it.
 
-.PHONY: help run test test-packages lint docs bench deb rpm repo
+.PHONY: help run test test-kernels test-systemd test-packages lint docs bench deb rpm repo
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -10,7 +10,13 @@ run: ## Build netskoopd (release) and run it in the foreground with built-in def
 	@tests/run.sh
 
 test: ## Everything that CI runs: formatting, lints, all tests
-	@tests/check.sh lint test
+	@tests/check.sh lint test kernel
+
+test-kernels: ## Every probe in stock Debian kernels, emulated (KERNEL=6.12 for one); writes docs/kernels.md
+	@tests/vm/kernels.sh
+
+test-systemd: ## Only what needs a real systemd, booted in a container
+	@tests/check.sh systemd
 
 test-packages: ## Both packages, also with dnf: what make test does of them, and the rest
 	@tests/check.sh packages

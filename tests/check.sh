@@ -1,5 +1,5 @@
 #!/bin/bash
-# `check.sh lint test`: what CI runs. Quiet where all is well; the lines of cargo test are shown; a summary at the end.
+# `check.sh lint test kernel`: what CI runs. Quiet where all is well; the lines of cargo test are shown; a summary at the end.
 #
 # What cannot run says SKIP and why. With CI=true something that is merely not installed is a failure: tests see
 # NETSKOOP_NO_SKIP=1. Tests that skip append "name: reason" to the file $NETSKOOP_SKIPS, because cargo hides the output
@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
+		step "shellcheck" shellcheck -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi
@@ -110,6 +110,27 @@ tests() {
 	fi
 }
 
+# Only what needs a real systemd.
+systemd() {
+	step "systemd" cargo test --locked -p netskoopd --test daemon -- systemd::
+}
+
+# One kernel with kprobes, trampolines and modules, which the machine of CI has not.
+kernel() {
+	local start=$SECONDS code=0
+	tests/vm/kernels.sh 6.1 >"$work/log" 2>&1 </dev/null || code=$?
+	if [ $code = 0 ]; then
+		echo "ok    kernel 6.1 ($((SECONDS - start)) s)"
+		step "kernel lab" tests/vm/selftest.sh
+	elif [ $code = 77 ] && [ "${CI:-}" != true ]; then
+		skip "kernel 6.1" "$(tail -1 "$work/log")"
+	else
+		cat "$work/log"
+		echo "FAIL  kernel 6.1"
+		failed+=("kernel 6.1")
+	fi
+}
+
 level="test"
 [[ " $* " != *" packages "* ]] || level=packages
 tests/setup.sh $level || exit 1
@@ -117,8 +138,10 @@ for part in "${@:-lint}"; do
 	case $part in
 	lint) lint ;;
 	test) package; tests ;;
+	systemd) systemd ;;
+	kernel) kernel ;;
 	packages) packages ;;
-	*) echo "check.sh knows lint, test and packages, not $part" >&2 && exit 2 ;;
+	*) echo "check.sh knows lint, test, systemd, kernel and packages, not $part" >&2 && exit 2 ;;
 	esac
 done
 

@@ -30,6 +30,9 @@ mod golden;
 /// What is told of namespaces that have ended; for root.
 #[path = "cases/gone.rs"]
 mod gone;
+/// What runs inside each kernel of the lab.
+#[path = "cases/lab/mod.rs"]
+mod lab;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
@@ -51,6 +54,9 @@ mod podman;
 /// What is counted by process: in namespaces, and of pods in the node's own; for root.
 #[path = "cases/processes.rs"]
 mod processes;
+/// A real Prometheus scrapes the three generations of names for a minute; for root.
+#[path = "cases/prometheus.rs"]
+mod prometheus;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;

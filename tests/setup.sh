@@ -53,6 +53,12 @@ requirements() {
 		test|command -v runc|runc|runc
 		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
+		test|command -v qemu-system-x86_64|qemu-system-x86|qemu-system-x86-core
+		test|command -v mke2fs|e2fsprogs|e2fsprogs
+		test|command -v modprobe|kmod|kmod
+		test|command -v cpio|cpio|cpio
+		test|command -v xz|xz-utils|xz
+		test|command -v zstd|zstd|zstd
 	END
 }
 
@@ -163,7 +169,7 @@ install_packages() {
 		quietly apt-get update
 		mapfile -t packages < <(existing "${packages[@]}" | sort -u)
 		DEBIAN_FRONTEND=noninteractive without_services \
-			quietly apt-get install -y --no-install-recommends "${packages[@]}"
+			quietly apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${packages[@]}"
 	elif command -v dnf >/dev/null; then
 		need_root "dnf install ${packages[*]%%/*}"
 		echo "installing ${packages[*]}"
@@ -212,16 +218,16 @@ how_to_get_rust() {
 	fi
 }
 
-# promtool checks the metrics. It comes in a package whose service would start, so it is only unpacked.
-get_promtool() {
+# promtool checks the metrics, prometheus scrapes them. Their package would start its service, so it is only unpacked.
+get_prometheus() {
 	local tools=target/tools download
-	command -v promtool >/dev/null && return
-	[ ! -x $tools/usr/bin/promtool ] || return 0
+	command -v promtool >/dev/null && command -v prometheus >/dev/null && return
+	[ ! -x $tools/usr/bin/promtool ] || [ ! -x $tools/usr/bin/prometheus ] || return 0
 	if ! command -v apt-get >/dev/null; then
-		echo "note: no promtool; put one into the PATH to have the metrics checked by it"
+		echo "note: no promtool or no prometheus; put both into the PATH to have the metrics checked by them"
 		return
 	fi
-	echo "unpacking promtool into $tools"
+	echo "unpacking promtool and prometheus into $tools"
 	mkdir -p $tools
 	download=$(mktemp -d)
 	[ -n "$(ls /var/lib/apt/lists/*_Packages* 2>/dev/null)" ] || quietly apt-get update
@@ -234,5 +240,5 @@ PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
 if [[ ${1:-build} == test || ${1:-build} == packages ]]; then
-	get_promtool
+	get_prometheus
 fi

@@ -581,7 +581,7 @@ fn lint_all(daemon: &Daemon) {
 }
 
 /// A connection from a known port that nobody accepts.
-fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
+pub(crate) fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
     from.enter(|| {
         let family = match source.is_ipv4() {
             true => AddressFamily::INET,
@@ -593,13 +593,13 @@ fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
     });
 }
 
-fn address(version: u8, net: u8, host: u8, port: u16) -> SocketAddr {
+pub(crate) fn address(version: u8, net: u8, host: u8, port: u16) -> SocketAddr {
     let text = if version == 4 { format!("10.9.{net}.{host}") } else { format!("fd09::{net}:{host}") };
     (text.parse::<IpAddr>().unwrap(), port).into()
 }
 
 /// The addresses of a packet.
-fn tuple(proto: &str, src: SocketAddr, dst: SocketAddr) -> Net {
+pub(crate) fn tuple(proto: &str, src: SocketAddr, dst: SocketAddr) -> Net {
     let (sport, dport) = (src.port(), dst.port());
     Net { proto: proto.into(), src: src.ip().to_string(), sport, dst: dst.ip().to_string(), dport }
 }

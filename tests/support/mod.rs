@@ -9,6 +9,7 @@ mod node;
 pub(crate) mod nspawn;
 pub(crate) mod packages;
 pub(crate) mod podman;
+pub(crate) mod prometheus;
 pub(crate) mod sources;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};

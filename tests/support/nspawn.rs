@@ -9,9 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-/// What is in it.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,libelf1,zlib1g,procps";
-
 /// Whether the caller is to go on, with [`Machine::boot`]: on a little node with process ids of its own. The system's
 /// files are made before that, because no archive can be reached from there.
 pub(crate) fn inside_own_node(test: &str) -> bool {
@@ -177,7 +174,7 @@ fn make_cgroups(name: &str) -> Vec<String> {
     made.map(|dir| dir.join("cgroup.procs").display().to_string()).collect()
 }
 
-/// The tree of files, made once and kept beside what cargo builds.
+/// The tree of files, made once and kept beside what cargo builds; the kernel lab uses the same.
 fn base_system() -> Option<PathBuf> {
     for program in ["systemd-nspawn", "mmdebstrap"] {
         if !installed(program) {
@@ -185,38 +182,13 @@ fn base_system() -> Option<PathBuf> {
             return None;
         }
     }
-    let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let Some(suite) = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) else {
-        skip("no Debian system can be made: /etc/os-release has no VERSION_CODENAME");
-        return None;
-    };
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    std::fs::create_dir_all(kept).unwrap();
-    let (root, new) = (kept.join(format!("root-{suite}")), kept.join(format!("root-{suite}.new")));
-    let lock = File::create(kept.join("root.lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    if root.exists() {
-        return Some(root);
-    }
-    let _ = std::fs::remove_dir_all(&new);
-    let mut command = Command::new("timeout");
-    command.args(["300", "mmdebstrap", "-q", "--variant=minbase"]);
-    command.arg(format!("--include={PACKAGES}")).arg(suite).arg(&new);
-    // What the machine itself installs from.
-    let lists = ["sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources"];
-    command.args(lists.map(|list| Path::new("/etc/apt").join(list)).iter().filter(|list| list.exists()));
-    let mut output = command.output().unwrap();
+    let script = super::tests_dir().join("vm/image.sh");
+    let output = Command::new("timeout").arg("900").arg(script).arg("tree").output().unwrap();
     if !output.status.success() {
-        // An archive may be busy once.
-        let _ = std::fs::remove_dir_all(&new);
-        output = command.output().unwrap();
-    }
-    if !output.status.success() {
-        skip(&format!("mmdebstrap cannot make a system: {}", String::from_utf8_lossy(&output.stderr)));
+        skip(&format!("no system can be made: {}", String::from_utf8_lossy(&output.stderr)));
         return None;
     }
-    std::fs::rename(&new, &root).unwrap();
-    Some(root)
+    Some(String::from_utf8(output.stdout).unwrap().trim().into())
 }
 
 /// The same files, with changes kept in memory. The mounts go with the little node.
