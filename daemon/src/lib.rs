@@ -10,6 +10,7 @@ pub mod declare;
 pub mod engine;
 pub mod events;
 pub mod facts;
+pub mod flows;
 #[cfg(test)]
 mod gates;
 pub mod hooks;

@@ -95,7 +95,8 @@ struct Attached {
     via: String,
     limits: Vec<String>,
     programs: Vec<Program>,
-    counters: MapHandle,
+    /// With their names; the first is *the* counters map.
+    counters: Vec<(String, MapHandle)>,
     stats: MapHandle,
     buckets: MapHandle,
     tasks: Option<Tasks>,
@@ -193,8 +194,8 @@ impl Session {
         Ok(links)
     }
 
-    /// Tells that the object works. `via` is how it is attached, `counters` the name of its counters map.
-    pub fn ready(&self, object: &Object, via: &str, counters: &str) -> Result<(), Refused> {
+    /// Tells that the object works. `via` is how it is attached, `counters` the names of the maps that it counts in.
+    pub fn ready(&self, object: &Object, via: &str, counters: &[&str]) -> Result<(), Refused> {
         let mut programs = Vec::new();
         for program in object.progs().filter(libbpf_rs::ProgramImpl::autoload) {
             let fd = program.as_fd().try_clone_to_owned();
@@ -205,7 +206,10 @@ impl Session {
             via: via.to_owned(),
             limits: self.limits.take(),
             programs,
-            counters: self.map(object, counters)?,
+            counters: counters
+                .iter()
+                .map(|name| Ok(((*name).to_owned(), self.map(object, name)?)))
+                .collect::<Result<_, Refused>>()?,
             stats: self.map(object, "stats")?,
             buckets: self.map(object, "buckets")?,
             tasks: self.tasks(object)?,
@@ -478,9 +482,10 @@ impl Handle {
         programs.iter().filter_map(|program| info(&program.name, program.fd.as_fd())).collect()
     }
 
-    /// Its counters map.
-    pub fn counters(&self) -> &MapHandle {
-        &self.attached.counters
+    /// A map that it counts in, by its name.
+    pub fn counters(&self, name: &str) -> std::io::Result<&MapHandle> {
+        let found = self.attached.counters.iter().find(|(known, _)| known == name).map(|(_, map)| map);
+        found.ok_or_else(|| std::io::Error::other(format!("{} has no map {name}", self.name)))
     }
 
     /// Whether it counts by task.
@@ -496,17 +501,34 @@ impl Handle {
     /// Deletes what it has counted for a tenant that is gone.
     pub fn forget_tenant(&self, tenant: u32) -> std::io::Result<()> {
         match self.attached.tasks {
-            Some(_) => self.delete_where(&[&self.attached.counters], |key| super::tasks::is_of(key, tenant)),
+            Some(_) => self.delete_where(self.counters_maps(), |key| super::tasks::is_of(key, tenant)),
             None => Ok(()),
         }
     }
 
-    /// Reads all entries of its counters map; where it counts by task, with what the living have used by now.
-    pub fn read_counters(&self, entries: &mut Entries) -> std::io::Result<()> {
+    fn counters_maps(&self) -> impl Iterator<Item = &MapHandle> {
+        self.attached.counters.iter().map(|(_, map)| map)
+    }
+
+    /// Deletes entries of a map that it counts in.
+    pub fn delete_entries(&self, name: &str, keys: &[Box<[u8]>]) -> std::io::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let map = self.counters(name)?;
+        for key in keys {
+            // Gone already is as good.
+            let _ = map.delete(key);
+        }
+        Ok(())
+    }
+
+    /// Reads all entries of a map that it counts in; where it counts by task, with what the living have used by now.
+    pub fn read_counters(&self, name: &str, entries: &mut Entries) -> std::io::Result<()> {
         if let Some(tasks) = &self.attached.tasks {
             tasks.walk()?;
         }
-        entries.read(&self.attached.counters)
+        entries.read(self.counters(name)?)
     }
 
     /// Where its events went.
@@ -543,7 +565,7 @@ impl Handle {
     }
 
     fn delete(&self, gone: impl Fn(u32, u64) -> bool) -> std::io::Result<()> {
-        self.delete_where(&[&self.attached.counters, &self.attached.buckets], |key| {
+        self.delete_where(self.counters_maps().chain([&self.attached.buckets]), |key| {
             let Some(inode) = key.first_chunk::<4>() else { return false };
             // Buckets have no cookie in their keys: they belong to whoever has the inode.
             let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
@@ -551,7 +573,11 @@ impl Handle {
         })
     }
 
-    fn delete_where(&self, maps: &[&MapHandle], gone: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
+    fn delete_where<'m>(
+        &self,
+        maps: impl Iterator<Item = &'m MapHandle>,
+        gone: impl Fn(&[u8]) -> bool,
+    ) -> std::io::Result<()> {
         let mut entries = Entries::default();
         for map in maps {
             entries.read(map)?;

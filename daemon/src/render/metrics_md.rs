@@ -1,7 +1,7 @@
 //! `docs/metrics.md`.
 
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{Family, Kind, Names, Points, Probe};
+use crate::declare::{Family, Names, Points, Probe};
 use crate::engine::self_metrics::SELF_METRICS;
 use std::fmt::Write;
 
@@ -91,7 +91,7 @@ fn native(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
             out,
             "| `{}` | {} | {} | {mark} | {} |",
             family.name,
-            kind(family),
+            family.type_name(),
             labels(family),
             plain(family.help)
         )?;
@@ -186,18 +186,9 @@ fn own(out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-fn kind(family: &Family) -> &'static str {
-    match family.kind() {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-    }
-}
-
 fn labels(family: &Family) -> String {
     let mut labels: Vec<&str> = family.keys.iter().map(|(name, _)| *name).collect();
-    if let Points::Cells(cells) = family.points {
-        labels.extend(cells.iter().filter_map(|(label, _)| Some(label.split_once('=')?.0)));
-    }
+    labels.extend(family.points.labels());
     labels.dedup();
     code_list(&labels)
 }
