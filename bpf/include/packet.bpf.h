@@ -17,7 +17,7 @@ struct tuple {
 	u8 proto;
 	u16 sport;
 	u16 dport;
-	u16 pad;
+	u16 pad; /* a mark, where flows are counted */
 	u32 saddr[4];
 	u32 daddr[4];
 };

@@ -27,6 +27,7 @@ enum { false, true };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -61,6 +62,7 @@ enum {
 	TCP_SYN_RECV = 3,
 	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
 	TCP_NEW_SYN_RECV = 12,
 };
 
@@ -177,6 +179,8 @@ struct sock_cgroup_data___shared {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	int sk_err;
+	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -188,8 +192,17 @@ struct inet_connection_sock {
 	u8 icsk_ca_state : 5;
 };
 
+struct minmax_sample {
+	u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
 struct tcp_sock {
 	u32 srtt_us;
+	struct minmax rtt_min;
 };
 
 struct request_sock {

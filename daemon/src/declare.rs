@@ -6,6 +6,7 @@
 //! from these.
 
 use crate::hooks::Hooks;
+use std::time::Duration;
 
 pub mod histogram;
 
@@ -381,6 +382,15 @@ pub enum OptionType {
         min: u64,
         /// Largest value allowed.
         max: u64,
+    },
+    /// A length of time, written like `100ms`.
+    Duration {
+        /// Default.
+        default: Duration,
+        /// Shortest one allowed.
+        min: Duration,
+        /// Longest one allowed.
+        max: Duration,
     },
     /// Words; the check says what one may be.
     List {

@@ -43,13 +43,21 @@ const IDLE_NS: u64 = 300_000_000_000;
 
 /// Adds the largest flows to their table.
 pub fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let now = seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
-    fill_at(counters, now, table);
+    fill_at(counters, &[], now(), table);
 }
 
-fn fill_at(counters: &Counters<'_>, now: u64, table: &mut Table) {
+/// The same for flows that the program has marked with a number: the names of the numbers are a sixth row key.
+pub fn fill_marked(counters: &Counters<'_>, marks: &[&str], table: &mut Table) {
+    fill_at(counters, marks, now(), table);
+}
+
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn fill_at(counters: &Counters<'_>, marks: &[&str], now: u64, table: &mut Table) {
     let mut flows: Vec<(u64, u64, Subject, flow_key)> = Vec::new();
     for (bytes, value) in counters.entries.iter() {
         let Some((key, value)) = plain::read::<flow_key>(bytes).zip(plain::read::<flow_value>(value)) else {
@@ -76,7 +84,9 @@ fn fill_at(counters: &Counters<'_>, now: u64, table: &mut Table) {
             tuple.dst.to_string(),
             tuple.dport.to_string(),
         ];
-        if let Some(cells) = table.row(subject, &words.each_ref().map(|word| word.as_bytes())) {
+        let mark = (!marks.is_empty()).then(|| marks.get(usize::from(t.pad)).copied().unwrap_or("other"));
+        let keys: Vec<&[u8]> = words.iter().map(String::as_bytes).chain(mark.map(str::as_bytes)).collect();
+        if let Some(cells) = table.row(subject, &keys) {
             cells.copy_from_slice(&[packets, segments]);
         }
     }
@@ -133,7 +143,7 @@ mod tests {
         let subject = |netns, _| (netns < 10).then_some(Subject(netns));
         let counters = Counters::new(&entries, &subject, &options, &memory);
         let mut table = Table::new(&TABLE, 100);
-        fill_at(&counters, now, &mut table);
+        fill_at(&counters, &[], now, &mut table);
         let row = |row: usize| {
             let keys = (0..5).map(|key| String::from_utf8_lossy(table.key(row, key)).into_owned());
             (table.subject(row).0, keys.collect::<Vec<_>>().join(" "), table.cell(row, 0), table.cell(row, 1))

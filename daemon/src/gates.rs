@@ -310,11 +310,11 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
         "packetloss" => {
             (3..5).map(|reason| (bytes(&[netns, reason, 0, 0, 0, 0]), bytes(&[7, 0, 7, 0]))).collect()
         }
-        "tcpretrans" => (0..3)
-            .map(|kind| (bytes(&[netns, kind, 0, 0]), bytes(&[7, 0, 7, 0, 0, 0])))
-            .collect(),
+        "tcpretrans" => {
+            (0..3).map(|kind| (bytes(&[netns, kind, 0, 0]), bytes(&[7, 0, 7, 0, 0, 0]))).collect()
+        }
         // They are off unless somebody wants them.
-        "cpu" | "io" | "tcptwrcv" => vec![],
+        "cpu" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" => vec![],
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }

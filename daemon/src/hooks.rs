@@ -1,6 +1,6 @@
 //! The seam between a probe with eBPF hooks and the engine: how its object is run, its records decoded, its counters read.
 
-use crate::declare::{EventDecl, Probe, TableDecl};
+use crate::declare::{EventDecl, HISTOGRAM, Probe, TableDecl};
 use crate::kernel::bpf::{Entries, Refused, Session};
 use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
@@ -8,12 +8,17 @@ use crate::kernel::symbols::Symbols;
 use crate::kernel::tasks;
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
+use netskoop_bpf::plain;
+use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+
+// The kernel's histograms and the columns of the tables that show them are alike.
+const _: () = assert!(size_of::<histogram>() == HISTOGRAM.len() * size_of::<u64>());
 
 /// What a probe with hooks adds to its declaration.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +98,31 @@ impl<'a> Counters<'a> {
         match self.options.get(name) {
             Some(OptionValue::Integer(value)) => usize::try_from(*value).ok(),
             _ => None,
+        }
+    }
+
+    /// Fills a table with the columns [`HISTOGRAM`]. Each of `kinds` is the row key of the histograms of that number; a table
+    /// without row keys has one kind.
+    pub fn fill_histograms(&self, kinds: &[&str], table: &mut Table) {
+        let mut rows: Vec<(Subject, usize, &[u8])> = self
+            .entries
+            .iter()
+            .filter_map(|(key, value)| {
+                let key: histogram_key = plain::read(key)?;
+                let kind = usize::try_from(key.kind).ok()?;
+                let known = kind < kinds.len() || (kinds.is_empty() && kind == 0);
+                Some(((self.subject)(key.netns, key.cookie).filter(|_| known)?, kind, value))
+            })
+            .collect();
+        rows.sort_unstable();
+        for (subject, kind, value) in rows {
+            let keys: &[&[u8]] = &[kinds.get(kind).map_or(&[], |kind| kind.as_bytes())];
+            let keys = if kinds.is_empty() { &[] } else { keys };
+            if let Some(cells) = table.row(subject, keys) {
+                for (cell, word) in cells.iter_mut().zip(value.as_chunks().0) {
+                    *cell = u64::from_ne_bytes(*word);
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@ pub mod config;
 #[cfg(test)]
 mod counting;
 pub mod declare;
+pub mod duration;
 pub mod engine;
 pub mod events;
 pub mod facts;

@@ -249,8 +249,7 @@ async fn assemble(
             .map_err(start_error("start the pump of the event ring"))?;
     let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc, &config.sys);
     let table = objects as Arc<dyn HookTable>;
-    let counters =
-        PROBES.iter().flat_map(|probe| CounterSource::all(probe, &table, &config.proc));
+    let counters = PROBES.iter().flat_map(|probe| CounterSource::all(probe, &table, &config.proc));
     all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
     let gone = Arc::new(Gone::default());
     all.push(Arc::clone(&gone) as Arc<dyn Source>);

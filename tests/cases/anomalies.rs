@@ -90,7 +90,10 @@ fn data_sent_once_more_is_told_and_counted() {
             assert_eq!((event.kind.as_str(), event.probe.as_str()), ("TCP_RETRANS", "tcpretrans"));
             assert_eq!(event.entity.as_ref().unwrap().name, "red");
             assert_eq!(event.net.as_ref(), Some(&wanted), "{event:#?}");
-            assert_eq!((text_of(&event, "type"), text_of(&event, "state")), ("data".into(), "ESTABLISHED".into()));
+            assert_eq!(
+                (text_of(&event, "type"), text_of(&event, "state")),
+                ("data".into(), "ESTABLISHED".into())
+            );
             assert!(["timeout", "probe"].contains(&&*text_of(&event, "trigger")), "{event:#?}");
             let Some(Value::Number(srtt)) = event.fields.get("srtt_ns") else { panic!("{event:#?}") };
             assert!(*srtt > 0 && *srtt < 30_000_000_000, "{event:#?}");
@@ -116,9 +119,16 @@ fn data_sent_once_more_is_told_and_counted() {
             "protocol=\"TCP\",src=\"{}\",sport=\"{}\",dst=\"{}\",dport=\"{}\"",
             net.src, net.sport, net.dst, net.dport
         );
-        assert!(total(&text, "netskoop_tcpretrans_flow_segments_total", "red", &labels) > 0, "{labels}: {text}");
-        let line = old.lines().find(|line| line.contains(&labels)).unwrap_or_else(|| panic!("{labels}: {old}"));
-        assert!(line.starts_with("kubeskoop_tcpretrans_total{") && line.contains("src_type=\"unknown\""), "{line}");
+        assert!(
+            total(&text, "netskoop_tcpretrans_flow_segments_total", "red", &labels) > 0,
+            "{labels}: {text}"
+        );
+        let line =
+            old.lines().find(|line| line.contains(&labels)).unwrap_or_else(|| panic!("{labels}: {old}"));
+        assert!(
+            line.starts_with("kubeskoop_tcpretrans_total{") && line.contains("src_type=\"unknown\""),
+            "{line}"
+        );
     }
     crate::golden::lint(&old, "kubeskoop");
 }
@@ -137,7 +147,11 @@ fn handshakes_sent_once_more_are_told_on_both_sides() {
             let listener = blue.enter(|| TcpListener::bind(target).unwrap());
             // It waits for an answer that never comes.
             let client = red.enter(|| {
-                let family = if version == 4 { rustix::net::AddressFamily::INET } else { rustix::net::AddressFamily::INET6 };
+                let family = if version == 4 {
+                    rustix::net::AddressFamily::INET
+                } else {
+                    rustix::net::AddressFamily::INET6
+                };
                 let flags = rustix::net::SocketFlags::NONBLOCK;
                 let kind = rustix::net::SocketType::STREAM;
                 let socket = rustix::net::socket_with(family, kind, flags, None).unwrap();
@@ -206,7 +220,10 @@ fn a_gap_is_filled_fast() {
     let text = daemon.scrape("/metrics?set=full");
     let fast = total(&text, "netskoop_tcpretrans_packets_total", "red", "trigger=\"fast\"");
     assert!(fast > 0, "{text}");
-    assert_eq!(total(&text, "netskoop_tcpretrans_segments_total", "red", ""), kernel(&red, "Tcp.RetransSegs"));
+    assert_eq!(
+        total(&text, "netskoop_tcpretrans_segments_total", "red", ""),
+        kernel(&red, "Tcp.RetransSegs")
+    );
 }
 
 #[test]
@@ -272,7 +289,11 @@ fn what_comes_in_time_wait_is_told() {
         drop(server);
         state(&red, 7401, "TIME-WAIT");
         blue.enter(|| {
-            let family = if version == 4 { rustix::net::AddressFamily::INET } else { rustix::net::AddressFamily::INET6 };
+            let family = if version == 4 {
+                rustix::net::AddressFamily::INET
+            } else {
+                rustix::net::AddressFamily::INET6
+            };
             let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
             rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
             rustix::net::bind(&socket, &target).unwrap();
@@ -303,4 +324,162 @@ fn what_comes_in_time_wait_is_told() {
         assert!(total(&text, "netskoop_tcptwrcv_segments_total", "red", &labels) >= 2, "{kind}: {text}");
     }
     assert_eq!(total(&text, "netskoop_tcptwrcv_segments_total", "blue", ""), 0);
+}
+
+/// A socket that connects without waiting, bound to an address if one is given.
+fn attempt(
+    from: &Netns,
+    source: Option<SocketAddr>,
+    target: SocketAddr,
+    flags: rustix::net::SocketFlags,
+) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket_with};
+    from.enter(|| {
+        let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
+        if let Some(source) = source {
+            bind(&socket, &source).unwrap();
+        }
+        let _ = connect(&socket, &target);
+        TcpStream::from(socket)
+    })
+}
+
+#[test]
+fn failed_connections_are_told_with_cause_and_process() {
+    own_node!(Pids::Shared);
+    let setup = Setup::on_node().set("probes.tcpconnect", "enabled = true\nflows = true\nslow = \"1ms\"");
+    let (red, blue, daemon) = two(9, setup);
+    // One local port is all that there is for programs that do not ask for one.
+    red.run("sysctl", &["-q", "-w", "net.ipv4.ip_local_port_range=50000 50000"]);
+    let mut follow = follow(&daemon, "&type=TCP_CONNECT_FAILED&entity=red");
+    let mut wanted = Vec::new();
+    for version in [4, 6] {
+        let (closed, open) = (address(version, 9, 2, 7402), address(version, 9, 2, 7403));
+        let (silent, source) = (address(version, 9, 2, 7400), |port| Some(address(version, 9, 1, port)));
+        let waiting = rustix::net::SocketFlags::empty();
+        let first = attempt(&red, source(21_000), closed, waiting);
+        drop(first);
+        wanted.push(("refused", tuple("tcp", source(21_000).unwrap(), closed)));
+        // The only port is taken to this peer by the first.
+        let listener = blue.enter(|| TcpListener::bind(open).unwrap());
+        let holder = attempt(&red, None, open, waiting);
+        assert_eq!(holder.local_addr().unwrap().port(), 50_000);
+        drop(attempt(&red, None, open, waiting));
+        wanted.push(("no_port", tuple("tcp", SocketAddr::new(source(0).unwrap().ip(), 0), open)));
+        drop((holder, listener));
+        // Given up by the program, after longer than the option allows without a word.
+        drop_at(&blue, "input");
+        let patient = attempt(&red, source(21_001), silent, rustix::net::SocketFlags::NONBLOCK);
+        until("the SYN is sent once more", || {
+            let text = daemon.scrape("/metrics?set=full");
+            let syns = total(&text, "netskoop_tcpretrans_segments_total", "red", "type=\"syn\"");
+            (syns > wanted.len() as u64 / 3).then_some(())
+        });
+        drop(patient);
+        allow(&blue);
+        wanted.push(("cancelled", tuple("tcp", source(21_001).unwrap(), silent)));
+    }
+    let mut missing = wanted.clone();
+    let events = events_until(&mut follow, &[red.inode()], |event| {
+        let Some(net) = event.net.as_ref() else { return false };
+        let reason = text_of(event, "reason");
+        // Where no port was found the kernel may not have chosen an address either.
+        missing.retain(|(cause, tuple)| {
+            let same =
+                if *cause == "no_port" { tuple.dst == net.dst && net.sport == 0 } else { tuple == net };
+            *cause != reason || !same
+        });
+        missing.is_empty()
+    });
+    assert_eq!(events.len(), wanted.len(), "{events:#?}");
+    for event in &events {
+        let process = event.process.as_ref().expect("it is known who connects");
+        assert_eq!(process.pid, std::process::id(), "{event:#?}");
+    }
+    let text = daemon.scrape("/metrics");
+    for cause in ["refused", "no_port", "cancelled"] {
+        let labels = format!("cause=\"{cause}\"");
+        assert_eq!(total(&text, "netskoop_tcpconnect_failures_total", "red", &labels), 2, "{cause}: {text}");
+    }
+    let peer = "dst=\"10.9.9.2\",dport=\"7402\",cause=\"refused\"";
+    assert_eq!(total(&text, "netskoop_tcpconnect_peer_failures_total", "red", peer), 1, "{text}");
+    // Two connections were made.
+    assert_eq!(total(&text, "netskoop_tcpconnect_handshake_seconds_count", "red", ""), 2);
+    assert_eq!(total(&text, "netskoop_tcpconnect_handshake_seconds_count", "blue", ""), 0);
+    crate::golden::lint(&text, "netskoop");
+}
+
+#[test]
+fn round_trip_times_are_those_of_the_sockets() {
+    own_node!(Pids::Own);
+    let setup = Setup::on_node().set("probes.tcprtt", "enabled = true\ninterval = \"1ms\"");
+    let (red, blue, daemon) = two(10, setup);
+    for (at, version) in [4, 6].into_iter().enumerate() {
+        let mut pair = Pair::new(&red, &blue, address(version, 10, 2, 7404));
+        for _ in 0..50 {
+            pair.client.write_all(b"ping").unwrap();
+            pair.server.read_exact(&mut [0; 4]).unwrap();
+            pair.server.write_all(b"pong").unwrap();
+            pair.client.read_exact(&mut [0; 4]).unwrap();
+        }
+        drop(pair);
+        let text = daemon.scrape("/metrics");
+        for entity in ["red", "blue"] {
+            let of =
+                |what: &str| total(&text, &format!("netskoop_tcprtt_smoothed_seconds_{what}"), entity, "");
+            // Once at the end at least, and as often as it was asked.
+            assert!(of("count") > at as u64 && of("count") <= 102 * (at as u64 + 1), "{text}");
+        }
+    }
+    let text = daemon.scrape("/metrics");
+    let buckets = text.lines().filter(|line| {
+        line.starts_with("netskoop_tcprtt_smoothed_seconds_bucket{kind=\"netns\",name=\"red\"")
+    });
+    let counts: Vec<f64> = buckets.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+    assert_eq!(counts.len(), 9);
+    assert!(counts.is_sorted(), "{counts:?}");
+    assert_eq!(counts[8] as u64, total(&text, "netskoop_tcprtt_smoothed_seconds_count", "red", ""));
+    crate::golden::lint(&text, "netskoop");
+}
+
+#[test]
+fn drops_are_told_by_place_class_and_flow() {
+    own_node!(Pids::Own);
+    let (red, blue, daemon) = two(11, Setup::on_node().set("probes.packetloss", "flows = true"));
+    let mut flows = Vec::new();
+    for (version, count) in [(4, 5), (6, 3)] {
+        let (source, target) = (address(version, 11, 1, 22_000), address(version, 11, 2, 7405));
+        // The neighbours get to know each other first.
+        drop(Pair::new(&red, &blue, address(version, 11, 2, 7406)));
+        red.enter(|| {
+            let socket = std::net::UdpSocket::bind(source).unwrap();
+            // Each is answered with an error, which the next call would tell.
+            (0..count).for_each(|_| while socket.send_to(b"hello", target).is_err() {});
+        });
+        flows.push((tuple("udp", source, target), count));
+    }
+    let text = daemon.scrape("/metrics?set=full");
+    for (net, count) in &flows {
+        let labels = format!(
+            "protocol=\"UDP\",src=\"{}\",sport=\"{}\",dst=\"{}\",dport=\"{}\"",
+            net.src, net.sport, net.dst, net.dport
+        );
+        let name = "netskoop_packetloss_flow_packets_total";
+        assert_eq!(total(&text, name, "blue", &labels), *count, "{labels}: {text}");
+    }
+    // The users' first case is solved by this function's name.
+    let of = |metric: &str, labels: &str| total(&text, metric, "blue", labels);
+    let location = "netskoop_packetloss_location_packets_total";
+    let udp = of(location, "location=\"__udp4_lib_rcv\"") + of(location, "location=\"__udp6_lib_rcv\"");
+    assert_eq!(udp, 8, "{text}");
+    let all = of("netskoop_packetloss_packets_total", "");
+    assert_eq!(of(location, ""), all);
+    let classes = of("netskoop_packetloss_class_packets_total", "");
+    assert_eq!(classes - of("netskoop_packetloss_class_packets_total", "class=\"ignored\""), all);
+    assert_eq!(of("netskoop_packetloss_packets_total", "reason=\"NO_SOCKET\""), 8);
+    let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=packetloss");
+    let line = old.lines().find(|line| line.contains("src=\"10.9.11.1\"") && line.contains("UDP")).unwrap();
+    assert!(line.contains("sport=\"0\"") && line.ends_with(" 5"), "{line}");
+    crate::golden::lint(&old, "kubeskoop");
 }

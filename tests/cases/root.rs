@@ -605,7 +605,11 @@ pub(crate) fn tuple(proto: &str, src: SocketAddr, dst: SocketAddr) -> Net {
 }
 
 /// Reads events of some namespaces until one that is the end.
-pub(crate) fn events_until(follow: &mut Follow, inodes: &[u32], mut last: impl FnMut(&Event) -> bool) -> Vec<Event> {
+pub(crate) fn events_until(
+    follow: &mut Follow,
+    inodes: &[u32],
+    mut last: impl FnMut(&Event) -> bool,
+) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         let line = follow.next_line().expect("the stream goes on");

@@ -1,9 +1,9 @@
 //! The keys of the configuration file, as a table: it drives the checks, and the manual page is rendered from it.
 //! Options of probes are not here; they are declared with their probe.
 
-use super::duration::{format_duration, parse_duration};
 use super::{Config, labels, sockets};
 use crate::declare::Names;
+use crate::duration::{format_duration, parse_duration};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::Range;

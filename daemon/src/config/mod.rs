@@ -5,7 +5,6 @@
 
 mod atomic;
 mod check;
-mod duration;
 mod effective;
 mod errors;
 mod keys;
@@ -20,8 +19,8 @@ mod testing;
 
 pub mod dropin;
 
+pub use crate::duration::{format_duration, parse_duration};
 pub use check::find_probe;
-pub use duration::{format_duration, parse_duration};
 pub use effective::{Effective, Layer, effective};
 pub use errors::{ConfigError, ConfigErrors};
 pub use keys::{KEYS, Key, KeyKind};

@@ -7,7 +7,37 @@ use super::{Column, PLAIN, Shape, counter};
 pub const SLOTS: usize = 28;
 
 /// The columns of a table whose rows are histograms: the sum of all values, then the slots.
-pub const HISTOGRAM: [Column; SLOTS + 1] = [counter("sum"), counter("slot0"), counter("slot1"), counter("slot2"), counter("slot3"), counter("slot4"), counter("slot5"), counter("slot6"), counter("slot7"), counter("slot8"), counter("slot9"), counter("slot10"), counter("slot11"), counter("slot12"), counter("slot13"), counter("slot14"), counter("slot15"), counter("slot16"), counter("slot17"), counter("slot18"), counter("slot19"), counter("slot20"), counter("slot21"), counter("slot22"), counter("slot23"), counter("slot24"), counter("slot25"), counter("slot26"), counter("slot27")];
+pub const HISTOGRAM: [Column; SLOTS + 1] = [
+    counter("sum"),
+    counter("slot0"),
+    counter("slot1"),
+    counter("slot2"),
+    counter("slot3"),
+    counter("slot4"),
+    counter("slot5"),
+    counter("slot6"),
+    counter("slot7"),
+    counter("slot8"),
+    counter("slot9"),
+    counter("slot10"),
+    counter("slot11"),
+    counter("slot12"),
+    counter("slot13"),
+    counter("slot14"),
+    counter("slot15"),
+    counter("slot16"),
+    counter("slot17"),
+    counter("slot18"),
+    counter("slot19"),
+    counter("slot20"),
+    counter("slot21"),
+    counter("slot22"),
+    counter("slot23"),
+    counter("slot24"),
+    counter("slot25"),
+    counter("slot26"),
+    counter("slot27"),
+];
 
 /// A bucket that is shown: its label text, and the last slot that belongs to it.
 pub type Bucket = (&'static str, u8);
@@ -16,9 +46,67 @@ pub type Bucket = (&'static str, u8);
 pub const MAX_BUCKETS: usize = 8;
 
 /// The upper ends of the slots in seconds where the kernel counts microseconds.
-const MICROSECONDS: [&str; SLOTS] = ["le=\"0.000002\"", "le=\"0.000004\"", "le=\"0.000008\"", "le=\"0.000016\"", "le=\"0.000032\"", "le=\"0.000064\"", "le=\"0.000128\"", "le=\"0.000256\"", "le=\"0.000512\"", "le=\"0.001024\"", "le=\"0.002048\"", "le=\"0.004096\"", "le=\"0.008192\"", "le=\"0.016384\"", "le=\"0.032768\"", "le=\"0.065536\"", "le=\"0.131072\"", "le=\"0.262144\"", "le=\"0.524288\"", "le=\"1.048576\"", "le=\"2.097152\"", "le=\"4.194304\"", "le=\"8.388608\"", "le=\"16.777216\"", "le=\"33.554432\"", "le=\"67.108864\"", "le=\"134.217728\"", "le=\"268.435456\""];
+const MICROSECONDS: [&str; SLOTS] = [
+    "le=\"0.000002\"",
+    "le=\"0.000004\"",
+    "le=\"0.000008\"",
+    "le=\"0.000016\"",
+    "le=\"0.000032\"",
+    "le=\"0.000064\"",
+    "le=\"0.000128\"",
+    "le=\"0.000256\"",
+    "le=\"0.000512\"",
+    "le=\"0.001024\"",
+    "le=\"0.002048\"",
+    "le=\"0.004096\"",
+    "le=\"0.008192\"",
+    "le=\"0.016384\"",
+    "le=\"0.032768\"",
+    "le=\"0.065536\"",
+    "le=\"0.131072\"",
+    "le=\"0.262144\"",
+    "le=\"0.524288\"",
+    "le=\"1.048576\"",
+    "le=\"2.097152\"",
+    "le=\"4.194304\"",
+    "le=\"8.388608\"",
+    "le=\"16.777216\"",
+    "le=\"33.554432\"",
+    "le=\"67.108864\"",
+    "le=\"134.217728\"",
+    "le=\"268.435456\"",
+];
 
-const SLOT_LABELS: [&str; SLOTS] = ["le=\"0\"", "le=\"1\"", "le=\"2\"", "le=\"3\"", "le=\"4\"", "le=\"5\"", "le=\"6\"", "le=\"7\"", "le=\"8\"", "le=\"9\"", "le=\"10\"", "le=\"11\"", "le=\"12\"", "le=\"13\"", "le=\"14\"", "le=\"15\"", "le=\"16\"", "le=\"17\"", "le=\"18\"", "le=\"19\"", "le=\"20\"", "le=\"21\"", "le=\"22\"", "le=\"23\"", "le=\"24\"", "le=\"25\"", "le=\"26\"", "le=\"27\""];
+const SLOT_LABELS: [&str; SLOTS] = [
+    "le=\"0\"",
+    "le=\"1\"",
+    "le=\"2\"",
+    "le=\"3\"",
+    "le=\"4\"",
+    "le=\"5\"",
+    "le=\"6\"",
+    "le=\"7\"",
+    "le=\"8\"",
+    "le=\"9\"",
+    "le=\"10\"",
+    "le=\"11\"",
+    "le=\"12\"",
+    "le=\"13\"",
+    "le=\"14\"",
+    "le=\"15\"",
+    "le=\"16\"",
+    "le=\"17\"",
+    "le=\"18\"",
+    "le=\"19\"",
+    "le=\"20\"",
+    "le=\"21\"",
+    "le=\"22\"",
+    "le=\"23\"",
+    "le=\"24\"",
+    "le=\"25\"",
+    "le=\"26\"",
+    "le=\"27\"",
+];
 
 /// Buckets that end with these slots, for values in microseconds that are shown as seconds.
 pub const fn microseconds<const N: usize>(slots: [u8; N]) -> [Bucket; N] {
@@ -87,25 +175,32 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_the_last_has_everything() {
         static BUCKETS: [Bucket; 2] = microseconds([1, 20]);
-        let total = |column: u16| Some(match column {
-            0 => 700,
-            // Slots 0, 2 and the last.
-            1 => 1,
-            3 => 10,
-            28 => 100,
-            _ => 0,
-        });
+        let total = |column: u16| {
+            Some(match column {
+                0 => 700,
+                // Slots 0, 2 and the last.
+                1 => 1,
+                3 => 10,
+                28 => 100,
+                _ => 0,
+            })
+        };
         let mut seen = Vec::new();
         points(&BUCKETS, total, |cell, value| seen.push((shape(&BUCKETS, cell), value)));
-        let text: Vec<String> =
-            seen.iter().map(|(shape, value)| format!("{}{{{}}} {value}", shape.suffix, shape.label)).collect();
-        assert_eq!(text, [
-            "_bucket{le=\"0.000004\"} 1",
-            "_bucket{le=\"2.097152\"} 11",
-            "_bucket{le=\"+Inf\"} 111",
-            "_sum{} 700",
-            "_count{} 111",
-        ]);
+        let text: Vec<String> = seen
+            .iter()
+            .map(|(shape, value)| format!("{}{{{}}} {value}", shape.suffix, shape.label))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "_bucket{le=\"0.000004\"} 1",
+                "_bucket{le=\"2.097152\"} 11",
+                "_bucket{le=\"+Inf\"} 111",
+                "_sum{} 700",
+                "_count{} 111",
+            ]
+        );
         assert!(seen.iter().all(|(shape, _)| shape.is_count == (shape.suffix != "_sum")));
         points(&BUCKETS, |_| None, |_, _| panic!("a row without numbers"));
     }
@@ -122,7 +217,7 @@ mod tests {
     fn slots_end_at_powers_of_two() {
         for (slot, label) in MICROSECONDS.iter().enumerate() {
             let end: f64 = label.trim_start_matches("le=\"").trim_end_matches('"').parse().unwrap();
-            assert!((end * 1e6 - 2_f64.powi(slot as i32 + 1)).abs() < 1e-3, "{label}");
+            assert!((end * 1e6 - 2_f64.powi(i32::try_from(slot).unwrap() + 1)).abs() < 1e-3, "{label}");
             assert_eq!(slot_label(slot), format!("le=\"{slot}\""));
         }
     }

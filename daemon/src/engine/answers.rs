@@ -244,7 +244,8 @@ fn value(
         name: format!("{}{}", short.strip_suffix("_total").unwrap_or(short), point.shape.suffix),
         labels: labels.join(","),
         // The parts of a histogram are counters.
-        kind: if matches!(family.points, Points::Histogram(_)) { "counter" } else { family.type_name() }.into(),
+        kind: if matches!(family.points, Points::Histogram(_)) { "counter" } else { family.type_name() }
+            .into(),
         value,
         alarm: (!family.alarm.is_empty() && !harmless).then(|| family.alarm.to_owned()),
     }

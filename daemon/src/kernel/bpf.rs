@@ -3,7 +3,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "three calls into libbpf for which libbpf-rs has no form that does not allocate"
+    reason = "four calls into libbpf for which libbpf-rs has no form that does not allocate"
 )]
 
 use super::features::Features;
@@ -11,8 +11,11 @@ pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, wait_until};
 use super::tasks::{Tasks, Tenant};
+use crate::duration::parse_duration;
 use crate::hooks::{Known, Options};
-use libbpf_rs::libbpf_sys::{bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info};
+use libbpf_rs::libbpf_sys::{
+    BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
+};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
@@ -25,7 +28,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,6 +66,15 @@ impl Settings {
     /// A boolean option; off if it is not there.
     pub fn bool(&self, name: &str) -> bool {
         matches!(self.options.get(name), Some(OptionValue::Bool(true)))
+    }
+
+    /// A duration in nanoseconds; 0 if it is not there.
+    pub fn nanoseconds(&self, name: &str) -> u64 {
+        match self.options.get(name) {
+            Some(OptionValue::Text(text)) => parse_duration(text)
+                .map_or(0, |duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+            _ => 0,
+        }
     }
 
     /// A list option; empty if it is not there.
@@ -588,6 +600,18 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// Lets the kernel count the runs of all BPF programs of the node and their time, until the answer is dropped. It costs every
+/// run of every program some 60 ns, and needs CAP_SYS_ADMIN.
+pub fn count_runs() -> std::io::Result<OwnedFd> {
+    // SAFETY: it takes a number and hands out a descriptor or an error.
+    let fd = unsafe { bpf_enable_stats(BPF_STATS_RUN_TIME) };
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the descriptor is new, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether a program runs for each of something that the kernel has, when it is asked.

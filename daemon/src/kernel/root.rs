@@ -16,7 +16,7 @@ use super::record;
 use super::ring::{Pump, Ring, wait_until};
 use crate::declare::Probe;
 use crate::hooks::{Counters, CountersMap, Known, Memory, Options, RawEvent};
-use crate::probes::{packetloss, tcpreset};
+use crate::probes::{packetloss, tcpreset, tcpretrans, tcptwrcv};
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use std::io::{Read, Write};
@@ -330,7 +330,11 @@ fn dropped_by_a_rule_is_told_with_reason_and_namespace() {
     assert!(names.iter().any(|name| name.starts_with("nf_hook_slow+")), "{names:?}");
     // The whole way, from the system call to the rule.
     let last = names.last().unwrap();
-    assert!(last.starts_with("entry_SYSCALL") || last.starts_with("el0"), "{} frames: {names:?}", names.len());
+    assert!(
+        last.starts_with("entry_SYSCALL") || last.starts_with("el0"),
+        "{} frames: {names:?}",
+        names.len()
+    );
     let rows = world.table(&packetloss::PROBE, &handle, netns);
     // Where it was dropped depends on the kernel: in the hook, or in the rule itself.
     let dropped = rows.iter().find(|(keys, _)| keys[..2] == ["NETFILTER_DROP", "netfilter"]);
@@ -400,6 +404,122 @@ fn closing_unix_sockets_is_no_packet_loss() {
     let rows = world.table(&packetloss::PROBE, &handle, netns);
     assert!(rows.iter().all(|(keys, _)| keys[1] == "ignored"), "{rows:?}");
     handle.stop().unwrap();
+}
+
+/// Runs of the programs of some objects so far.
+fn runs(handles: &[Handle]) -> u64 {
+    handles.iter().flat_map(Handle::infos).map(|info| info.runs).sum()
+}
+
+/// A connection and two datagram sockets on loopback.
+struct Sockets {
+    client: TcpStream,
+    server: TcpStream,
+    a: UdpSocket,
+    b: UdpSocket,
+}
+
+impl Sockets {
+    fn new(version: &str) -> Sockets {
+        let any = format!("{version}:0");
+        let listener = TcpListener::bind(&any).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        Sockets { client, server, a: UdpSocket::bind(&any).unwrap(), b: UdpSocket::bind(&any).unwrap() }
+    }
+
+    /// TCP and UDP both ways.
+    fn talk(&mut self) {
+        let (to_a, to_b) = (self.a.local_addr().unwrap(), self.b.local_addr().unwrap());
+        for _ in 0..1000 {
+            self.client.write_all(b"ping").unwrap();
+            self.server.read_exact(&mut [0; 4]).unwrap();
+            self.server.write_all(b"pong").unwrap();
+            self.client.read_exact(&mut [0; 4]).unwrap();
+            self.a.send_to(b"ping", to_b).unwrap();
+            self.b.recv(&mut [0; 8]).unwrap();
+            self.b.send_to(b"pong", to_a).unwrap();
+            self.a.recv(&mut [0; 8]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_runs_where_nothing_is_wrong() {
+    let Some(world) = World::new() else { return };
+    let counting = super::bpf::count_runs().unwrap();
+    let probes = [&tcpreset::PROBE, &packetloss::PROBE, &tcpretrans::PROBE];
+    let handles = probes.map(|probe| world.start(probe, unlimited(&[])));
+    in_netns(|_| {
+        // Others lose packets beside this test now and then.
+        for version in ["127.0.0.1", "[::1]"] {
+            let mut sockets = Sockets::new(version);
+            let quiet = || {
+                let before = runs(&handles);
+                sockets.talk();
+                runs(&handles) == before
+            };
+            assert!(wait_until(LIMIT, quiet), "{:#?}", handles.each_ref().map(Handle::infos));
+        }
+        let before = runs(&handles);
+        assert!(TcpStream::connect("127.0.0.1:81").is_err());
+        assert!(runs(&handles) > before, "runs are not counted");
+    });
+    drop(counting);
+    handles.into_iter().for_each(|handle| handle.stop().unwrap());
+}
+
+/// On a kernel like those before 6.10, whose tracepoint is silent where there is no socket.
+#[test]
+fn resets_without_a_socket_are_seen_in_another_way() {
+    let Some(world) = World::new() else { return };
+    let features = Features::load(None, ENUMS).unwrap().pretend("tcp_send_reset", 2);
+    let loader = Loader { features: Arc::new(features), ..world.loader.clone() };
+    let hooks = tcpreset::PROBE.hooks.unwrap();
+    let handle = Handle::start("tcpreset", PROBE, hooks.run, &loader, unlimited(&[])).unwrap();
+    assert!(["tp_btf", "tp_btf+fentry", "tp_btf+kprobe"].contains(&handle.via()), "{}", handle.via());
+    assert!(handle.limits()[0].contains("why it sends a reset"), "{:?}", handle.limits());
+    let netns = in_netns(|inode| {
+        for address in ["127.0.0.1:81", "[::1]:81"] {
+            for _ in 0..5 {
+                assert!(TcpStream::connect(address).is_err());
+            }
+        }
+        // A datagram without a socket is answered in another way.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"x", "127.0.0.1:81").unwrap();
+        inode
+    });
+    let events = world.wait(&tcpreset::PROBE, netns, 20);
+    let mut sent: Vec<_> = events.iter().filter(|event| event.decl.name == "TCP_RESET_NOSOCK").collect();
+    let received = events.iter().filter(|event| event.decl.name == "TCP_RESET_RECEIVE");
+    sent.sort_by_key(|event| event.time);
+    assert_eq!((sent.len(), received.clone().count(), events.len()), (10, 10, 20), "{events:#?}");
+    for (sent, received) in sent.iter().zip(received) {
+        assert_eq!(sent.tuple, received.tuple);
+        assert_eq!(sent.tuple.unwrap().sport, 81);
+    }
+    handle.stop().unwrap();
+}
+
+#[test]
+fn where_no_way_works_the_refusal_says_why() {
+    let Some(world) = World::new() else { return };
+    let features = Features::load(None, ENUMS).unwrap().pretend("kfree_skb", 3);
+    let loader = Loader { features: Arc::new(features), ..world.loader.clone() };
+    let hooks = tcptwrcv::PROBE.hooks.unwrap();
+    match Handle::start("tcptwrcv", PROBE, hooks.run, &loader, unlimited(&[])) {
+        Ok(handle) => {
+            assert!(["fentry", "kprobe"].contains(&handle.via()), "{}", handle.via());
+            handle.stop().unwrap();
+        }
+        Err(refused @ Refused::NotHere(_)) => {
+            let sentence = refused.to_string();
+            assert!(sentence.contains("(fentry: ") && sentence.contains("; kprobe: "), "{sentence}");
+            assert!(!sentence.contains('\n') && sentence.len() < 400, "{sentence}");
+        }
+        Err(other) => panic!("{other}"),
+    }
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! function's entry or exit (fentry, fexit), else a kprobe. What works is found out by trying, never by the version.
 
 use super::bpf::{Refused, Session, refused};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::OpenObject;
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use std::mem::MaybeUninit;
 
 /// One way: the programs that are needed for it.
@@ -43,22 +43,24 @@ pub fn load_only(object: &mut OpenObject, chosen: &[&Way]) {
 
 impl Session {
     /// The first of some ways that works here. Each is loaded and attached by itself, and taken back at once. If none
-    /// works, the answer says why the last one does not.
+    /// works, the answer says why each does not.
     pub fn choose<B>(&self, ways: &[&'static Way]) -> Result<&'static Way, Refused>
     where
         B: Default + for<'o> SkelBuilder<'o>,
     {
-        let mut last = Refused::NotHere("this kernel has none of the hooks that are needed".to_owned());
+        let mut causes = Vec::new();
         for way in ways {
             match self.try_way::<B>(way) {
                 Ok(()) => return Ok(way),
-                Err(refused) => {
-                    tracing::debug!(via = way.via, programs = ?way.programs, "does not work here: {refused}");
-                    last = refused;
-                }
+                Err(Refused::Failed { cause, .. }) => causes.push(format!("{}: {cause}", way.via)),
+                // Privileges are missing, which no other way does without.
+                Err(refused @ Refused::NotHere(_)) => return Err(refused),
             }
         }
-        Err(last)
+        Err(Refused::NotHere(format!(
+            "this kernel takes none of the hooks that could see it ({})",
+            causes.join("; ")
+        )))
     }
 
     fn try_way<B>(&self, way: &Way) -> Result<(), Refused>
@@ -72,9 +74,8 @@ impl Session {
         for program in skel.object().progs_mut().filter(|program| program.autoload()) {
             // The link ends with this step.
             let attached = program.attach().map(drop);
-            attached.map_err(|error| {
-                refused(&format!("attach {}", program.name().to_string_lossy()), &error)
-            })?;
+            attached
+                .map_err(|error| refused(&format!("attach {}", program.name().to_string_lossy()), &error))?;
         }
         Ok(())
     }

@@ -21,9 +21,11 @@ pub mod slab;
 pub mod sock;
 pub mod softnet;
 pub mod tcp;
+pub mod tcpconnect;
 pub mod tcpext;
 pub mod tcpreset;
 pub mod tcpretrans;
+pub mod tcprtt;
 pub mod tcpsummary;
 pub mod tcptwrcv;
 pub mod udp;
@@ -55,6 +57,8 @@ pub static PROBES: &[&Probe] = &[
     &tcpreset::PROBE,
     &tcpretrans::PROBE,
     &tcptwrcv::PROBE,
+    &tcpconnect::PROBE,
+    &tcprtt::PROBE,
     &packetloss::PROBE,
     &gone::PROBE,
 ];

@@ -11,9 +11,9 @@ use crate::kernel::symbols::Place;
 use crate::table::{Subject, Table};
 use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
-use rustc_hash::FxHasher;
 use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
+use rustc_hash::FxHasher;
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::mem::MaybeUninit;
@@ -154,15 +154,10 @@ const KUBESKOOP: &[Family] = &[
         .fold()
         .unless(flows::OPTION.name),
     // The older system left the ports out.
-    Family::kubeskoop(
-        "kubeskoop_packetloss_total",
-        "Packets dropped.",
-        &FLOWS,
-        OLD_FLOWS,
-    )
-    .keys(&[("protocol", 0), ("src", 1), ("dst", 3)])
-    .fold()
-    .option(flows::OPTION.name),
+    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &FLOWS, OLD_FLOWS)
+        .keys(&[("protocol", 0), ("src", 1), ("dst", 3)])
+        .fold()
+        .option(flows::OPTION.name),
     Family::kubeskoop("kubeskoop_packetloss_netfilter", "Packets dropped by netfilter.", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
@@ -326,8 +321,7 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
     rows.sort_unstable();
     for group in rows.chunk_by(|a, b| a.0 == b.0) {
         let (subject, reason, class, location) = &group[0].0;
-        if let Some(cells) =
-            table.row(*subject, &[reason.as_bytes(), class.as_bytes(), location.as_bytes()])
+        if let Some(cells) = table.row(*subject, &[reason.as_bytes(), class.as_bytes(), location.as_bytes()])
         {
             cells[0] = group.iter().map(|row| row.1).sum();
             cells[1] = group.iter().map(|row| row.2).sum();

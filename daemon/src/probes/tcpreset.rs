@@ -218,8 +218,7 @@ mod tests {
     #[test]
     fn counters_become_rows_of_one_subject_each() {
         let pairs = [entry(5, 0, 7), entry(6, 3, 1), entry(5, 4, 2), entry(99, 0, 1), entry(5, 77, 1)];
-        let (entries, options, memory) =
-            (Entries::from_pairs(&pairs), Options::new(), Memory::default());
+        let (entries, options, memory) = (Entries::from_pairs(&pairs), Options::new(), Memory::default());
         let subject = |netns, _| (netns < 10).then_some(Subject(netns));
         let counters = Counters::new(&entries, &subject, &options, &memory);
         let mut table = Table::new(&TABLE, 100);

@@ -122,14 +122,9 @@ const KUBESKOOP: &[Family] = &[
         .only(Only { key: 0, values: &["syn_ack"], include: false })
         .fold()
         .unless(flows::OPTION.name),
-    Family::kubeskoop(
-        "kubeskoop_tcpretrans_total",
-        OLD_HELP,
-        &FLOWS,
-        OLD_FLOWS,
-    )
-    .keys(&flows::LABELS)
-    .option(flows::OPTION.name),
+    Family::kubeskoop("kubeskoop_tcpretrans_total", OLD_HELP, &FLOWS, OLD_FLOWS)
+        .keys(&flows::LABELS)
+        .option(flows::OPTION.name),
 ];
 
 /// In the order of `enum type` and `enum trigger`.
@@ -225,7 +220,8 @@ mod tests {
     #[test]
     fn counters_become_rows() {
         let entry = |netns: u32, kind: u16, trigger: u16, values: [u64; 3]| {
-            let key = [&netns.to_ne_bytes()[..], &kind.to_ne_bytes(), &trigger.to_ne_bytes(), &[0; 8]].concat();
+            let key =
+                [&netns.to_ne_bytes()[..], &kind.to_ne_bytes(), &trigger.to_ne_bytes(), &[0; 8]].concat();
             (key, values.map(u64::to_ne_bytes).concat())
         };
         let pairs = [entry(6, 0, 2, [1, 2, 3]), entry(5, 1, 1, [4, 5, 6]), entry(5, 9, 0, [7; 3])];

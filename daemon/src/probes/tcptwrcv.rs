@@ -1,8 +1,6 @@
 //! TCP segments for connections that are closed here already and wait in TIME_WAIT.
 
-use crate::declare::{
-    Cost, EventDecl, Family, OptionDecl, OptionType, Probe, TableDecl, counter,
-};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, OptionType, Probe, TableDecl, counter};
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
