@@ -96,7 +96,8 @@ struct ipv6hdr {
 	u32 daddr[4];
 };
 
-/* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's entry code. */
+/* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
+ * entry code. */
 struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
 	unsigned long orig_ax, ip, cs, flags, sp, ss;

@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 14] = [
+const INSTRUCTIONS: [(&str, u32, u32); 17] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -66,6 +66,9 @@ const INSTRUCTIONS: [(&str, u32, u32); 14] = [
     ("tcpretrans/on_retransmit", 2050, 610),
     ("tcpretrans/on_retransmit_synack", 1200, 485),
     ("tcptwrcv/on_kfree_skb", 4450, 815),
+    ("tcpconnect/on_state", 3100, 900),
+    ("tcprtt/on_segment", 1600, 435),
+    ("tcprtt/on_state", 1600, 410),
     ("cpu/on_exit", 400, 300),
     ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),

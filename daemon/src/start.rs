@@ -129,6 +129,8 @@ pub async fn run(
     let telling = tell_followers(Arc::clone(&engine));
     endless.push(tasks.spawn(named("the task that tells of new names", telling)));
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
+    let governor = Arc::clone(&engine);
+    endless.push(tasks.spawn(named("the governor of BPF programs", async move { governor.govern().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
     let result = supervise(&engine, &mut tasks, &mut signals).await;
@@ -234,7 +236,7 @@ async fn assemble(
         proc: config.proc.clone(),
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
-    let for_farewell = intake.clone();
+    let (for_farewell, for_engine) = (intake.clone(), intake.clone());
     let tracking = tracking::Parts {
         directory: watcher.cell(),
         intake: intake.clone(),
@@ -284,6 +286,7 @@ async fn assemble(
         runtimes,
         farewell,
         tracking,
+        intake: for_engine,
         facts,
     }));
     engine.reconcile().await;

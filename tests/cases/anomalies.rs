@@ -2,7 +2,7 @@
 //! with what the sockets say of themselves.
 
 use crate::root::{address, events_until, find, follow, tuple};
-use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
+use crate::support::{Daemon, Lines, Netns, Pids, Setup, own_node, until};
 use netskoop_api::{Event, Net, Value};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -459,7 +459,11 @@ fn drops_are_told_by_place_class_and_flow() {
         });
         flows.push((tuple("udp", source, target), count));
     }
-    let text = daemon.scrape("/metrics?set=full");
+    // Names of places are looked for in a long file, which a loaded machine may not read in time for the first scrape.
+    let text = until("the places have names", || {
+        let text = daemon.scrape("/metrics?set=full");
+        text.contains("location=\"__udp6_lib_rcv\"").then_some(text)
+    });
     for (net, count) in &flows {
         let labels = format!(
             "protocol=\"UDP\",src=\"{}\",sport=\"{}\",dst=\"{}\",dport=\"{}\"",
@@ -482,4 +486,52 @@ fn drops_are_told_by_place_class_and_flow() {
     let line = old.lines().find(|line| line.contains("src=\"10.9.11.1\"") && line.contains("UDP")).unwrap();
     assert!(line.contains("sport=\"0\"") && line.ends_with(" 5"), "{line}");
     crate::golden::lint(&old, "kubeskoop");
+}
+
+#[test]
+fn a_probe_that_costs_too_much_is_switched_off_and_says_so() {
+    own_node!(Pids::Own);
+    let setup = Setup::on_node()
+        .set("limits", "bpf_cpu = \"0.01%\"")
+        .set("probes.tcprtt", "enabled = true\ninterval = \"1ms\"");
+    let (red, blue, daemon) = two(12, setup);
+    let mut follow = follow(&daemon, "&type=PROBE_SWITCHED_OFF");
+    let mut pair = Pair::new(&red, &blue, address(4, 12, 2, 7407));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    let event = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(order) {
+                pair.client.write_all(b"ping").unwrap();
+                pair.server.read_exact(&mut [0; 4]).unwrap();
+                pair.server.write_all(b"pong").unwrap();
+                pair.client.read_exact(&mut [0; 4]).unwrap();
+            }
+        });
+        let event = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            loop {
+                let line = follow.next_line().expect("the stream goes on");
+                let event: Event = serde_json::from_str(&line).unwrap();
+                // Others are as expensive on a machine where much goes wrong.
+                if event.probe == "tcprtt" {
+                    break event;
+                }
+            }
+        }));
+        done.store(true, order);
+        event.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert!(text_of(&event, "reason").contains("limits.bpf_cpu allows 0.01%"), "{event:#?}");
+    let state = daemon.probe("tcprtt").state;
+    assert_eq!(state.state, netskoop_api::StateName::Failed);
+    assert!(state.reason.unwrap().starts_with("switched off for 10 minutes: "));
+    assert!(state.programs.is_empty(), "{:?}", state.programs);
+    // What the others cost is known now.
+    let reset = daemon.probe("tcpretrans").state;
+    assert!(reset.bpf_cpu_ratio.is_some(), "{reset:?}");
+    let text = daemon.scrape("/metrics");
+    assert!(text.contains("netskoop_probe_bpf_cpu_ratio{probe=\"tcpretrans\"}"), "{text}");
+    // Whoever asks for it gets it again at once.
+    daemon.change("tcprtt", r#"{"enabled":true,"runtime":true}"#);
+    assert_eq!(daemon.probe("tcprtt").state.state, netskoop_api::StateName::On);
 }

@@ -1,9 +1,9 @@
 //! What the engine tells: status, probes, entities, values of one entity, events.
 
-use super::Engine;
 use super::status::nanoseconds;
+use super::{Engine, governor};
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{ColumnSet, Names, Points, Probe};
+use crate::declare::{ColumnSet, EventDecl, Names, Points, Probe};
 use crate::engine::pass::PassError;
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
@@ -69,9 +69,14 @@ impl EventFilter {
     }
 }
 
+/// Types of events, of all probes and of the daemon itself.
+fn all_events() -> impl Iterator<Item = &'static EventDecl> {
+    PROBES.iter().flat_map(|probe| probe.events).chain(&governor::EVENTS)
+}
+
 /// The name in force of an event type, also by an older name and in any case.
 pub(super) fn event_type(text: &str) -> Option<&'static str> {
-    PROBES.iter().flat_map(|probe| probe.events).find_map(|event| {
+    all_events().find_map(|event| {
         let same = |name: &str| name.eq_ignore_ascii_case(text);
         (same(event.name) || event.aliases.iter().any(|alias| same(alias))).then_some(event.name)
     })
@@ -81,7 +86,7 @@ impl Engine {
     /// The name in force of an event type, or a sentence with a suggestion.
     pub fn event_type(&self, text: &str) -> Result<&'static str, String> {
         event_type(text).ok_or_else(|| {
-            let known = PROBES.iter().flat_map(|probe| probe.events).map(|event| event.name);
+            let known = all_events().map(|event| event.name);
             let upper = text.to_ascii_uppercase();
             let hint = crate::config::closest(&upper, known);
             let hint = hint.map(|close| format!(". Did you mean '{close}'?")).unwrap_or_default();

@@ -268,6 +268,17 @@ impl HookRunner {
         })
     }
 
+    /// Time in a probe's programs and their runs, as far as the kernel counts them; `None` if it is not loaded.
+    pub fn usage(&self, probe: &Probe) -> Option<(u64, u64)> {
+        let infos = self.objects.running().get(probe.name)?.handle.infos();
+        Some(infos.iter().fold((0, 0), |(time, runs), info| (time + info.run_time_ns, runs + info.runs)))
+    }
+
+    /// Inode of the host's network namespace; 0 where there is no BPF.
+    pub fn host_netns(&self) -> u32 {
+        self.loader.as_ref().map_or(0, |loader| loader.host_netns)
+    }
+
     /// What the status says of BPF.
     pub fn describe(&self) -> Description {
         let mut warnings = Vec::new();

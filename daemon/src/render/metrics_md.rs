@@ -1,7 +1,8 @@
 //! `docs/metrics.md`.
 
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{Family, Names, Points, Probe};
+use crate::declare::{EventDecl, Family, Names, Points, Probe};
+use crate::engine::governor::EVENTS;
 use crate::engine::self_metrics::SELF_METRICS;
 use std::fmt::Write;
 
@@ -154,11 +155,15 @@ fn shown_as(native: &Family, old: &Family) -> Option<String> {
 }
 
 fn events(out: &mut String, probe: &Probe) -> std::fmt::Result {
-    if probe.events.is_empty() {
+    event_table(out, probe.events)
+}
+
+fn event_table(out: &mut String, events: &[EventDecl]) -> std::fmt::Result {
+    if events.is_empty() {
         return Ok(());
     }
     writeln!(out, "\n| event | older names | fields | meaning |\n|---|---|---|---|")?;
-    for event in probe.events {
+    for event in events {
         let (aliases, fields) = (code_list(event.aliases), code_list(event.fields));
         writeln!(out, "| `{}` | {aliases} | {fields} | {} |", event.name, plain(event.help))?;
     }
@@ -183,6 +188,7 @@ fn own(out: &mut String) -> std::fmt::Result {
         let kind = if *counter { "counter" } else { "gauge" };
         writeln!(out, "| `{name}` | {kind} | {} |", plain(help))?;
     }
+    event_table(out, &EVENTS)?;
     Ok(())
 }
 
