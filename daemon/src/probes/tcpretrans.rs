@@ -20,7 +20,7 @@ pub static PROBE: Probe = Probe {
     name: "tcpretrans",
     aliases: &[],
     summary: "TCP segments sent once more, with five-tuple, what made the sender do it, and its round-trip time.",
-    when: "Connections are slow or stall, or `netskoop_tcp_retrans_segs_total` grows.",
+    when: "Connections are slow or stall, or `netskoop_tcp_retransmitted_segments_total` grows.",
     finds: "A path that loses packets (fast retransmits, probes), a peer that is gone or a firewall that drops silently \
             (time-outs, SYN), a server that drops the answers of its clients (SYN-ACK), a rule on this host that drops \
             what it sends (failed).",
