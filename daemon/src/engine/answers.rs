@@ -280,7 +280,7 @@ fn metric_info(family: &'static crate::declare::Family) -> MetricInfo {
     }
 }
 
-fn event_info(event: &crate::declare::EventDecl) -> EventInfo {
+fn event_info(event: &EventDecl) -> EventInfo {
     EventInfo {
         name: event.name.into(),
         aliases: event.aliases.iter().map(|alias| (*alias).into()).collect(),
