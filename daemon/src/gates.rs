@@ -20,8 +20,8 @@ use crate::kernel::features::Features;
 use crate::kernel::netns_watch::{Exits, NetnsWatch};
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
-use crate::resolve::directory::Directory;
 use crate::resolve::directory::testing::namespace;
+use crate::resolve::directory::{Directory, Taken};
 use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
@@ -264,10 +264,11 @@ fn a_change_of_one_name_costs_the_same_among_many() {
         let mut all: Vec<_> = (1..=namespaces).map(|number| one(number, format!("n{number}"))).collect();
         let labels = Labels::default();
         let before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
+        let mut taken = Taken::of(&all);
         all[1] = one(2, "new".into());
         let start = crate::counting::allocations();
         let changes = [(2, Some(&all[1]))];
-        let picture = before.patched(2, changes.into_iter(), &[], &labels).unwrap();
+        let picture = before.patched(&mut taken, 2, changes.into_iter(), &[], &labels).unwrap();
         let allocations = crate::counting::allocations() - start;
         assert_eq!(picture.by_inode(2).unwrap().id.name, "new");
         allocations

@@ -25,5 +25,6 @@ pub mod server;
 pub mod sources;
 mod start;
 pub mod table;
+mod wake;
 
 pub use start::{Listeners, Notice, RunError, Signals, run};

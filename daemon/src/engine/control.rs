@@ -213,7 +213,7 @@ impl Engine {
                 self.slots()[at].problem = None;
             }
         }
-        self.wake_followers();
+        self.wake_farewell();
     }
 
     /// Takes note that a probe must do without its hooks, if it can; the problem is given back if it cannot.

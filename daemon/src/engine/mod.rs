@@ -223,11 +223,8 @@ impl Engine {
         }
     }
 
-    /// Tells the threads that follow the picture to look: there is a new one, or a probe was switched.
-    pub fn wake_followers(&self) {
-        if let Some(tracking) = &*lock(&self.tracking) {
-            tracking.wake();
-        }
+    /// Tells the thread that reads namespaces as they end that its probe may have been switched.
+    fn wake_farewell(&self) {
         if let Some(farewell) = &*lock(&self.farewell) {
             farewell.wake();
         }

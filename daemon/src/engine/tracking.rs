@@ -15,10 +15,11 @@ use crate::resolve::directory::{Directory, Entry};
 use crate::sources::Access;
 use crate::sources::conntrack::{DIRECTIONS, TCP_STATES};
 use crate::table::Subject;
+use crate::wake::{Followers, Wake};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use netskoop_api::{EntityRef, OptionValue, StreamCounts, Value};
 use rustc_hash::FxHashMap;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -47,16 +48,19 @@ pub struct Parts {
     pub counts: Arc<Counts>,
     /// procfs.
     pub proc: PathBuf,
+    /// Who is woken when there is another picture.
+    pub followers: Arc<Followers>,
 }
 
 /// Handle of the thread, which ends after this is dropped.
 pub struct Tracking {
     shared: Arc<Shared>,
+    followers: Arc<Followers>,
     thread: std::thread::JoinHandle<()>,
 }
 
 struct Shared {
-    wake: OwnedFd,
+    wake: Arc<Wake>,
     stop: AtomicBool,
     wanted: ArcSwapOption<Wanted>,
     standing: Mutex<Standing>,
@@ -136,7 +140,7 @@ impl Tracking {
     /// Starts the thread.
     pub fn start(parts: Parts) -> io::Result<Tracking> {
         let shared = Arc::new(Shared {
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Wake::new()?,
             stop: AtomicBool::new(false),
             wanted: ArcSwapOption::empty(),
             standing: Mutex::default(),
@@ -145,10 +149,11 @@ impl Tracking {
             suppressed: AtomicU64::new(0),
             missed: AtomicU64::new(0),
         });
+        let followers = Arc::clone(&parts.followers);
         let worker = Worker { parts, shared: Arc::clone(&shared), ears: None };
         let thread = std::thread::Builder::new().name("netskoop-tracks".into());
         let thread = thread.spawn(move || worker.run())?;
-        Ok(Tracking { shared, thread })
+        Ok(Tracking { shared, followers, thread })
     }
 
     /// Tells it what is wanted now.
@@ -156,15 +161,13 @@ impl Tracking {
         let rate = (config.event_rate, config.event_burst);
         let wanted = Wanted::new(options, rate).filter(|_| enabled);
         if self.shared.wanted.load().as_deref() != wanted.as_ref() {
+            match wanted {
+                Some(_) => self.followers.add(&self.shared.wake),
+                None => self.followers.remove(&self.shared.wake),
+            }
             self.shared.wanted.store(wanted.map(Arc::new));
-            self.wake();
+            self.shared.wake.wake();
         }
-    }
-
-    /// Tells it that there is a new picture.
-    pub fn wake(&self) {
-        // It fails only if it is full, and then the thread will wake anyway.
-        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
     }
 
     /// Whether the thread is still there.
@@ -194,7 +197,7 @@ impl Tracking {
 impl Drop for Tracking {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.wake();
+        self.shared.wake.wake();
     }
 }
 
@@ -307,7 +310,7 @@ impl Worker {
     }
 
     fn wait(&self) -> io::Result<()> {
-        let wake = PollFd::new(&self.shared.wake, PollFlags::IN);
+        let wake = PollFd::new(&*self.shared.wake, PollFlags::IN);
         let ready = match &self.ears {
             Some(ears) => {
                 let mut all = [
@@ -320,8 +323,7 @@ impl Worker {
             None if self.shared.standing().problem.is_some() => poll(&mut [wake], Some(&RETRY)),
             None => poll(&mut [wake], None),
         };
-        // Nothing to read is all right.
-        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        self.shared.wake.clear();
         match ready {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
