@@ -137,7 +137,8 @@ impl Setup {
 
     /// Without the probes that load BPF.
     pub(crate) fn pull_only(self) -> Setup {
-        self.set("probes.tcpreset", "enabled = false").set("probes.packetloss", "enabled = false")
+        let probes = ["probes.tcpreset", "probes.packetloss", "probes.tcpretrans"];
+        probes.into_iter().fold(self, |setup, probe| setup.set(probe, "enabled = false"))
     }
 
     /// Adds a line to a section of the configuration.
