@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh
+		step "shellcheck" shellcheck -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi
@@ -68,14 +68,34 @@ lint_unit() {
 		return
 	fi
 	sed "s,^ExecStart=[^ ]*,ExecStart=$(command -v true)," systemd/netskoopd.service >"$work/netskoopd.service"
+	cp systemd/netskoopd.socket "$work/"
 	step "systemd unit" unit_is_clean
 }
 
 # systemd-analyze warns about unknown settings and still ends with 0.
 unit_is_clean() {
-	systemd-analyze verify --man=no "$work/netskoopd.service" >"$work/unit" 2>&1
+	systemd-analyze verify --man=no "$work/netskoopd.service" "$work/netskoopd.socket" >"$work/unit" 2>&1
 	# Findings about other units of the machine are none of our business.
-	! grep 'netskoopd\.service' "$work/unit"
+	! grep 'netskoopd\.\(service\|socket\)' "$work/unit"
+}
+
+# What users install is built, and then installed by the tests.
+package() {
+	if ! command -v dpkg-buildpackage >/dev/null; then
+		skip "make deb" "this is no Debian"
+		return
+	fi
+	step "make deb" packaging/deb/build.sh
+}
+
+# The same for dnf, and the tests of both.
+packages() {
+	local out=${CARGO_TARGET_DIR:-target}/package
+	package
+	step "make rpm" packaging/rpm/build.sh
+	step "reproducible" packaging/reproduce.sh
+	step "dnf into a directory" tests/packages/rpm.sh "$out"/netskoop-*.rpm "$out/rpm/stage"
+	step "apt and dnf" env NETSKOOP_TEST_RPM=1 cargo test --locked -p netskoopd --test daemon -- packages
 }
 
 tests() {
@@ -111,14 +131,17 @@ kernel() {
 	fi
 }
 
-tests/setup.sh test || exit 1
+level="test"
+[[ " $* " != *" packages "* ]] || level=packages
+tests/setup.sh $level || exit 1
 for part in "${@:-lint}"; do
 	case $part in
 	lint) lint ;;
-	test) tests ;;
+	test) package; tests ;;
 	systemd) systemd ;;
 	kernel) kernel ;;
-	*) echo "check.sh knows lint, test, systemd and kernel, not $part" >&2 && exit 2 ;;
+	packages) packages ;;
+	*) echo "check.sh knows lint, test, systemd, kernel and packages, not $part" >&2 && exit 2 ;;
 	esac
 done
 

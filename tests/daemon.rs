@@ -42,12 +42,21 @@ mod lifecycle;
 /// Neighbours of real namespaces, and the tables that they share; for root.
 #[path = "cases/neigh.rs"]
 mod neigh;
+/// The Debian package, installed from a repository on a little node with systemd; for root.
+#[path = "cases/packages.rs"]
+mod packages;
+/// The RPM package, installed with dnf on a little Debian that has it; for root and `make test-packages`.
+#[path = "cases/packages_rpm.rs"]
+mod packages_rpm;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
 /// What is counted by process: in namespaces, and of pods in the node's own; for root.
 #[path = "cases/processes.rs"]
 mod processes;
+/// A real Prometheus scrapes the three generations of names for a minute; for root.
+#[path = "cases/prometheus.rs"]
+mod prometheus;
 /// Queueing disciplines, compared with `tc`; for root.
 #[path = "cases/qdisc.rs"]
 mod qdisc;

@@ -59,6 +59,11 @@ impl Client {
         Self { socket, timeout }
     }
 
+    /// The same with another limit.
+    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { socket: self.socket.clone(), timeout: Some(timeout) }
+    }
+
     /// Reads a document.
     pub(crate) async fn get(&self, path: &str) -> Result<Document, Error> {
         self.exchange(Method::GET, path, Bytes::new(), READ_TIMEOUT).await
@@ -67,6 +72,12 @@ impl Client {
     /// Asks for an action without parameters.
     pub(crate) async fn post(&self, path: &str) -> Result<Document, Error> {
         self.exchange(Method::POST, path, Bytes::new(), CHANGE_TIMEOUT).await
+    }
+
+    /// Sends a document for an answer to it.
+    pub(crate) async fn post_json(&self, path: &str, body: &impl Serialize) -> Result<Document, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Usage(error.to_string()))?;
+        self.exchange(Method::POST, path, body.into(), READ_TIMEOUT).await
     }
 
     /// Changes what `body` names.

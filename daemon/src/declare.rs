@@ -360,6 +360,17 @@ pub struct EventDecl {
     pub help: &'static str,
 }
 
+/// A line of a file with counters that a kernel without the protocol does not write.
+#[derive(Clone, Copy, Debug)]
+pub struct Section {
+    /// Path below procfs.
+    pub file: &'static str,
+    /// How the line begins.
+    pub line: &'static str,
+    /// The protocol.
+    pub what: &'static str,
+}
+
 /// A probe.
 #[derive(Debug)]
 pub struct Probe {
@@ -379,6 +390,8 @@ pub struct Probe {
     pub needs: &'static str,
     /// Whether it is on when nothing says otherwise.
     pub default_on: bool,
+    /// What tells whether the kernel has the protocol at all whose numbers it shows; `None` if every kernel has.
+    pub section: Option<Section>,
     /// Its options.
     pub options: &'static [OptionDecl],
     /// Its metrics, in slices so that a long list can be made of tables.

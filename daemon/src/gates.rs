@@ -20,14 +20,14 @@ use crate::kernel::features::Features;
 use crate::kernel::netns_watch::{Exits, NetnsWatch};
 use crate::kernel::ring::Ring;
 use crate::probes::PROBES;
-use crate::resolve::directory::Directory;
 use crate::resolve::directory::testing::namespace;
+use crate::resolve::directory::{Directory, Taken};
 use crate::resolve::identity::Facts;
 use crate::resolve::labels::Labels;
 use crate::resolve::watcher::{KernelWatch, Roots, Watcher};
 use crate::server::exposition::{Budget, Whose, write_family, write_infos};
 use crate::sources::{self, Beacon, Scratch, Want};
-use crate::table::Table;
+use crate::table::{Subject, Table};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -240,6 +240,49 @@ fn allocations_do_not_depend_on_the_number_of_series() {
     gate("allocations for 100 namespaces more", many - few, ALLOCATIONS_PER_100_NAMESPACES);
 }
 
+/// Allocations of one reading by a source, after the first ones, of so many namespaces; all of them are the test's own.
+fn allocations_of_reading(source: &dyn sources::Source, namespaces: u32) -> u64 {
+    let home =
+        rustix::fs::open("/proc/thread-self/ns/net", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let home = Arc::new(home.unwrap());
+    let inode = u32::try_from(rustix::fs::fstat(&home).unwrap().st_ino).unwrap();
+    let access = sources::Access::Process(i32::try_from(std::process::id()).unwrap());
+    let target =
+        |subject| sources::Target { subject: Subject(subject), inode, cookie: 0, access: access.clone() };
+    let targets: Vec<_> = (1..=namespaces).map(target).collect();
+    let mut columns = vec![crate::declare::ColumnSet::default(); source.tables().len()];
+    for (set, decl) in columns.iter_mut().zip(source.tables()) {
+        (0..decl.columns.len()).for_each(|column| set.insert(u16::try_from(column).unwrap()));
+    }
+    let mut tables: Vec<Table> = source.tables().iter().map(|decl| Table::new(decl, 10_000)).collect();
+    let mut scratch = Scratch { home: Some(home), ..Scratch::default() };
+    let mut read = || {
+        tables.iter_mut().for_each(Table::clear);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let want = Want { targets: &targets, columns: &columns, deadline, beacon: &Beacon::default() };
+        let before = crate::counting::allocations();
+        let report = source.read(&want, &mut scratch, &mut tables);
+        assert!(report.error.is_none() && report.late == 0, "{}: {report:?}", source.name());
+        crate::counting::allocations() - before
+    };
+    // Buffers grow to what they need.
+    (0..5).map(|_| read()).last().unwrap()
+}
+
+#[test]
+fn what_is_asked_over_netlink_allocates_nothing_for_a_namespace() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("gates::what_is_asked_over_netlink_allocates_nothing_for_a_namespace", "needs root");
+    }
+    let own = sources::all(Path::new("/proc"), Path::new("/sys"));
+    for name in ["qdiscs", "conntrack", "neighbours", "sockets"] {
+        let source = own.iter().find(|source| source.name() == name).unwrap();
+        let (few, many) = (allocations_of_reading(&**source, 3), allocations_of_reading(&**source, 103));
+        assert!(few <= 4, "{name}: {few} allocations in one reading");
+        assert_eq!(many, few, "{name}: allocations of 103 namespaces and of 3");
+    }
+}
+
 #[test]
 fn a_change_of_one_name_costs_the_same_among_many() {
     let count = |namespaces: u32| {
@@ -257,10 +300,11 @@ fn a_change_of_one_name_costs_the_same_among_many() {
         let mut all: Vec<_> = (1..=namespaces).map(|number| one(number, format!("n{number}"))).collect();
         let labels = Labels::default();
         let before = Directory::build(&Directory::default(), 1, &all, vec![], &labels);
+        let mut taken = Taken::of(&all);
         all[1] = one(2, "new".into());
         let start = crate::counting::allocations();
         let changes = [(2, Some(&all[1]))];
-        let picture = before.patched(2, changes.into_iter(), &[], &labels).unwrap();
+        let picture = before.patched(&mut taken, 2, changes.into_iter(), &[], &labels).unwrap();
         let allocations = crate::counting::allocations() - start;
         assert_eq!(picture.by_inode(2).unwrap().id.name, "new");
         allocations

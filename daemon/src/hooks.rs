@@ -67,19 +67,19 @@ pub struct Counters<'a> {
 impl Counters<'_> {
     /// Fills a table whose columns are what tasks have used, for an object that counts by task.
     pub fn fill_usage<const N: usize>(&self, table: &mut Table) {
-        let mut sums: BTreeMap<Subject, [u64; N]> = BTreeMap::new();
+        let mut uses: Vec<(Subject, [u64; N])> = Vec::with_capacity(self.entries.len());
         for usage in tasks::usage::<N>(self.entries) {
             let subject = match usage.tenant {
                 0 => (self.subject)(usage.netns, usage.cookie),
                 tenant => Some(Subject(tenant)),
             };
-            let Some(subject) = subject else { continue };
-            let sum = sums.entry(subject).or_insert([0; N]);
-            sum.iter_mut().zip(usage.values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
+            uses.extend(subject.map(|subject| (subject, usage.values)));
         }
-        for (subject, sum) in sums {
-            if let Some(cells) = table.row(subject, &[]) {
-                cells.iter_mut().zip(sum).for_each(|(cell, value)| *cell = value);
+        uses.sort_unstable_by_key(|(subject, _)| *subject);
+        for of_one in uses.chunk_by(|one, other| one.0 == other.0) {
+            let Some(cells) = table.row(of_one[0].0, &[]) else { return };
+            for (at, cell) in cells.iter_mut().enumerate().take(N) {
+                *cell = of_one.iter().fold(0, |sum, (_, values)| sum.wrapping_add(values[at]));
             }
         }
     }

@@ -3,6 +3,7 @@
 //! [`run`] is the program: it takes a configuration, open sockets and a signal to stop, and returns when everything it
 //! held is released. The binary only opens what it is given.
 
+pub mod args;
 pub mod config;
 #[cfg(test)]
 mod counting;
@@ -23,5 +24,6 @@ pub mod server;
 pub mod sources;
 mod start;
 pub mod table;
+mod wake;
 
 pub use start::{Listeners, Notice, RunError, Signals, run};

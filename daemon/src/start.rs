@@ -35,8 +35,6 @@ use tokio::task::{AbortHandle, JoinSet};
 const MAX_CONTROL: usize = 256;
 /// Descriptors at most.
 const MAX_DESCRIPTORS: u64 = 20_000;
-/// Time between two looks at new pictures for the ends of namespaces.
-const TOGETHER: Duration = Duration::from_millis(20);
 /// Enumerations of the kernel whose names are shown.
 const ENUMS: [&str; 2] = ["skb_drop_reason", "sk_rst_reason"];
 
@@ -126,8 +124,6 @@ pub async fn run(
     let handle = move |request, peer| control::handle(Arc::clone(&for_control), request, peer);
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
-    let telling = tell_followers(Arc::clone(&engine));
-    endless.push(tasks.spawn(named("the task that tells of new names", telling)));
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
@@ -240,6 +236,7 @@ async fn assemble(
         intake: intake.clone(),
         counts: Arc::clone(&counts),
         proc: config.proc.clone(),
+        followers: Arc::clone(watcher.followers()),
     };
     let tracking = Tracking::start(tracking)
         .map_err(start_error("start the thread that hears of tracked connections"))?;
@@ -268,6 +265,7 @@ async fn assemble(
         counts: Arc::clone(&counts),
         home: home(),
         proc: config.proc.clone(),
+        followers: Arc::clone(watcher.followers()),
     };
     let farewell = ledger.zip(reader).map(|parts| Farewell::start(farewell(parts))).transpose();
     let farewell = farewell.map_err(start_error("start the thread that reads namespaces as they die"))?;
@@ -290,16 +288,6 @@ async fn assemble(
     engine.reconcile().await;
     first_pass(&engine).await.map_err(RunError::FirstPass)?;
     Ok((engine, passes))
-}
-
-/// Wakes the threads that follow the picture whenever names have changed.
-async fn tell_followers(engine: Arc<Engine>) {
-    let mut changes = engine.name_changes();
-    while changes.changed().await.is_ok() {
-        engine.wake_followers();
-        // One new pod makes several pictures; those that come until then are looked at together.
-        tokio::time::sleep(TOGETHER).await;
-    }
 }
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {

@@ -8,6 +8,7 @@ CPU time is the scheduler's, in nanoseconds, of all threads and of those that ha
 """
 
 import contextlib
+import dataclasses
 import datetime
 import http.client
 import json
@@ -22,6 +23,8 @@ import time
 
 import crowd
 import identity
+import processes
+import tracked
 
 HERE = pathlib.Path(__file__).resolve().parent
 DOC = HERE.parent.parent / "docs" / "benchmarks.md"
@@ -31,8 +34,10 @@ FILES = ["snmp", "netstat", "dev", "sockstat", "sockstat6", "snmp6"]
 # Probes with hooks whose cost per event is measured.
 HOOKED = ["tcpreset", "packetloss"]
 IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
-# "names" leaves out everything but what names cost, "sockets" everything but what TCP sockets cost; nothing is written then.
+# "names", "sockets", "processes", "tracked" and "reads" leave out everything but that; nothing is written then.
 ONLY = os.environ.get("ONLY", "")
+# The environment in which the unit runs it.
+UNIT = dict(re.findall(r"^Environment=(\w+)=(\S+)$", (HERE.parent.parent / "systemd" / "netskoopd.service").read_text(), re.M))
 STATS = pathlib.Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
@@ -44,24 +49,40 @@ def main():
     run("ip", "link", "set", "lo", "up")
     bench = Bench(pathlib.Path(work), daemon, ctl)
     try:
-        rows, names = [], []
+        rows, names, by_process = [], [], []
         sockets = crowd.measure(bench, PORT, note) if ONLY in ("", "sockets") else []
-        for n in counts if ONLY != "sockets" else []:
+        connections = tracked.measure(bench, PORT, note) if ONLY in ("", "tracked") else []
+        for n in counts if ONLY not in ("sockets", "tracked") else []:
             bench.make(n)
-            if ONLY != "names":
+            if ONLY in ("", "reads"):
                 rows.append(bench.round(n))
-            if n >= 100:
+            if ONLY in ("", "processes") and n >= 10:
+                by_process += processes.measure(bench, n, PORT, note)
+            if ONLY in ("", "names") and n >= 100:
                 names.append(identity.measure(bench, runtime, n, IDLE_SECONDS))
         programs = bench.programs() if not ONLY else []
     finally:
         run(HERE / "floor" / "rmns.sh", env={"FLOOR_DIR": str(bench.work / "state")})
-    report = render(rows, names, sockets, programs, (pathlib.Path(work) / "commit").read_text().strip())
+    found = Found(rows, names, sockets, by_process, connections, programs)
+    report = render(found, (pathlib.Path(work) / "commit").read_text().strip())
     print(report)
     if {100, 1000} <= set(counts) and not ONLY:
         DOC.write_text(report)
         print(f"written to {DOC}")
     else:
         print("docs/benchmarks.md is left as it is: it needs 100 and 1000 namespaces")
+
+
+@dataclasses.dataclass
+class Found:
+    """What was measured."""
+
+    rows: list
+    names: list
+    sockets: list
+    by_process: list
+    connections: list
+    programs: list
 
 
 class Bench:
@@ -134,7 +155,8 @@ class Bench:
         config.write_text(f'[http]\nlisten = ["127.0.0.1:{PORT}"]\n[metrics]\n{metrics}\ntimeout = "60s"\n{rest}')
         log = self.work / "netskoopd.log"
         with open(log, "w") as output:
-            child = subprocess.Popen([self.daemon, "--config", config], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            command = [self.daemon, "--config", config]
+            child = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **UNIT})
         process = Process(child.pid)
         try:
             wait_ready(child, log)
@@ -272,9 +294,9 @@ def parse_floor(text):
     }
 
 
-def verdict(rows, names, sockets):
+def verdict(found):
     """The targets, and whether they are met. Targets about a number of namespaces that was not measured are left out."""
-    by = {row["n"]: row for row in rows}
+    by = {row["n"]: row for row in found.rows}
     targets = []
     for n in (100, 1000):
         if row := by.get(n):
@@ -286,11 +308,13 @@ def verdict(rows, names, sockets):
         if row := by.get(n):
             most = row["memory"][1]
             targets.append((f"resident memory at {n} namespaces < {limit} MiB", f"{most:.1f} MiB (most)", most < limit))
-    if rows:
-        worst = max(row["idle"] for row in rows) * 100
+    if found.rows:
+        worst = max(row["idle"] for row in found.rows) * 100
         targets.append(("idle < 0.05 % of a core", f"{worst:.3f} % (worst of the rows)", worst < 0.05))
-    targets += crowd.targets(sockets) if sockets else []
-    return targets + (identity.targets(names[-1]) if names else [])
+    targets += crowd.targets(found.sockets) if found.sockets else []
+    targets += processes.targets(found.by_process) if found.by_process else []
+    targets += tracked.targets(found.connections) if found.connections else []
+    return targets + (identity.targets(found.names[-1]) if found.names else [])
 
 
 def ratio(row):
@@ -307,7 +331,8 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def render(rows, names, sockets, programs, commit):
+def render(found, commit):
+    rows = found.rows
     main_table = table(
         ["namespaces", "floor", "collection, low overhead", "ratio", "with TCP sockets", "collection + scrape after 0.5 s", "cached scrape, CPU", "p50 / max", "gzip, CPU",
          "memory now / most", "series", "size / gzip", "idle"],
@@ -331,10 +356,12 @@ def render(rows, names, sockets, programs, commit):
         ["namespaces", "files and netlink", "6 files: open, read to the end, close", "5 files: openat from a kept directory, one read, close"],
         [[str(row["n"]), f"{row['floor']:.1f} us", f"{row['floor6']:.1f} us", f"{row['floor5']:.1f} us"] for row in rows],
     )
-    names_table = table(identity.HEAD, [identity.table_row(row) for row in names])
-    socket_table = table(crowd.HEAD, crowd.table_rows(sockets)) if sockets else "Not measured."
-    program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in programs])
-    target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(rows, names, sockets)])
+    names_table = table(identity.HEAD, [identity.table_row(row) for row in found.names])
+    socket_table = table(crowd.HEAD, crowd.table_rows(found.sockets)) if found.sockets else "Not measured."
+    process_table = table(processes.HEAD, processes.table_rows(found.by_process)) if found.by_process else "Not measured."
+    tracked_table = table(tracked.HEAD, tracked.table_rows(found.connections)) if found.connections else "Not measured."
+    program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in found.programs])
+    target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(found)])
     return f"""# Benchmarks
 
 Written by `make bench`; do not edit. {datetime.date.today()}, commit {commit}.
@@ -351,7 +378,8 @@ Written by `make bench`; do not edit. {datetime.date.today()}, commit {commit}.
 CPU times are scheduler time of all threads of netskoopd, mean of the scrapes, background subtracted; latency is what a client
 on a kept loopback connection sees. "Collection": scrapes one after the other that all collect, less the cost of a cached one,
 as the floor program reads one round after the other. "After 0.5 s": the same with a pause before each, in which other programs
-take the caches: what a real scrape pays; the floor has no such figure. "Cached": all scrapes share one collection. "Idle": {IDLE_SECONDS:.0f} s without a scrape. Default configuration otherwise.
+take the caches: what a real scrape pays; the floor has no such figure. "Cached": all scrapes share one collection. "Idle": {IDLE_SECONDS:.0f} s without a scrape. Default configuration otherwise,
+and the environment of the unit ({" ".join(f"{key}={value}" for key, value in UNIT.items())}).
 "Low overhead": the probe tcpsummary is off, which asks the kernel for the TCP sockets of each namespace; "with TCP sockets": it is on, as
 it is by default.
 
@@ -388,9 +416,24 @@ asks the kernel for the same list and receives it, and looks at nothing. "Probe"
 probe alone, with the namespaces of the node and of the sockets. Both in turn, medians of {crowd.ROUNDS - 2}. Per socket: less the first row, which is
 mostly the kernel's walk through its table of all namespaces. "Memory": the most the daemon had resident.
 
+## Processes
+
+{process_table}
+
+The CPU of the source in a collection for one probe alone, and of `tests/bench/floor/processes.c`, which lists all processes of
+the machine, reads in which namespace each is, and asks for its number of descriptors with one call (fd), or reads the file of
+each thread that has its own numbers (io, cpu), and looks at nothing. In turn, medians of {processes.ROUNDS - 2}. Descriptors without
+the option that counts sockets among them, which takes a call for each descriptor.
+
+## Tracked connections
+
+{tracked_table}
+
+In one namespace, asked for in a collection for this probe alone, medians of {tracked.ROUNDS - 2}.
+
 ## eBPF programs
 
-{program_table if programs else "Not measured: no program ran."}
+{program_table if found.programs else "Not measured: no program ran."}
 
 From `kernel.bpf_stats_enabled`, which is on only for this measurement: refused connections and datagrams to a closed port on
 loopback. It includes the cost of the kernel's own time stamps.

@@ -44,6 +44,23 @@ fn status_and_probes_tell_how_it_stands() {
 }
 
 #[test]
+fn a_probe_of_a_protocol_that_the_kernel_lacks_is_not_available() {
+    let setup = Setup::fixture_copy("healthy").pull_only();
+    let file = setup.dir.0.join("proc/net/netstat");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("MPTcpExt:"));
+    std::fs::write(&file, lines.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let daemon = setup.set("probes.mptcp", "enabled = true").set("probes.udplite", "enabled = true").start();
+    let text = daemon.scrape("/metrics?set=full");
+    let mptcp = daemon.probe("mptcp").state;
+    let why = "this kernel has no MPTCP: /proc/net/netstat has no line MPTcpExt:";
+    assert_eq!((mptcp.state, mptcp.reason.as_deref()), (StateName::NotAvailable, Some(why)));
+    assert!(!text.contains("probe_success{probe=\"mptcp\"}"), "it neither worked nor failed");
+    assert_eq!(daemon.probe("udplite").state.state, StateName::On);
+    assert_eq!(series(&text, "netskoop_probe_success{probe=\"udplite\"}"), Some(1.0));
+}
+
+#[test]
 fn paths_and_methods_that_do_not_exist_are_explained() {
     let daemon = daemon();
     for path in ["/v1/nothing", "/", "/v2/status", "/v1"] {

@@ -175,6 +175,24 @@ fn without_capabilities_bpf_probes_say_why_and_the_rest_runs() {
 }
 
 #[test]
+fn without_bpf_nothing_is_told_of_what_processes_read_and_wrote() {
+    if !is_root() {
+        return skip("needs root, to give up capabilities");
+    }
+    // What `/proc/<pid>/io` tells falls when a process ends, and counts children again in their parent.
+    let wrap = ["setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon"];
+    let setup = Setup::fixture("healthy").wrap(&wrap).set("probes.io", "enabled = true");
+    let daemon = setup.set("probes.cpu", "enabled = true").start();
+    let text = daemon.scrape("/metrics?set=full");
+    let (io, cpu) = (daemon.probe("io").state, daemon.probe("cpu").state);
+    assert_eq!(io.state, StateName::NotAvailable);
+    assert!(io.reason.unwrap().contains("CAP_BPF"));
+    // It has more than what its programs count.
+    assert!(cpu.reason.unwrap().contains("CAP_BPF"));
+    assert!(!text.contains("netskoop_io_") && !text.contains("netskoop_cpu_run_seconds_total"), "{text}");
+}
+
+#[test]
 fn checking_the_configuration_starts_nothing() {
     let setup = Setup::fixture("healthy");
     std::fs::write(setup.config_file(), setup.config()).unwrap();

@@ -7,7 +7,9 @@ pub(crate) mod fake_podman;
 pub(crate) mod grpc;
 mod node;
 pub(crate) mod nspawn;
+pub(crate) mod packages;
 pub(crate) mod podman;
+pub(crate) mod prometheus;
 pub(crate) mod sources;
 
 pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};

@@ -28,11 +28,20 @@ impl Machine {
     /// Boots it, with more files (paths from its root, without the first slash) and the daemon as a service. `None` if
     /// that cannot be done here; the test is noted as skipped then.
     pub(crate) fn boot(files: &[(&str, &str)]) -> Option<Machine> {
-        let base = base_system()?;
+        let unit = std::fs::read_to_string(super::tests_dir().join("../systemd/netskoopd.service")).unwrap();
+        let files = [&[("etc/systemd/system/netskoopd.service", unit.as_str())], files].concat();
+        Machine::boot_with(&files, &[(env!("CARGO_BIN_EXE_netskoopd").as_ref(), "/usr/sbin/netskoopd")])
+    }
+
+    /// Boots it without the daemon, with more files, and with directories and files of this machine in places of its own.
+    pub(crate) fn boot_with(files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
+        Machine::boot_on(&base_system()?, files, binds)
+    }
+
+    /// The same on another system than the usual one.
+    pub(crate) fn boot_on(base: &Path, files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
         let dir = Dir::new();
-        let root = overlay(&base, &dir.0);
-        let unit = super::tests_dir().join("../systemd/netskoopd.service");
-        std::fs::copy(unit, root.join("etc/systemd/system/netskoopd.service")).unwrap();
+        let root = overlay(base, &dir.0);
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -47,7 +56,7 @@ impl Machine {
         nspawn.args(["-q", "--register=no", "--keep-unit", "--private-network", "--capability=all"]);
         nspawn.args(["--system-call-filter=bpf perf_event_open", "-b", "-D"]).arg(&root);
         nspawn.arg(format!("--machine={cgroup}"));
-        nspawn.arg(concat!("--bind-ro=", env!("CARGO_BIN_EXE_netskoopd"), ":/usr/sbin/netskoopd"));
+        nspawn.args(binds.iter().map(|(from, to)| format!("--bind-ro={}:{to}", from.display())));
         nspawn.stdin(Stdio::null()).stdout(File::create(&console).unwrap());
         nspawn.stderr(File::options().append(true).open(&console).unwrap());
         let mut machine = Machine { nspawn: nspawn.spawn().unwrap(), leader: 0, cgroup, dir };
@@ -92,6 +101,22 @@ impl Machine {
         let leader = self.leader.to_string();
         let enter = ["-t", &leader, "-m", "-u", "-i", "-n", "-p", "--", program];
         run("nsenter", &[&enter, args].concat())
+    }
+
+    /// Runs a program in it, however it ends: its exit code, and all that it prints.
+    pub(crate) fn attempt(&self, program: &str, args: &[&str]) -> (Option<i32>, String) {
+        let leader = self.leader.to_string();
+        let enter = ["120", "nsenter", "-t", &leader, "-m", "-u", "-i", "-n", "-p", "--", program];
+        let output = Command::new("timeout").args(enter).args(args).stdin(Stdio::null()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Runs a program of this machine in its network, which must succeed; what it prints.
+    #[track_caller]
+    pub(crate) fn on_its_network(&self, program: &str, args: &[&str]) -> String {
+        let leader = self.leader.to_string();
+        run("nsenter", &[&["-t", &leader, "-n", "--", program], args].concat())
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {

@@ -36,6 +36,18 @@ pub(super) fn add(
     walk.errors
 }
 
+/// What is wrong with a text by itself, one sentence each.
+pub(super) fn text(text: &str, probes: &[&'static Probe]) -> Vec<String> {
+    let source = Source { file: "the text".into(), text: text.to_owned() };
+    let mut merged = Merged { config: Config::default(), settings: BTreeMap::new() };
+    let mut errors = match source.parse() {
+        Ok(tree) => add(&source, tree.get_ref(), &mut merged, probes),
+        Err(syntax) => syntax,
+    };
+    errors.extend(together(&merged));
+    errors.into_iter().map(|error| error.message).collect()
+}
+
 /// What is wrong with keys that are each right by themselves.
 pub(super) fn together(merged: &Merged) -> Option<ConfigError> {
     const KEY: &str = "metrics.expose_labels";

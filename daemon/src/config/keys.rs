@@ -102,6 +102,12 @@ pub static KEYS: &[Key] = &[
         help: "TCP connections served at once; further ones wait in the kernel's queue.",
     },
     Key {
+        path: "control.group",
+        kind: KeyKind::Name(|config| &mut config.control_group),
+        default: "\"netskoop\"",
+        help: "Group in /etc/group, or its number, whose members may change what runs, besides root. Empty means root only. Who may read is up to the mode and group of the socket.",
+    },
+    Key {
         path: "metrics.names",
         kind: KeyKind::Generations(|config| &mut config.names),
         default: "[\"netskoop\"]",
@@ -499,6 +505,7 @@ mod tests {
             node_name: "x".into(),
             listen: vec![],
             max_connections: 1,
+            control_group: "x".into(),
             names: vec![],
             full_set: true,
             min_interval: Duration::MAX,

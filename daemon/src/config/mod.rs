@@ -8,6 +8,7 @@ mod check;
 mod duration;
 mod effective;
 mod errors;
+mod import;
 mod keys;
 mod labels;
 mod options;
@@ -24,6 +25,7 @@ pub use check::find_probe;
 pub use duration::{format_duration, parse_duration};
 pub use effective::{Effective, Layer, effective};
 pub use errors::{ConfigError, ConfigErrors};
+pub use import::import;
 pub use keys::{KEYS, Key, KeyKind};
 pub use options::{check_option, expected, option_default, option_kind, option_range, parse_option};
 pub use state::{Lease, Override, ProbeOverrides, State};
@@ -50,6 +52,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// TCP connections served at once.
     pub max_connections: usize,
+    /// Group whose members may change what runs, besides root; empty: nobody else.
+    pub control_group: String,
     /// Generations that `/metrics` shows when the scraper does not say.
     pub names: Vec<Names>,
     /// Whether the inspector's names have the labels of its release 0.1.
@@ -122,6 +126,7 @@ impl Default for Config {
             node_name: String::new(),
             listen: vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9102))],
             max_connections: 512,
+            control_group: "netskoop".into(),
             names: vec![Names::Netskoop],
             target_labels: false,
             full_set: false,

@@ -39,6 +39,7 @@ const fn probe(
         cost: Cost::Low,
         needs: "Nothing.",
         default_on,
+        section: None,
         options,
         families: &[],
         events: &[],

@@ -11,11 +11,12 @@ use crate::resolve::directory::{Directory, Entry};
 use crate::sources::gone::{Gone, ROLLED, Sums, sums};
 use crate::sources::{Access, Beacon, Scratch, Source, Target, Want};
 use crate::table::{ABSENT, Subject, Table};
+use crate::wake::{Followers, Wake};
 use arc_swap::ArcSwap;
 use netskoop_api::{EntityRef, Kind, Value};
 use rustc_hash::FxHashMap;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::VecDeque;
@@ -60,11 +61,13 @@ pub struct Parts {
     pub home: Option<Arc<OwnedFd>>,
     /// procfs.
     pub proc: PathBuf,
+    /// Who is woken when there is another picture.
+    pub followers: Arc<Followers>,
 }
 
 /// Handle of the thread, which ends after this is dropped.
 pub struct Farewell {
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
 }
@@ -105,7 +108,8 @@ impl Farewell {
     /// Starts the thread.
     pub fn start(parts: Parts) -> io::Result<Farewell> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Wake::new()?;
+        parts.followers.add(&wake);
         epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
         let stop = Arc::new(AtomicBool::new(false));
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -133,9 +137,9 @@ impl Farewell {
         Ok(Farewell { wake, stop, thread })
     }
 
-    /// Tells it that there is a new picture, or that the probe was switched.
+    /// Tells it that the probe was switched.
     pub fn wake(&self) {
-        wake(&self.wake);
+        self.wake.wake();
     }
 
     /// Whether the thread is still there.
@@ -150,11 +154,6 @@ impl Drop for Farewell {
         // It is not waited for: a reading that hangs must not keep the daemon from stopping.
         self.wake();
     }
-}
-
-fn wake(eventfd: &OwnedFd) {
-    // It fails only if it is full, and then the thread will wake anyway.
-    let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
 }
 
 impl Worker {

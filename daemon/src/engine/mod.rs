@@ -18,7 +18,7 @@ pub use control::{ChangeError, Peer};
 pub use hooked::{HookRunner, HookStatus, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
-use crate::declare::{Names, Probe};
+use crate::declare::{Names, Probe, Section};
 use crate::events::bus::Counts;
 use crate::events::history::History;
 use crate::probes::PROBES;
@@ -29,7 +29,7 @@ use farewell::Farewell;
 use pass::{Collector, PassError, Snapshot, Sources};
 use room::{Limits, Rooms, View};
 use select::{Active, Contents, Exposition, Selection};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -130,6 +130,8 @@ struct Slot {
     problem: Option<Problem>,
     /// Why it works without its hooks.
     without_hooks: Option<String>,
+    /// Why this kernel has nothing that it shows.
+    lacks: Option<String>,
 }
 
 /// Why a probe does not work.
@@ -173,6 +175,15 @@ pub struct Parts {
     pub facts: Facts,
 }
 
+/// Why the kernel has nothing of a section. What cannot be read is told by whoever reads it.
+fn lacking(section: Section, proc: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(proc.join(section.file)).ok()?;
+    let here = text.lines().any(|line| line.starts_with(section.line));
+    (!here).then(|| {
+        format!("this kernel has no {}: /proc/{} has no line {}", section.what, section.file, section.line)
+    })
+}
+
 impl Engine {
     /// Puts the parts together. No probe with hooks runs yet: see [`Engine::reconcile`].
     pub fn new(parts: Parts) -> Engine {
@@ -183,6 +194,7 @@ impl Engine {
             effective: effective(probe, config, parts.state.probes.get(probe.name), now),
             problem: None,
             without_hooks: None,
+            lacks: probe.section.and_then(|section| lacking(section, &config.proc)),
         };
         let slots = Mutex::new(PROBES.iter().map(slot).collect());
         let sources = parts.sources.all.len();
@@ -214,11 +226,8 @@ impl Engine {
         }
     }
 
-    /// Tells the threads that follow the picture to look: there is a new one, or a probe was switched.
-    pub fn wake_followers(&self) {
-        if let Some(tracking) = &*lock(&self.tracking) {
-            tracking.wake();
-        }
+    /// Tells the thread that reads namespaces as they end that its probe may have been switched.
+    fn wake_farewell(&self) {
         if let Some(farewell) = &*lock(&self.farewell) {
             farewell.wake();
         }

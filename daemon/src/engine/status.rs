@@ -25,6 +25,8 @@ pub(super) struct Standing {
     pub(super) state: ProbeState,
     /// Time in its BPF programs, seconds.
     bpf_seconds: f64,
+    /// Whether this kernel has nothing that it shows.
+    lacking: bool,
 }
 
 impl Engine {
@@ -32,7 +34,8 @@ impl Engine {
     pub(super) fn standing(&self, slot: &Slot) -> Standing {
         let hook = self.hooks.status(slot.probe);
         let bpf_seconds = hook.as_ref().map_or(0.0, |hook| hook.cpu_seconds);
-        Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds }
+        let lacking = slot.lacks.is_some();
+        Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds, lacking }
     }
 
     fn standings(&self) -> Vec<Standing> {
@@ -41,7 +44,11 @@ impl Engine {
 
     fn probe_state(&self, slot: &Slot, hook: Option<HookStatus>) -> ProbeState {
         let effective = &slot.effective;
-        let absent = self.absent(slot.probe).filter(|_| effective.enabled && slot.problem.is_none());
+        let absent = slot
+            .lacks
+            .clone()
+            .or_else(|| self.absent(slot.probe))
+            .filter(|_| effective.enabled && slot.problem.is_none());
         let state = match (&slot.problem, effective.enabled) {
             (_, false) => StateName::Off,
             (Some(problem), true) if problem.never => StateName::NotAvailable,
@@ -135,9 +142,7 @@ impl Engine {
             ProbeRun {
                 name: standing.probe.name,
                 state: standing.state,
-                success: self
-                    .absent(standing.probe)
-                    .is_none()
+                success: (!standing.lacking && self.absent(standing.probe).is_none())
                     .then(|| sources.iter().all(|at| snapshot.reports[*at].success())),
                 cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                     + standing.bpf_seconds,
@@ -216,7 +221,7 @@ impl Engine {
 
     fn without_cgroups(&self) -> Option<String> {
         let sentence = "the unified cgroup hierarchy (cgroup2) is not mounted here: what happens to host-network pods is told as \
-                        the host's";
+                        the host's, and so is what their processes use (probes io and cpu)";
         self.counts.without_cgroups.load(Ordering::Relaxed).then(|| sentence.to_owned())
     }
 

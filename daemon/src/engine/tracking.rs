@@ -1,39 +1,34 @@
 //! Events of connection tracking. One thread hears what the kernel tells in all namespaces, over one socket; it filters,
 //! holds each namespace to the rate, and hands over what is left. Nothing is open unless somebody wants to know.
 
+mod spaces;
+
 use crate::config::Config;
-use crate::events::bus::{Counts, Incoming, Intake};
-use crate::hooks::{Options, RawEvent};
+use crate::events::bus::{Counts, Intake};
+use crate::hooks::Options;
+use crate::kernel::netlink::Family;
 use crate::kernel::netlink::all_namespaces::Listener;
 use crate::kernel::netlink::flows::{Change, Flow, flow};
 use crate::kernel::netlink::message::messages;
-use crate::kernel::netlink::nsid::{News, Numbers};
-use crate::kernel::netlink::{Family, NetlinkError};
 use crate::kernel::parts::CONNTRACK_NETLINK;
 use crate::probes::conntrack::{self, protocol_number};
-use crate::resolve::directory::{Directory, Entry};
-use crate::sources::Access;
+use crate::resolve::directory::Directory;
 use crate::sources::conntrack::{DIRECTIONS, TCP_STATES};
-use crate::table::Subject;
+use crate::wake::{Followers, Wake};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use netskoop_api::{EntityRef, OptionValue, StreamCounts, Value};
-use rustc_hash::FxHashMap;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use spaces::Spaces;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Bytes that may wait in the socket, as the kernel counts them: some thousand events.
 const ROOM: usize = 4 << 20;
 /// After this time what could not be opened is tried again.
 const RETRY: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
-/// When a number is not known, all namespaces are asked for theirs, at most so often.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CHANGES: [(&str, Change); 3] =
     [("new", Change::New), ("update", Change::Update), ("destroy", Change::Destroy)];
 
@@ -47,16 +42,19 @@ pub struct Parts {
     pub counts: Arc<Counts>,
     /// procfs.
     pub proc: PathBuf,
+    /// Who is woken when there is another picture.
+    pub followers: Arc<Followers>,
 }
 
 /// Handle of the thread, which ends after this is dropped.
 pub struct Tracking {
     shared: Arc<Shared>,
+    followers: Arc<Followers>,
     thread: std::thread::JoinHandle<()>,
 }
 
 struct Shared {
-    wake: OwnedFd,
+    wake: Arc<Wake>,
     stop: AtomicBool,
     wanted: ArcSwapOption<Wanted>,
     standing: Mutex<Standing>,
@@ -136,7 +134,7 @@ impl Tracking {
     /// Starts the thread.
     pub fn start(parts: Parts) -> io::Result<Tracking> {
         let shared = Arc::new(Shared {
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Wake::new()?,
             stop: AtomicBool::new(false),
             wanted: ArcSwapOption::empty(),
             standing: Mutex::default(),
@@ -145,10 +143,11 @@ impl Tracking {
             suppressed: AtomicU64::new(0),
             missed: AtomicU64::new(0),
         });
+        let followers = Arc::clone(&parts.followers);
         let worker = Worker { parts, shared: Arc::clone(&shared), ears: None };
         let thread = std::thread::Builder::new().name("netskoop-tracks".into());
         let thread = thread.spawn(move || worker.run())?;
-        Ok(Tracking { shared, thread })
+        Ok(Tracking { shared, followers, thread })
     }
 
     /// Tells it what is wanted now.
@@ -156,15 +155,13 @@ impl Tracking {
         let rate = (config.event_rate, config.event_burst);
         let wanted = Wanted::new(options, rate).filter(|_| enabled);
         if self.shared.wanted.load().as_deref() != wanted.as_ref() {
+            match wanted {
+                Some(_) => self.followers.add(&self.shared.wake),
+                None => self.followers.remove(&self.shared.wake),
+            }
             self.shared.wanted.store(wanted.map(Arc::new));
-            self.wake();
+            self.shared.wake.wake();
         }
-    }
-
-    /// Tells it that there is a new picture.
-    pub fn wake(&self) {
-        // It fails only if it is full, and then the thread will wake anyway.
-        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
     }
 
     /// Whether the thread is still there.
@@ -194,7 +191,7 @@ impl Tracking {
 impl Drop for Tracking {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.wake();
+        self.shared.wake.wake();
     }
 }
 
@@ -224,51 +221,6 @@ struct Ears {
     listener: Listener,
     dropped: u32,
     spaces: Spaces,
-}
-
-/// Which namespace a number means.
-struct Spaces {
-    numbers: Numbers,
-    /// The namespace of this thread, whose events have no number.
-    own: Space,
-    /// Those whose number is not known.
-    unknown: Space,
-    /// By number; a number may mean another namespace by now than that of the slot which has noted it.
-    known: FxHashMap<i32, (Subject, Space)>,
-    by_subject: FxHashMap<Subject, i32>,
-    picture: Arc<Directory>,
-    looked: Instant,
-    problem: Option<NetlinkError>,
-}
-
-/// A namespace.
-#[derive(Clone, Debug, Default)]
-struct Space {
-    inode: u32,
-    cookie: u64,
-    wanted: bool,
-    buckets: [Bucket; CHANGES.len()],
-}
-
-/// Holds events of one kind to the rate.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
-    /// When the next is due if they come at exactly the rate.
-    next: u64,
-    suppressed: u64,
-}
-
-impl Bucket {
-    /// How many were withheld since the last one; `None` if this one is withheld, too.
-    fn take(&mut self, now: u64, interval: u64, tolerance: u64) -> Option<u64> {
-        let due = self.next.max(now);
-        if due - now > tolerance {
-            self.suppressed += 1;
-            return None;
-        }
-        self.next = due + interval;
-        Some(std::mem::take(&mut self.suppressed))
-    }
 }
 
 impl Worker {
@@ -307,7 +259,7 @@ impl Worker {
     }
 
     fn wait(&self) -> io::Result<()> {
-        let wake = PollFd::new(&self.shared.wake, PollFlags::IN);
+        let wake = PollFd::new(&*self.shared.wake, PollFlags::IN);
         let ready = match &self.ears {
             Some(ears) => {
                 let mut all = [
@@ -320,8 +272,7 @@ impl Worker {
             None if self.shared.standing().problem.is_some() => poll(&mut [wake], Some(&RETRY)),
             None => poll(&mut [wake], None),
         };
-        // Nothing to read is all right.
-        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        self.shared.wake.clear();
         match ready {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -340,19 +291,7 @@ impl Ears {
         if !CONNTRACK_NETLINK.is_here(&parts.proc) {
             return Err(CONNTRACK_NETLINK.absence());
         }
-        let own = rustix::fs::stat("/proc/thread-self/ns/net").map_err(refused)?;
-        let unknown = Space { wanted: wanted.entities.is_empty(), ..Space::default() };
-        let own = Space { inode: u32::try_from(own.st_ino).unwrap_or(0), ..unknown.clone() };
-        let mut spaces = Spaces {
-            numbers: Numbers::open().map_err(refused)?,
-            own,
-            unknown,
-            known: FxHashMap::default(),
-            by_subject: FxHashMap::default(),
-            picture: Arc::default(),
-            looked: Instant::now(),
-            problem: None,
-        };
+        let mut spaces = Spaces::open(&wanted).map_err(refused)?;
         let listener = Listener::open(Family::Netfilter, wanted.groups, ROOM).map_err(refused)?;
         spaces.look(parts, &wanted);
         Ok(Ears { wanted, listener, dropped: 0, spaces })
@@ -413,121 +352,6 @@ fn now() -> u64 {
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
-impl Spaces {
-    /// Takes over what has changed in the picture: each new namespace gets a number, or tells the one that it has.
-    fn look(&mut self, parts: &Parts, wanted: &Wanted) {
-        self.hear_news();
-        let picture = parts.directory.load_full();
-        if Arc::ptr_eq(&picture, &self.picture) {
-            return;
-        }
-        let before = std::mem::replace(&mut self.picture, Arc::clone(&picture));
-        for subject in picture.changes(&before) {
-            let number = self.by_subject.remove(&subject);
-            let is_its = |number: &i32| self.known.get(number).is_some_and(|(owner, _)| *owner == subject);
-            let known = number.filter(is_its).and_then(|number| self.known.remove(&number));
-            if let Some(entry) = picture.entry(subject) {
-                self.meet(entry, known.map(|(_, space)| space), parts, wanted);
-            }
-        }
-    }
-
-    fn meet(&mut self, entry: &Entry, known: Option<Space>, parts: &Parts, wanted: &Wanted) {
-        let facts = &entry.namespace.facts;
-        let same = |space: &Space| (space.inode, space.cookie) == (facts.inode, facts.cookie);
-        let buckets = known.filter(same).map(|space| space.buckets).unwrap_or_default();
-        let wanted = wanted.wants_of(&entry.id);
-        let space = Space { inode: facts.inode, cookie: facts.cookie, wanted, buckets };
-        let is_own = facts.inode == self.own.inode;
-        if is_own {
-            self.own = Space { buckets: self.own.buckets, ..space.clone() };
-        }
-        // It stays open until the number is noted: as long as it lives, the number is nobody else's.
-        let Some(namespace) = open(&parts.proc, &entry.namespace.access, facts.inode) else { return };
-        let number = match is_own {
-            true => self.numbers.of(namespace.as_fd()),
-            false => self.numbers.give(namespace.as_fd()),
-        };
-        self.hear_news();
-        match number {
-            Ok(Some(number)) => {
-                let subject = entry.namespace.subject;
-                self.known.insert(number, (subject, space));
-                self.by_subject.insert(subject, number);
-            }
-            Ok(None) => {}
-            Err(error) => self.complain(error),
-        }
-    }
-
-    fn complain(&mut self, error: NetlinkError) {
-        if self.problem != Some(error) {
-            tracing::warn!(%error, "a namespace has no number, so its connections are not heard of");
-            self.problem = Some(error);
-        }
-    }
-
-    /// Forgets the numbers of namespaces that are gone.
-    fn hear_news(&mut self) {
-        let (known, by_subject, picture) = (&mut self.known, &mut self.by_subject, &mut self.picture);
-        self.numbers.news(|news| match news {
-            News::Gone(number) => drop(known.remove(&number)),
-            News::Lost => {
-                known.clear();
-                by_subject.clear();
-                *picture = Arc::default();
-            }
-        });
-    }
-
-    fn tell(
-        &mut self,
-        nsid: Option<i32>,
-        flow: &Flow,
-        wanted: &Wanted,
-        now: u64,
-        parts: &Parts,
-        shared: &Shared,
-    ) {
-        let space = match nsid {
-            None => &mut self.own,
-            Some(nsid) => match self.known.get_mut(&nsid) {
-                Some((_, space)) => space,
-                None => {
-                    if self.looked.elapsed() > LOOK_AGAIN {
-                        (self.looked, self.picture) = (Instant::now(), Arc::default());
-                    }
-                    &mut self.unknown
-                }
-            },
-        };
-        if !space.wanted {
-            return;
-        }
-        shared.seen.fetch_add(1, Ordering::Relaxed);
-        let bucket = &mut space.buckets[flow.change as usize];
-        let Some(suppressed) = bucket.take(now, wanted.interval, wanted.tolerance) else {
-            shared.suppressed.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        let event = RawEvent {
-            decl: &conntrack::PROBE.events[flow.change as usize],
-            netns: space.inode,
-            cookie: space.cookie,
-            cgroup: 0,
-            time: now,
-            tuple: Some(flow.original),
-            process: None,
-            fields: fields(flow),
-            stack: vec![],
-            suppressed,
-        };
-        shared.submitted.fetch_add(1, Ordering::Relaxed);
-        parts.counts.received.fetch_add(1, Ordering::Relaxed);
-        parts.intake.put(Incoming { probe: conntrack::PROBE.name, event });
-    }
-}
-
 fn fields(flow: &Flow) -> Vec<(&'static str, Value)> {
     let mut fields = Vec::with_capacity(10);
     if let Some(state) = state(flow) {
@@ -551,23 +375,6 @@ fn fields(flow: &Flow) -> Vec<(&'static str, Value)> {
     fields
 }
 
-/// Opens a namespace, if it is still that one.
-fn open(proc: &Path, access: &Access, inode: u32) -> Option<OwnedFd> {
-    let through = |path: PathBuf| {
-        // A FIFO put there must not block.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-        rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_ino == u64::from(inode)).then_some(file)
-    };
-    let of_process = |pid: &i32| through(proc.join(pid.to_string()).join("ns/net"));
-    match access {
-        Access::Process(pid) => of_process(pid),
-        Access::Either(pid, path) => of_process(pid).or_else(|| through(path.clone())),
-        Access::Mount(path) => through(path.clone()),
-        Access::Held(namespace) => namespace.try_clone().ok(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -577,18 +384,6 @@ mod tests {
     fn options(changes: &[(&'static str, OptionValue)]) -> Options {
         let defaults = conntrack::PROBE.options.iter().map(|decl| (decl.name, option_default(decl)));
         defaults.chain(changes.iter().cloned()).collect()
-    }
-
-    #[test]
-    fn a_bucket_holds_to_the_rate_and_tells_what_it_withheld() {
-        let mut bucket = Bucket::default();
-        let mut take = |now| bucket.take(now, 10, 20);
-        assert_eq!([take(100), take(100), take(100)], [Some(0); 3]);
-        assert_eq!([take(100), take(105)], [None; 2]);
-        assert_eq!(take(110), Some(2));
-        assert_eq!(take(1000), Some(0));
-        let mut bucket = Bucket::default();
-        assert!((0..1000).all(|_| bucket.take(1, 0, 0) == Some(0)), "no limit");
     }
 
     #[test]

@@ -70,14 +70,15 @@ pub struct Incoming {
 /// Where the pump puts events.
 #[derive(Clone)]
 pub struct Intake {
-    queue: mpsc::SyncSender<Incoming>,
+    /// Of boxes: the room for all that may wait is taken at once.
+    queue: mpsc::SyncSender<Box<Incoming>>,
     counts: Arc<Counts>,
 }
 
 impl Intake {
     /// Hands an event over, or counts it as lost.
     pub fn put(&self, incoming: Incoming) {
-        if self.queue.try_send(incoming).is_err() {
+        if self.queue.try_send(Box::new(incoming)).is_err() {
             self.counts.overrun.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -146,7 +147,7 @@ impl Naming {
         }
     }
 
-    fn run(mut self, inbox: &mpsc::Receiver<Incoming>) {
+    fn run(mut self, inbox: &mpsc::Receiver<Box<Incoming>>) {
         loop {
             match self.next(inbox) {
                 Ok(incoming) => self.accept(incoming),
@@ -168,13 +169,14 @@ impl Naming {
     }
 
     /// The next event; at rest it sleeps until there is one.
-    fn next(&self, inbox: &mpsc::Receiver<Incoming>) -> Result<Incoming, mpsc::RecvTimeoutError> {
+    fn next(&self, inbox: &mpsc::Receiver<Box<Incoming>>) -> Result<Incoming, mpsc::RecvTimeoutError> {
         let look = self.unsettled.next_look().map(|at| at.saturating_duration_since(Instant::now()));
         let waiting = (!self.waiting.is_empty()).then_some(LOOK);
-        match waiting.into_iter().chain(look).min() {
+        let next = match waiting.into_iter().chain(look).min() {
             Some(limit) => inbox.recv_timeout(limit),
             None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-        }
+        };
+        next.map(|incoming| *incoming)
     }
 
     fn accept(&mut self, incoming: Incoming) {

@@ -13,7 +13,7 @@ use super::ring::{Ring, wait_until};
 use super::tasks::{Tasks, Tenant};
 use crate::hooks::{Known, Options};
 use libbpf_rs::libbpf_sys::{bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
 };
@@ -88,6 +88,16 @@ impl Settings {
 enum Command {
     Set(Settings, mpsc::SyncSender<()>),
     Stop,
+}
+
+/// What an object that counts by task is told.
+pub struct TaskSettings {
+    /// Number that its records carry.
+    pub probe: u16,
+    /// Inode of the host's network namespace.
+    pub host_netns: u32,
+    /// Process id of the daemon, whose threads visit other namespaces.
+    pub daemon: u32,
 }
 
 /// What an object's thread tells when it works.
@@ -223,6 +233,28 @@ impl Session {
             apply(&settings);
             let _ = done.send(());
         }
+    }
+
+    /// Runs an object that counts by task, and nothing else, until it is to be unloaded. `settle` puts what it is told into
+    /// its read-only data, whose type is its own.
+    pub fn count_tasks<'o, B: SkelBuilder<'o>>(
+        self,
+        builder: B,
+        storage: &'o mut MaybeUninit<OpenObject>,
+        settle: impl FnOnce(&mut B::Output, &TaskSettings),
+    ) -> Result<(), Refused> {
+        self.tracepoint("sched_process_exit")?;
+        self.task_storage()?;
+        let mut open = self.open(builder, storage)?;
+        let (probe, host_netns, daemon) = (self.number, self.host_netns(), std::process::id());
+        settle(&mut open, &TaskSettings { probe, host_netns, daemon });
+        let events = open.open_object_mut().maps_mut().find(|map| map.name() == "events");
+        self.share_ring(&mut events.ok_or_else(|| self.failed("find a map", "events"))?)?;
+        let skel = self.load(open)?;
+        let _links = self.attach(skel.object())?;
+        self.ready(skel.object(), "tp_btf", "counters")?;
+        self.serve(|_| {});
+        Ok(())
     }
 
     /// What an object has that counts by task.

@@ -1,12 +1,13 @@
 //! The event ring that all BPF objects write to, and the thread that empties it.
 
 use super::bpf::Refused;
+use crate::wake::Wake;
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::{MapHandle, MapType, RingBufferBuilder};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -55,7 +56,7 @@ pub struct Pump {
 
 #[derive(Debug)]
 struct Shared {
-    wake: OwnedFd,
+    wake: Arc<Wake>,
     stop: AtomicBool,
     progress: AtomicU64,
     received: AtomicU64,
@@ -66,7 +67,7 @@ impl Pump {
     /// a moment and it may panic, which ends the pump and is reported by [`Pump::stop`].
     pub fn start(ring: &Ring, sink: impl FnMut(&[u8]) + Send + 'static) -> io::Result<Pump> {
         let shared = Arc::new(Shared {
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Wake::new()?,
             stop: AtomicBool::new(false),
             progress: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -97,7 +98,7 @@ impl Pump {
     /// did not return within two seconds.
     pub fn stop(self) -> Result<(), String> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes()).map_err(|error| error.to_string())?;
+        self.shared.wake.wake();
         if !super::bpf::ended(&self.thread, Duration::from_secs(2)) {
             return Err("the consumer of the event ring hangs".to_owned());
         }
@@ -169,7 +170,7 @@ fn reuse(mut bytes: Vec<u8>, mut ends: Vec<usize>) -> Batch {
 
 fn wait(ring: &Ring, shared: &Shared) -> io::Result<()> {
     let map = ring.map().as_fd();
-    let mut fds = [PollFd::new(&map, PollFlags::IN), PollFd::new(&shared.wake, PollFlags::IN)];
+    let mut fds = [PollFd::new(&map, PollFlags::IN), PollFd::new(&*shared.wake, PollFlags::IN)];
     match poll(&mut fds, Some(&TICK)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),

@@ -204,6 +204,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "The module nf_conntrack_netlink, which the daemon does not load; Linux 5.10 has all but chaintoolong.",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "entries_by_state",

@@ -6,7 +6,6 @@ use crate::hooks::{Counters, Hooks, Known, no_events};
 use crate::kernel::bpf::{Refused, Session};
 use crate::sources::cgroups::CGROUP_CPU;
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
 use netskoop_bpf::cpu::CpuSkelBuilder;
 use std::mem::MaybeUninit;
 
@@ -85,6 +84,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "Files cpu.stat and cpu.pressure of the containers' cgroups; for time run and waited the BTF tracepoint sched_process_exit and the iterator over tasks, Linux 5.12.",
     default_on: false,
+    section: None,
     options: &[],
     families: &[&FAMILIES],
     events: &[],
@@ -92,21 +92,12 @@ pub static PROBE: Probe = Probe {
 };
 
 fn run(session: Session) -> Result<(), Refused> {
-    session.tracepoint("sched_process_exit")?;
-    session.task_storage()?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = session.open(CpuSkelBuilder::default(), &mut storage)?;
-    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-        rodata.probe = session.number();
-        rodata.host_netns = session.host_netns();
-        rodata.daemon = std::process::id();
-    }
-    session.share_ring(&mut open.maps.events)?;
-    let skel = session.load(open)?;
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", "counters")?;
-    session.serve(|_| {});
-    Ok(())
+    session.count_tasks(CpuSkelBuilder::default(), &mut storage, |open, told| {
+        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+            (rodata.probe, rodata.host_netns, rodata.daemon) = (told.probe, told.host_netns, told.daemon);
+        }
+    })
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {

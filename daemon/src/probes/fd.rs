@@ -17,6 +17,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Medium,
     needs: "/proc/<pid>/fd of all processes, for which the daemon needs CAP_SYS_PTRACE; how many there are is one call for each since Linux 6.2, and each socket one everywhere.",
     default_on: false,
+    section: None,
     options: &[
         OptionDecl {
             name: "sockets",

@@ -80,6 +80,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "A process in the namespace, through which it is held open until it has been read at its end; the counters of netdev, tcp, tcpext, udp and ip are shown under kind=\"gone\" where those probes are on.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE],
     events: &EVENTS,

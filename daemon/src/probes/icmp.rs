@@ -297,6 +297,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/snmp, and net/snmp6 for IPv6.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE, &TYPES],
     events: &[],

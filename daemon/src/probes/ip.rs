@@ -267,6 +267,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/snmp and net/netstat, and net/snmp6 for IPv6.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &INSPECTOR],
     events: &[],

@@ -212,6 +212,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Medium,
     needs: "The module ip_vs, which the daemon does not load.",
     default_on: false,
+    section: None,
     options: &[
         OptionDecl {
             name: "services",

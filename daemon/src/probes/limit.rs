@@ -61,6 +61,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/sys/net/ipv4 of the first network namespace, and what the probes of the limited things need; these must be on.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&USED],
     events: &[],

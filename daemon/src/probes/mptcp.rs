@@ -1,6 +1,6 @@
 //! Probe `mptcp`: what MPTCP counts.
 
-use crate::declare::{Cost, Family, Probe};
+use crate::declare::{Cost, Family, Probe, Section};
 use crate::facts::{Cells, Fact, cells, fact, native};
 use crate::sources::columns::NETSTAT;
 
@@ -419,6 +419,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/netstat of a kernel with MPTCP; it counts IPv4 and IPv6 together.",
     default_on: false,
+    section: Some(Section { file: "net/netstat", line: "MPTcpExt:", what: "MPTCP" }),
     options: &[],
     families: &[&NATIVE],
     events: &[],

@@ -132,6 +132,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "Netlink (RTM_GETNEIGHTBL, RTM_GETNEIGH), which every kernel has.",
     default_on: false,
+    section: None,
     options: &[OptionDecl {
         name: "by_state",
         kind: OptionType::Bool { default: false },

@@ -254,6 +254,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/dev.",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "per_interface",

@@ -26,6 +26,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "BTF tracepoint kfree_skb (reasons: Linux 5.17).",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "stack",

@@ -151,6 +151,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "RTM_GETQDISC of rtnetlink(7), asked inside each namespace. Interfaces without a queue (noqueue) are left out.",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "interfaces",

@@ -217,6 +217,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/sys/class/infiniband, and the module ib_core for resources; devices of the host's namespace.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE, &KUBESKOOP, &KUBESKOOP_MLX5, &KUBESKOOP_ERDMA],
     events: &[],

@@ -91,6 +91,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Medium,
     needs: "/proc/slabinfo, which only root may read and which takes the kernel a millisecond.",
     default_on: false,
+    section: None,
     options: &[],
     families: &[&NATIVE, &INSPECTOR],
     events: &[],

@@ -182,6 +182,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/sockstat, net/sockstat6 for IPv6, and /proc/sys/net/ipv4 for the limits.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE, &NATIVE_NODE, &LIMITS, &KUBESKOOP, &INSPECTOR],
     events: &[],

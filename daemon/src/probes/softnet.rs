@@ -137,6 +137,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/net/softnet_stat; it is one file for the node, so nothing of it is per namespace.",
     default_on: true,
+    section: None,
     options: &[OptionDecl {
         name: "per_cpu",
         kind: OptionType::Bool { default: false },

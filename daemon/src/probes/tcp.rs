@@ -102,6 +102,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/snmp; it counts IPv4 and IPv6 together.",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &INSPECTOR],
     events: &[],

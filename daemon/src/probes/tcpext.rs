@@ -558,6 +558,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/netstat; it counts IPv4 and IPv6 together.",
     default_on: true,
+    section: None,
     options: &[OptionDecl {
         name: "all",
         kind: OptionType::Bool { default: false },

@@ -24,6 +24,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10).",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "stack",

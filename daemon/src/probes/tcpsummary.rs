@@ -191,6 +191,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Medium,
     needs: "The kernel's tcp_diag, asked over netlink (sock_diag), and /proc/thread-self/net/sockstat inside the namespace.",
     default_on: true,
+    section: None,
     options: &[
         OptionDecl {
             name: "listeners",

@@ -1,6 +1,6 @@
 //! Probe `udplite`: the UDP-Lite MIBs of both IP versions.
 
-use crate::declare::{Cost, Family, Probe};
+use crate::declare::{Cost, Family, Probe, Section};
 use crate::facts::{Cells, Fact, cells, fact, native};
 use crate::sources::columns::SNMP;
 
@@ -75,6 +75,7 @@ pub static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "/proc/<pid>/net/snmp, and net/snmp6 for IPv6, of a kernel that still has the protocol.",
     default_on: false,
+    section: Some(Section { file: "net/snmp", line: "UdpLite:", what: "UDP-Lite" }),
     options: &[],
     families: &[&NATIVE],
     events: &[],

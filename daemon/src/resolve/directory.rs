@@ -18,7 +18,7 @@ use crate::sources::{Access, Target};
 use crate::table::Subject;
 use index::{Index, Spot};
 use netskoop_api::{Entity, EntityRef, Kind};
-use patch::Taken;
+pub(crate) use patch::Taken;
 use rustc_hash::{FxHashMap, FxHashSet};
 use slots::Slots;
 use std::net::IpAddr;
@@ -140,13 +140,11 @@ pub type Departed = (u64, Arc<EntityRef>);
 pub struct Directory {
     generation: u64,
     slots: Slots,
-    by_inode: FxHashMap<u32, Subject>,
+    by_inode: Arc<FxHashMap<u32, Subject>>,
     host: Option<Subject>,
     nobodys: Arc<Nobodys>,
     departed: Vec<Departed>,
     tenants: Arc<Tenants>,
-    /// Names that are in use.
-    taken: Taken,
     /// Made when the first event asks: most pictures are replaced before.
     index: OnceLock<Index>,
     /// How many namespaces have too many others beside them for each extra label.
@@ -164,11 +162,10 @@ impl Directory {
     ) -> Directory {
         let mut directory = Directory {
             generation,
-            by_inode: namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect(),
+            by_inode: Arc::new(namespaces.iter().map(|ns| (ns.facts.inode, ns.subject)).collect()),
             host: namespaces.iter().find(|ns| ns.facts.host).map(|ns| ns.subject),
             nobodys: Arc::new(Nobodys::new(labels)),
             departed,
-            taken: Taken::of(namespaces),
             ..Directory::default()
         };
         let mut newest_first: Vec<_> = namespaces.iter().collect();
@@ -548,7 +545,8 @@ mod tests {
             inodes.dedup();
             let now = |inode: &u32| (*inode, all.iter().find(|ns| ns.facts.inode == *inode));
             let built = Directory::build(&Directory::default(), birth, &all, vec![], &labels);
-            let next = before.patched(birth, inodes.iter().map(now), &[], &labels);
+            let mut taken = Taken::of(&was);
+            let next = before.patched(&mut taken, birth, inodes.iter().map(now), &[], &labels);
             patched += u32::from(next.is_some());
             before = next.unwrap_or_else(|| Directory::build(&before, birth, &all, vec![], &labels));
             let show = |picture: &Directory| -> Vec<String> {

@@ -5,6 +5,7 @@ mod crowd;
 mod files;
 mod hooks;
 mod join;
+mod mounts;
 mod status;
 mod survey;
 
@@ -12,18 +13,20 @@ pub use hooks::{KernelEvent, KernelWatch};
 use survey::file_name;
 
 use super::book::{Book, Key};
-use super::directory::{Directory, Namespace};
+use super::directory::{Directory, Namespace, Taken};
 use super::identity::{self, Facts};
 use super::labels::Labels;
 use super::{cgroup, scan};
 use crate::kernel::netns_cookie::cookie;
 use crate::kernel::netns_watch::Exits;
+use crate::wake::{Followers, Wake};
 use arc_swap::ArcSwap;
 use crowd::{Cgroups, Crowd};
 use join::Places;
+use mounts::Mounts;
 use netskoop_api::EntityRef;
 use rustc_hash::{FxHashMap, FxHashSet};
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -73,7 +76,8 @@ pub struct Watcher {
     directory: Arc<ArcSwap<Directory>>,
     changes: watch::Receiver<u64>,
     commands: mpsc::Sender<Command>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
+    followers: Arc<Followers>,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     health: Arc<Mutex<Health>>,
@@ -97,10 +101,11 @@ impl Watcher {
         let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
         let (publish, changes) = watch::channel(0);
         let (commands, inbox) = mpsc::channel();
-        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Wake::new()?;
+        let followers = Arc::new(Followers::default());
         let stop = Arc::new(AtomicBool::new(false));
         let waker = Arc::clone(&wake);
-        let book = Arc::new(Book::new(move || self::wake(&waker)));
+        let book = Arc::new(Book::new(move || waker.wake()));
         let health = Arc::new(Mutex::new(Health::default()));
         let sees_node_pids = scan::in_initial_pid_namespace();
         let mut worker = Worker {
@@ -110,19 +115,21 @@ impl Watcher {
             book: Arc::clone(&book),
             directory: Arc::clone(&directory),
             publish,
+            followers: Arc::clone(&followers),
             inbox,
             wake: Arc::clone(&wake),
             stop: Arc::clone(&stop),
             health: Arc::clone(&health),
             hooks: None,
             namespaces: FxHashMap::default(),
+            taken: Taken::default(),
             free: Vec::new(),
             births: 0,
             places: Places::default(),
             displaced: Vec::new(),
             crowds: FxHashMap::default(),
             at_home: Vec::new(),
-            mounts: FxHashMap::default(),
+            mounts: Mounts::default(),
             unfinished: Vec::new(),
             missing: 0,
             inotify: None,
@@ -154,7 +161,7 @@ impl Watcher {
         let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(work)?;
         first_scan.recv().map_err(|_| io::Error::other("the first scan failed"))?;
         let thread = Mutex::new(Some(thread));
-        Ok(Watcher { directory, changes, commands, wake, stop, thread, health, book })
+        Ok(Watcher { directory, changes, commands, wake, followers, stop, thread, health, book })
     }
 
     /// The picture now.
@@ -175,6 +182,11 @@ impl Watcher {
     /// Tells the generation of every new picture.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
+    }
+
+    /// Threads that look whenever there is a new picture. They are woken from the thread that made it.
+    pub fn followers(&self) -> &Arc<Followers> {
+        &self.followers
     }
 
     /// Passes on what a hook said.
@@ -217,7 +229,7 @@ impl Watcher {
 
     fn send(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            wake(&self.wake);
+            self.wake.wake();
         }
     }
 }
@@ -225,17 +237,12 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        wake(&self.wake);
+        self.wake.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
     }
-}
-
-fn wake(fd: &OwnedFd) {
-    // A full counter already wakes the reader.
-    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
 }
 
 /// Something to look at again.
@@ -252,12 +259,15 @@ struct Worker {
     book: Arc<Book>,
     directory: Arc<ArcSwap<Directory>>,
     publish: watch::Sender<u64>,
+    followers: Arc<Followers>,
     inbox: mpsc::Receiver<Command>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Wake>,
     stop: Arc<AtomicBool>,
     health: Arc<Mutex<Health>>,
     hooks: Option<Arc<dyn KernelWatch>>,
     namespaces: FxHashMap<u32, Arc<Namespace>>,
+    /// Names in the published picture.
+    taken: Taken,
     free: Vec<u32>,
     births: u64,
     places: Places,
@@ -267,7 +277,7 @@ struct Worker {
     /// Owners of processes in the node's own namespace, at the last scan.
     at_home: Vec<cgroup::CgroupOwner>,
     /// Files that lead to namespaces, at the last look.
-    mounts: FxHashMap<u32, Vec<PathBuf>>,
+    mounts: Mounts,
     /// Those of `/run/netns` that led nowhere yet.
     unfinished: Vec<PathBuf>,
     /// Namespaces that the hooks said were being made, less those that were found, since the last scan.
@@ -343,7 +353,7 @@ impl Worker {
         fds.extend(self.inotify.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         // An interrupted or failed poll only makes the round come early.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
-        let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+        self.wake.clear();
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -417,7 +427,7 @@ impl Worker {
         if let Some(pid) = member {
             self.crowds.entry(inode).or_default().add(&self.cgroups, pid);
         }
-        if member.is_some() || self.mounts.contains_key(&inode) {
+        if member.is_some() || !self.mounts.of(inode).is_empty() {
             self.changed |= self.look(inode, member);
         }
     }
@@ -527,7 +537,7 @@ impl Worker {
     /// What is known of a namespace with this leader; `None` if it is gone. A leader that stays is in the namespace that it
     /// was in, and so is a file that nobody has touched: only then the cookie is the one that is known.
     fn facts(&self, inode: u32, leader: Option<i32>) -> Option<Facts> {
-        let mut mounts = self.mounts.get(&inode).cloned().unwrap_or_default();
+        let mut mounts = self.mounts.of(inode).to_vec();
         let old = self.namespaces.get(&inode);
         let same_leader = old.filter(|ns| leader.is_some() && ns.facts.leader == leader);
         if same_leader.is_none() {

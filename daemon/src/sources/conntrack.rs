@@ -238,7 +238,7 @@ impl Source for Conntrack {
             late += u32::from(missing.states);
             Ok(())
         };
-        let report = each(&self.proc, Family::Netfilter, want, scratch, out, || (), visit);
+        let report = each(&self.proc, Family::Netfilter, want, scratch, out, || Ok(()), visit);
         Report { over_budget, late: report.late + late, ..report }
     }
 

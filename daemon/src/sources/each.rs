@@ -20,14 +20,15 @@ pub(super) struct Visit<'a> {
 }
 
 /// Calls `read` for each namespace of the job, with a socket made inside. `prepare` is called inside before, for files that
-/// show the namespace of whoever opens them. What was put into the tables is taken back where `read` fails.
+/// show the namespace of whoever opens them; where it finds nothing to ask for, no socket is made. What was put into the
+/// tables is taken back where one of them fails.
 pub(super) fn each<T>(
     proc: &Path,
     family: Family,
     want: &Want<'_>,
     scratch: &mut Scratch,
     out: &mut [Table],
-    mut prepare: impl FnMut() -> T,
+    mut prepare: impl FnMut() -> Result<T, ReadError>,
     mut read: impl FnMut(Visit<'_>, T, &mut [Table]) -> Result<(), ReadError>,
 ) -> Report {
     let mut report = Report::default();
@@ -47,21 +48,20 @@ pub(super) fn each<T>(
             report.late += total - index;
             break;
         }
-        let make = || (prepare(), Netlink::open(family));
+        let make = || {
+            let prepared = prepare()?;
+            let netlink = Netlink::open(family);
+            Ok((prepared, netlink.map_err(|error| failed("open", "a netlink socket".into(), error))?))
+        };
         let made = inside(root.as_fd(), target, home, want.beacon, make);
-        let done = made.and_then(|(prepared, netlink)| {
-            let mut netlink =
-                netlink.map_err(|error| End::Failed(failed("open", "a netlink socket".into(), error)))?;
+        let done = made.and_then(|made| {
+            let (prepared, mut netlink) = made.map_err(why)?;
             want.beacon.enter(target.subject, "netlink");
             let bytes = &mut scratch.bytes;
             let visit = Visit { target, netlink: &mut netlink, bytes };
             let done = read(visit, prepared, out);
             report.retries += netlink.take_retries();
-            done.map_err(|error| match error {
-                ReadError::Vanished => End::Vanished,
-                ReadError::Late => End::Late,
-                error => End::Failed(error),
-            })
+            done.map_err(why)
         });
         let Err(end) = done else {
             report.done += 1;
@@ -82,4 +82,12 @@ pub(super) fn each<T>(
     }
     want.beacon.leave();
     report
+}
+
+fn why(error: ReadError) -> End {
+    match error {
+        ReadError::Vanished => End::Vanished,
+        ReadError::Late => End::Late,
+        error => End::Failed(error),
+    }
 }

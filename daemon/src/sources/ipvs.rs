@@ -83,12 +83,16 @@ impl Ipvs {
     }
 
     /// The file of the namespace that the calling thread is in.
-    fn stats(&self) -> Result<Vec<u8>, Errno> {
+    fn stats(&self) -> Result<Vec<u8>, ReadError> {
         let path = self.proc.join("thread-self/net/ip_vs_stats");
-        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut text = Vec::new();
-        read_whole(file, Shape::OnePiece, &mut text)?;
-        Ok(text)
+        let read = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|file| read_whole(file, Shape::OnePiece, &mut text));
+        match read {
+            Ok(()) => Ok(text),
+            Err(Errno::NOENT) => Err(ReadError::Vanished),
+            Err(error) => Err(failed("read", "net/ip_vs_stats".into(), error)),
+        }
     }
 }
 
@@ -230,11 +234,7 @@ impl Source for Ipvs {
             return Report { not_here: Some(IP_VS.absence()), ..Report::default() };
         }
         let mut left_out = 0;
-        let visit = |inside: Visit<'_>, stats: Result<Vec<u8>, Errno>, out: &mut [Table]| {
-            let stats = stats.map_err(|error| match error {
-                Errno::NOENT => ReadError::Vanished,
-                error => failed("read", "net/ip_vs_stats".into(), error),
-            })?;
+        let visit = |inside: Visit<'_>, stats: Vec<u8>, out: &mut [Table]| {
             left_out += visit(inside, &stats, want, out)?;
             Ok(())
         };

@@ -201,7 +201,7 @@ impl Source for Neighbours {
             want,
             scratch,
             out,
-            || (),
+            || Ok(()),
             |mut visit, (), out| {
                 visit.netlink.stop_at(want.deadline);
                 census(&mut visit, out)

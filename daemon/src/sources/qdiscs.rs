@@ -179,7 +179,7 @@ impl Source for Qdiscs {
             want,
             scratch,
             out,
-            || (),
+            || Ok(()),
             |visit, (), out| {
                 forgotten += self.subject(visit, &patterns, want.columns, &mut found, out)?;
                 Ok(())

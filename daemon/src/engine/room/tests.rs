@@ -25,6 +25,7 @@ static PROBE: Probe = Probe {
     cost: Cost::Low,
     needs: "",
     default_on: true,
+    section: None,
     options: &[],
     families: &[&FAMILIES],
     events: &[],

@@ -13,8 +13,8 @@ const FEW: usize = 64;
 
 /// How many namespaces have a name, and how many a pod, by their hashes. Two that share a hash are taken for one name:
 /// then a picture is built that could have been patched.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Taken {
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
     names: FxHashMap<u64, u32>,
     pods: FxHashMap<u64, u32>,
 }
@@ -25,7 +25,8 @@ fn hashes(ns: &Namespace) -> (u64, u64) {
 }
 
 impl Taken {
-    pub(super) fn of(namespaces: &[Arc<Namespace>]) -> Taken {
+    /// Of a picture with these namespaces.
+    pub(crate) fn of(namespaces: &[Arc<Namespace>]) -> Taken {
         let map = || FxHashMap::with_capacity_and_hasher(namespaces.len() + FEW, FxBuildHasher);
         let mut taken = Taken { names: map(), pods: map() };
         // What belongs to nobody is shown under these names.
@@ -56,9 +57,10 @@ impl Taken {
 
 impl Directory {
     /// This picture with what is different in these namespaces, if that can be told from them alone. Of each its inode is
-    /// given, and what it is now.
+    /// given, and what it is now. `taken` is of this picture, and then of the one that is made; if none is, of neither.
     pub(crate) fn patched<'a>(
         &self,
+        taken: &mut Taken,
         generation: u64,
         changes: impl ExactSizeIterator<Item = (u32, Option<&'a Arc<Namespace>>)> + Clone,
         departed: &[Departed],
@@ -76,24 +78,28 @@ impl Directory {
         if all.any(|ns| ns.facts.host || ns.secondary || self.names_tenant(&ns.identity.name)) {
             return None;
         }
-        let mut taken = self.taken.clone();
         old.clone().try_for_each(|entry| taken.give_back(&entry.namespace))?;
         new.clone().try_for_each(|ns| taken.take(ns))?;
-        let (mut slots, mut by_inode) = (self.slots.clone(), self.by_inode.clone());
-        for ns in old.map(|entry| &entry.namespace) {
-            slots.set(ns.subject, None);
-            by_inode.remove(&ns.facts.inode);
+        let mut by_inode = Arc::clone(&self.by_inode);
+        let place = |ns: &Arc<Namespace>| (ns.facts.inode, ns.subject);
+        let before = old.clone().map(|entry| place(&entry.namespace));
+        if before.clone().ne(new.clone().map(place)) {
+            let by_inode = Arc::make_mut(&mut by_inode);
+            for (inode, _) in before {
+                by_inode.remove(&inode);
+            }
+            by_inode.extend(new.clone().map(place));
         }
+        let mut slots = self.slots.clone();
+        old.for_each(|entry| slots.set(entry.namespace.subject, None));
         for ns in new {
             let shown = self.known(ns, labels).map(|old| &*old.extra).unwrap_or_default();
             slots.set(ns.subject, Some(Arc::new(Entry::new(ns, true, true, labels, &mut guard, shown))));
-            by_inode.insert(ns.facts.inode, ns.subject);
         }
         Some(Directory {
             generation,
             slots,
             by_inode,
-            taken,
             host: self.host,
             nobodys: Arc::clone(&self.nobodys),
             departed: departed.to_vec(),

@@ -14,10 +14,13 @@ const SETTLES: Duration = Duration::from_secs(2);
 const MAX_PIDS: usize = 16_384;
 const MAX_OWNERS: usize = 4096;
 
-/// Reads the cgroups of processes. Those who look at a namespace ask for the same one several times in a row.
+/// Cgroups that are remembered for a round: those of the processes of one namespace or two.
+const MAX_REMEMBERED: usize = 16;
+
+/// Reads the cgroups of processes. Those who look at a namespace ask for the same ones several times.
 pub(super) struct Cgroups {
     proc: PathBuf,
-    last: RefCell<Option<(i32, Option<String>)>>,
+    last: RefCell<Vec<(i32, Option<String>)>>,
 }
 
 impl Cgroups {
@@ -28,15 +31,20 @@ impl Cgroups {
     /// The cgroup of a process, as it was when it was first asked for in this round.
     pub(super) fn of(&self, pid: i32) -> Option<String> {
         let mut last = self.last.borrow_mut();
-        if last.as_ref().is_none_or(|(known, _)| *known != pid) {
-            *last = Some((pid, scan::cgroup(&self.proc, pid)));
+        if let Some((_, path)) = last.iter().find(|(known, _)| *known == pid) {
+            return path.clone();
         }
-        last.as_ref().and_then(|(_, path)| path.clone())
+        let path = scan::cgroup(&self.proc, pid);
+        if last.len() >= MAX_REMEMBERED {
+            last.clear();
+        }
+        last.push((pid, path.clone()));
+        path
     }
 
     /// Another round begins: what was read may be different by now.
     pub(super) fn forget(&self) {
-        *self.last.borrow_mut() = None;
+        self.last.borrow_mut().clear();
     }
 }
 

@@ -63,9 +63,7 @@ impl Worker {
         files.dedup();
         if all || files.len() > MANY {
             files.extend(scan::files(&self.roots.netns));
-            files.extend(
-                self.mounts.values().flatten().filter(|file| file.starts_with(&self.roots.netns)).cloned(),
-            );
+            files.extend(self.mounts.files().filter(|file| file.starts_with(&self.roots.netns)).cloned());
             files.sort_unstable();
             files.dedup();
         }
@@ -83,12 +81,10 @@ impl Worker {
             if now.is_none() && file.is_file() {
                 self.unfinished(&file, tries);
             }
-            let leads =
-                |files: &Vec<PathBuf>| files.iter().any(|known| known.as_os_str() == file.as_os_str());
-            let before = self.mounts.iter().find(|(_, files)| leads(files)).map(|(inode, _)| *inode);
+            let before = self.mounts.inode(&file);
             touched.extend(before.into_iter().chain(now));
             if before != now {
-                self.moved(file, before, now);
+                self.mounts.set(file, now);
             }
         }
         touched.sort_unstable();
@@ -96,7 +92,7 @@ impl Worker {
         self.doubtful = true;
         for inode in touched {
             match self.living_member(inode) {
-                None if !self.mounts.contains_key(&inode) => self.scan_soon(),
+                None if self.mounts.of(inode).is_empty() => self.scan_soon(),
                 _ => self.refresh(inode),
             }
         }
@@ -109,23 +105,6 @@ impl Worker {
         if let Some(delay) = LOOK_AGAIN.get(tries) {
             self.unfinished.push(file.into());
             self.again.push((Instant::now() + *delay, Again::File { path: file.into(), tries }));
-        }
-    }
-
-    /// A file leads to another namespace than before.
-    fn moved(&mut self, file: PathBuf, before: Option<u32>, now: Option<u32>) {
-        if let Some(inode) = before
-            && let Some(files) = self.mounts.get_mut(&inode)
-        {
-            files.retain(|known| *known != file);
-            if files.is_empty() {
-                self.mounts.remove(&inode);
-            }
-        }
-        if let Some(inode) = now {
-            let files = self.mounts.entry(inode).or_default();
-            files.push(file);
-            files.sort_unstable();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Takes stock: looks at every process and every mount, gives namespaces their slots and names, and publishes the picture.
 
+use super::mounts::Mounts;
 use super::{Again, GRACE, LOOK_AGAIN, SHORT_GRACE, Worker};
 use crate::kernel::bpf::same_cookie;
 use crate::kernel::procfs::addresses;
 use crate::resolve::cgroup::CgroupOwner;
-use crate::resolve::directory::{Directory, Namespace};
+use crate::resolve::directory::{Directory, Namespace, Taken};
 use crate::resolve::identity::{self, Facts, Identity};
 use crate::resolve::scan;
 use crate::sources::Access;
@@ -12,7 +13,6 @@ use crate::table::Subject;
 use netskoop_api::Kind;
 use rustc_hash::FxHashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ impl Worker {
         };
         let mut files = scan::mounts(&self.roots.netns);
         files.extend(scan::all_mounts(&self.roots.proc));
-        self.mounts = by_inode(files);
+        self.mounts = Mounts::new(files);
         let mut health = self.health();
         (health.error, health.last_scan, health.hidden) = (None, Some(self.last_scan), hidden);
         drop(health);
@@ -58,7 +58,7 @@ impl Worker {
         self.at_home = self.owners_at_home();
         self.displace_ended();
         self.join_changed();
-        let mut inodes: Vec<u32> = members.keys().chain(self.mounts.keys()).copied().collect();
+        let mut inodes: Vec<u32> = members.keys().copied().chain(self.mounts.inodes()).collect();
         inodes.sort_unstable();
         inodes.dedup();
         (self.doubtful, self.scanning) = (true, true);
@@ -96,7 +96,7 @@ impl Worker {
     }
 
     fn remove_vanished(&mut self, members: &FxHashMap<u32, scan::Members>) -> bool {
-        let lives = |inode: &u32| members.contains_key(inode) || self.mounts.contains_key(inode);
+        let lives = |inode: &u32| members.contains_key(inode) || !self.mounts.of(*inode).is_empty();
         let gone: Vec<u32> = self.namespaces.keys().copied().filter(|inode| !lives(inode)).collect();
         gone.iter().for_each(|inode| self.remove(*inode));
         !gone.is_empty()
@@ -292,8 +292,10 @@ impl Worker {
             self.departed.iter().map(|(_, cookie, id)| (*cookie, Arc::clone(id))).collect();
         let before = self.directory.load_full();
         let changes = self.touched.iter().map(|inode| (*inode, self.namespaces.get(inode)));
-        let picture = before.patched(generation, changes, &departed, &self.labels).unwrap_or_else(|| {
+        let patched = before.patched(&mut self.taken, generation, changes, &departed, &self.labels);
+        let picture = patched.unwrap_or_else(|| {
             let namespaces: Vec<Arc<Namespace>> = self.namespaces.values().cloned().collect();
+            self.taken = Taken::of(&namespaces);
             Directory::build(&before, generation, &namespaces, departed, &self.labels)
         });
         self.touched.clear();
@@ -302,6 +304,7 @@ impl Worker {
         if grown > 0 {
             // Receivers may all be gone while the daemon stops.
             let _ = self.publish.send(generation);
+            self.followers.wake();
         }
     }
 }
@@ -320,17 +323,6 @@ fn is_new(old: Option<&Namespace>) -> bool {
 /// How long a namespace without a settled name waits for one.
 fn grace(identity: &Identity) -> Duration {
     if identity.kind == Kind::Unknown { SHORT_GRACE } else { GRACE }
-}
-
-/// Files by the namespace that they lead to, in the order of their names.
-pub(super) fn by_inode(mut files: Vec<(u32, PathBuf)>) -> FxHashMap<u32, Vec<PathBuf>> {
-    files.sort();
-    files.dedup();
-    let mut found: FxHashMap<u32, Vec<PathBuf>> = FxHashMap::default();
-    for (inode, path) in files {
-        found.entry(inode).or_default().push(path);
-    }
-    found
 }
 
 pub(super) fn file_name(path: &std::path::Path) -> String {

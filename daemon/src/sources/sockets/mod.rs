@@ -428,7 +428,7 @@ impl Source for Sockets {
         let budget = Duration::from_millis(self.milliseconds.load(Ordering::Relaxed));
         let mut job =
             Job { memory: &mut memory, wish, deadline: want.deadline, budget, late: 0, forgotten: 0 };
-        let prepare = || self.files.read(wish);
+        let prepare = || Ok(self.files.read(wish));
         let read = |visit: Visit<'_>, before, out: &mut [Table]| self.subject(visit, &mut job, before, out);
         let mut report = each(&self.proc, Family::SockDiag, want, scratch, out, prepare, read);
         report.done -= job.late;
