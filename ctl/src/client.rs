@@ -59,9 +59,10 @@ impl Client {
         Self { socket, timeout }
     }
 
-    /// The same with another limit.
-    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { socket: self.socket.clone(), timeout: Some(timeout) }
+    /// The same, perhaps with another socket, and with this limit unless the user has set one.
+    pub(crate) fn hasty(&self, socket: Option<PathBuf>, timeout: Duration) -> Self {
+        let socket = socket.unwrap_or_else(|| self.socket.clone());
+        Self { socket, timeout: self.timeout.or(Some(timeout)) }
     }
 
     /// Reads a document.

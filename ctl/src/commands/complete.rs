@@ -3,7 +3,6 @@
 
 use super::Context;
 use crate::args::{Cli, Format};
-use crate::client::Client;
 use crate::error::Error;
 use clap::{Arg, Command, CommandFactory};
 use serde_json::Value;
@@ -149,8 +148,7 @@ impl<'a> Place<'a> {
 }
 
 async fn ask(context: &Context<'_, '_>, socket: Option<PathBuf>, names: &Names) -> Vec<String> {
-    let client = socket.map(|socket| Client::new(socket, Some(PATIENCE)));
-    let client = client.unwrap_or_else(|| context.client.with_timeout(PATIENCE));
+    let client = context.client.hasty(socket, PATIENCE);
     let path = if *names == Names::Entities { "/v1/entities" } else { "/v1/probes" };
     let answer = client.get(path).await.and_then(|document| document.parse::<Value>());
     answer.map(|answer| found(&answer, names)).unwrap_or_default()
