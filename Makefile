@@ -4,7 +4,7 @@
 .PHONY: help run test test-kernels test-systemd test-packages lint docs bench deb rpm repo
 
 help: ## List the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 run: ## Build netskoopd (release) and run it in the foreground with built-in defaults
 	@tests/run.sh

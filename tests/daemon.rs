@@ -6,6 +6,9 @@
 
 mod support;
 
+/// Anomalies that the probes with hooks must tell of; for root.
+#[path = "cases/anomalies.rs"]
+mod anomalies;
 /// Pods of a real containerd: names, counters and events; for root.
 #[path = "cases/attribution.rs"]
 mod attribution;

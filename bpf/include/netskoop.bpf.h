@@ -7,11 +7,14 @@
 #define NETSKOOP_BPF_H
 
 #include "vmlinux.h"
+#include "core_fixes.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
-#define STACK_FRAMES 32
+/* As deep as a packet's way from send() through the loopback device to where it ends, and half as
+ * much again. */
+#define STACK_FRAMES 64
 
 /* A record of the ring starts with this; the stack, if there is one, is at its end. */
 struct event_head {
@@ -37,17 +40,20 @@ struct netns {
 	u64 cookie;
 };
 
-/* Before 5.12 the cookie is made on demand and is not a plain number. */
-static __always_inline struct netns netns_of(const struct net *net)
+static __always_inline struct netns netns_read(const struct net *net, bool typed)
 {
 	struct netns ns = {};
 
 	if (!net)
 		return ns;
-	ns.inum = net->ns.inum;
-	if (bpf_core_field_exists(net->net_cookie))
-		ns.cookie = net->net_cookie;
+	ns.inum = load(typed, net, ns.inum);
+	ns.cookie = cookie_of_net(net, typed);
 	return ns;
+}
+
+static __always_inline struct netns netns_of(const struct net *net)
+{
+	return netns_read(net, true);
 }
 
 /* How the loader sets the rate: one event per interval, and a burst worth of tolerance. */

@@ -8,9 +8,11 @@ pub mod config;
 #[cfg(test)]
 mod counting;
 pub mod declare;
+pub mod duration;
 pub mod engine;
 pub mod events;
 pub mod facts;
+pub mod flows;
 #[cfg(test)]
 mod gates;
 pub mod hooks;

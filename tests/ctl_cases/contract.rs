@@ -166,6 +166,7 @@ fn probe() -> ProbeInfo {
             lease_seconds: Some(597),
             last_collection_ns: Some(300_000),
             event_ns: Some(160),
+            bpf_cpu_ratio: Some(0.0125),
             stream: Some(stream()),
             programs: vec![41, 42],
         },

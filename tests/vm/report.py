@@ -40,7 +40,7 @@ def table(head, rows):
 def document(runs):
     print("# Kernels\n")
     print("Written by `make test-kernels`; do not edit. Each probe of netskoopd on stock Debian kernels: how it is attached or")
-    print("what it reads, and what it does not see there. Everything here was tried, over IPv4 and IPv6.\n")
+    print("what it reads, and what it does not see there. What was provoked in each of them stands below; the rest was only read.\n")
     notes = []
 
     def cell(way):
@@ -62,11 +62,9 @@ def document(runs):
     seen = []
     for name in names:
         told = [next((probe[2] for probe in run["probes"] if probe[0] == name), "") for run in runs]
-        for run, text in zip(runs, told):
-            if text and text != told[0] or text and run is runs[0]:
-                same = all(other == text for other in told)
-                where = "all" if same else run["name"]
-                seen.append([f"`{name}`", where, text.replace("|", "\\|")])
+        for text in dict.fromkeys(filter(None, told)):
+            where = [run["name"] for run, other in zip(runs, told) if other == text]
+            seen.append([f"`{name}`", "all" if len(where) == len(runs) else ", ".join(where), text.replace("|", "\\|")])
     print(table(["probe", "kernel", "seen"], seen))
     print("\n## Runs\n")
     print(table(["kernel", "seconds, emulated"], [[run["release"], str(run["seconds"])] for run in runs]))

@@ -224,6 +224,9 @@ fn option_value(decl: &OptionDecl, value: &Value<'_>) -> Result<OptionValue, Fau
             let number = integer(value.get_ref()).ok_or_else(mismatch)?;
             OptionValue::Integer(u64::try_from(number).map_err(|_| mismatch())?)
         }
+        OptionType::Duration { .. } => {
+            OptionValue::Text(value.get_ref().as_str().ok_or_else(mismatch)?.to_owned())
+        }
         OptionType::List { what, check, .. } => {
             let array = value.get_ref().as_array().ok_or_else(mismatch)?;
             OptionValue::List(each(array, |element| match element.as_str() {

@@ -5,13 +5,13 @@
 
 mod atomic;
 mod check;
-mod duration;
 mod effective;
 mod errors;
 mod import;
 mod keys;
 mod labels;
 mod options;
+mod percent;
 mod sockets;
 mod source;
 mod state;
@@ -21,13 +21,14 @@ mod testing;
 
 pub mod dropin;
 
+pub use crate::duration::{format_duration, parse_duration};
 pub use check::find_probe;
-pub use duration::{format_duration, parse_duration};
 pub use effective::{Effective, Layer, effective};
 pub use errors::{ConfigError, ConfigErrors};
 pub use import::import;
 pub use keys::{KEYS, Key, KeyKind};
 pub use options::{check_option, expected, option_default, option_kind, option_range, parse_option};
+pub use percent::{format_percent, parse_percent};
 pub use state::{Lease, Override, ProbeOverrides, State};
 pub use suggest::closest;
 
@@ -84,6 +85,8 @@ pub struct Config {
     pub event_rate: u32,
     /// How many may come at once.
     pub event_burst: u32,
+    /// Part of one CPU that the BPF programs of one probe may take, in hundredths of a percent; 0 for any.
+    pub bpf_cpu: u32,
     /// Root of procfs.
     pub proc: PathBuf,
     /// Root of sysfs.
@@ -142,6 +145,7 @@ impl Default for Config {
             history: 8192,
             event_rate: 50,
             event_burst: 200,
+            bpf_cpu: 200,
             proc: "/proc".into(),
             sys: "/sys".into(),
             run: "/run".into(),

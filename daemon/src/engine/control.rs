@@ -91,6 +91,12 @@ impl Engine {
         if change.enabled == Some(true) {
             let failed = self.start(probe, &wanted).await.err().filter(|_| !does_without_hooks(probe));
             failed.map_or(Ok(()), |problem| Err(ChangeError::NotAvailable(problem.sentence)))?;
+            // Also one that would have been tried again later works now.
+            let mut slots = self.slots();
+            slots
+                .iter_mut()
+                .filter(|slot| slot.probe.name == probe.name)
+                .for_each(|slot| slot.problem = None);
         }
         if let Err(error) = self.store(probe, &mut state, &change, &keep) {
             self.apply(&state).await;

@@ -78,6 +78,13 @@ impl Features {
         found.ok_or_else(|| Refused::NotHere(format!("this kernel has no tracepoint {name}")))
     }
 
+    /// For tests: as if a tracepoint had another number of arguments, as on another kernel.
+    #[cfg(test)]
+    pub fn pretend(mut self, tracepoint: &str, arguments: u8) -> Features {
+        self.tracepoints.insert(tracepoint.to_owned(), arguments);
+        self
+    }
+
     /// Whether programs of any sort can keep something for each task, or why not.
     pub fn task_storage(&self) -> Result<(), Refused> {
         let sentence = "before Linux 5.12 BPF programs cannot remember anything of a task";
