@@ -29,12 +29,35 @@ fn main() -> Result<(), Box<dyn Error>> {
             .clang_args(["-I", include, "-mcpu=v3", "-Wall", "-Werror"])
             .build_and_generate(&skeleton)
             .map_err(|error| format!("{name}.bpf.c: {error:#}"))?;
+        compile_for_arm64(&here, &out, &clang, include, &name)?;
         writeln!(modules, "/// Skeleton of `{name}.bpf.c`.\npub mod {name} {{ include!({skeleton:?}); }}")?;
     }
     fs::write(out.join("skeletons.rs"), modules)?;
     // The directory itself, so that a new file is noticed.
     println!("cargo::rerun-if-changed={}", here.display());
     println!("cargo::rerun-if-env-changed=NETSKOOP_CLANG");
+    Ok(())
+}
+
+/// What is loaded is the same for all processors, but a program can be written so that it holds for x86 only: whoever
+/// develops is told so at once. Releases do not need it.
+fn compile_for_arm64(
+    here: &Path,
+    out: &Path,
+    clang: &Path,
+    include: &str,
+    name: &str,
+) -> Result<(), Box<dyn Error>> {
+    if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        return Ok(());
+    }
+    SkeletonBuilder::new()
+        .source(here.join(format!("{name}.bpf.c")))
+        .obj(out.join(format!("{name}.arm64.bpf.o")))
+        .clang(clang)
+        .clang_args(["-I", include, "-mcpu=v3", "-Wall", "-Werror", "-D__TARGET_ARCH_arm64"])
+        .build()
+        .map_err(|error| format!("{name}.bpf.c for arm64: {error:#}"))?;
     Ok(())
 }
 

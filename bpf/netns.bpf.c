@@ -35,7 +35,11 @@ struct {
 	__type(value, struct known_netns);
 } known SEC(".maps");
 
-/* One bucket for all namespaces: there would be no end of them. */
+/*
+ * Without a task it is the current one, which 5.10 has no typed pointer to: 3ca1032ab7ab ("bpf:
+ * Implement get_current_task_btf and RET_PTR_TO_BTF_ID", 5.11). One bucket for all namespaces:
+ * there would be no end of them.
+ */
 static __always_inline bool submit(void *ctx, u16 kind, struct netns netns,
 				   const struct task_struct *task, struct stats *st)
 {
@@ -46,9 +50,14 @@ static __always_inline bool submit(void *ctx, u16 kind, struct netns netns,
 		return false;
 	e->netns = netns.inum;
 	e->cookie = netns.cookie;
-	e->pid = task->tgid;
 	/* The process may be gone before user space can ask for its name. */
-	__builtin_memcpy(e->comm, task->comm, sizeof(e->comm));
+	if (task) {
+		e->pid = task->tgid;
+		__builtin_memcpy(e->comm, task->comm, sizeof(e->comm));
+	} else {
+		e->pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(e->comm, sizeof(e->comm));
+	}
 	event_submit(e, st);
 	return true;
 }
@@ -135,6 +144,6 @@ int on_percpu_alloc(u64 *ctx)
 		return 0;
 	st = stats_here();
 	if (st)
-		submit(ctx, CREATED, none, bpf_get_current_task_btf(), st);
+		submit(ctx, CREATED, none, 0, st);
 	return 0;
 }

@@ -2,6 +2,7 @@
 /* Packets that the kernel threw away, and why. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "flows.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,14 +40,14 @@ struct packetloss_options {
 	u64 ignore_reasons[REASON_WORDS]; /* bit set: no event for this reason */
 	struct range ignore[RANGES];	  /* no event for a packet freed from here */
 	u8 stack;
+	u8 flows;
 };
 
 /* Only for its type, which user space takes over from here. */
 const volatile struct packetloss_event anchor = {};
 
-/* Arguments that the tracepoint gained over the years. */
-const volatile bool has_reason = false;
-const volatile bool has_rx_sk = false;
+/* Number of arguments of kfree_skb. */
+const volatile u8 arguments = 0;
 /* What is counted instead of a reason for a packet that a socket in TIME_WAIT has dealt with. */
 const volatile u32 in_time_wait = 0;
 
@@ -74,14 +75,9 @@ static __always_inline bool is_ignored(u32 reason, u64 location)
 	return false;
 }
 
-/* Reasons are numbered anew with each kernel, so the loader fills in the running one's numbers. */
-#define is_reason(reason, name)                                                                    \
-	(bpf_core_enum_value_exists(enum skb_drop_reason, name) &&                                 \
-	 (reason) == bpf_core_enum_value(enum skb_drop_reason, name))
-
 static __always_inline bool is_no_drop(u32 reason)
 {
-	return is_reason(reason, SKB_NOT_DROPPED_YET) || is_reason(reason, SKB_CONSUMED);
+	return is_drop_reason(reason, SKB_NOT_DROPPED_YET) || is_drop_reason(reason, SKB_CONSUMED);
 }
 
 /*
@@ -105,13 +101,25 @@ static __always_inline u64 cgroup_here(const struct sock *sk, const struct netns
 	return netns_of_sock(sk).inum == here->inum ? cgroup_of_sock(sk) : 0;
 }
 
+/* Not inlined, since it is long and called from two places. */
+static __noinline int tuple_of_packet(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+{
+	const struct sock *sk = skb->sk;
+
+	tuple_of_skb(skb, protocol, t);
+	if (!t->family && !protocol && sk)
+		tuple_of_sock(sk, t, false);
+	return 0;
+}
+
 SEC("tp_btf/kfree_skb")
 int on_kfree_skb(u64 *ctx)
 {
 	const struct sk_buff *skb = (void *)ctx[0];
 	const struct sock *sk = skb->sk;
 	u64 location = ctx[1];
-	u32 reason = has_reason ? ctx[2] : 0;
+	const struct sock *rx_sk = kfree_skb_rx_sk(ctx, arguments);
+	u32 reason = kfree_skb_reason(ctx, arguments);
 	u16 protocol = bpf_ntohs(skb->protocol), segments;
 	struct packetloss_value *value, zero = {};
 	struct stats *st = stats_here();
@@ -120,14 +128,12 @@ int on_kfree_skb(u64 *ctx)
 	struct netns netns = {};
 	struct tuple t = {};
 
-	if (!st || !is_packet(sk, protocol) || (has_reason && is_no_drop(reason)))
+	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
 		return 0;
-	if (has_rx_sk) {
-		const struct sock *rx_sk = (void *)ctx[3];
-
+	if (rx_sk) {
 		netns = netns_of_sock(rx_sk);
-		if (rx_sk && rx_sk->__sk_common.skc_state == TCP_TIME_WAIT &&
-		    is_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
+		if (rx_sk->__sk_common.skc_state == TCP_TIME_WAIT &&
+		    is_drop_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
 			reason = in_time_wait;
 	}
 	if (!netns.inum)
@@ -146,15 +152,19 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
+	if (options.flows) {
+		tuple_of_packet(skb, protocol, &t);
+		count_flow(netns, &t, segments, st);
+	}
 	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_here(sk, &netns);
-	if (has_rx_sk && !e->head.cgroup)
-		e->head.cgroup = cgroup_here((void *)ctx[3], &netns);
-	tuple_of_skb(skb, protocol, &t);
-	if (!t.family && !protocol && sk)
-		tuple_of_sock(sk, &t, false);
+	if (rx_sk && !e->head.cgroup)
+		e->head.cgroup = cgroup_here(rx_sk, &netns);
+	/* In a storm most events are withheld before their addresses are looked for. */
+	if (!options.flows)
+		tuple_of_packet(skb, protocol, &t);
 	e->tuple = t;
 	e->location = location;
 	e->reason = reason;

@@ -2,6 +2,7 @@
 /* TCP resets, sent and received. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -34,8 +35,14 @@ struct tcpreset_options {
 /* Only for its type, which user space takes over from here. */
 const volatile struct tcpreset_event anchor = {};
 
-/* Newer kernels say why: the tracepoint then has a third argument. */
-const volatile bool has_reason = false;
+/* Number of arguments of tcp_send_reset. */
+const volatile u8 arguments = 0;
+
+/* Whether other programs than that of tcp_send_reset tell of resets without a socket. */
+const volatile bool no_socket_elsewhere = false;
+
+/* Number of arguments of kfree_skb. */
+const volatile u8 kfree_skb_arguments = 0;
 
 struct tcpreset_options options = {};
 
@@ -101,7 +108,7 @@ int on_send_reset(u64 *ctx)
 {
 	const struct sock *sk = (void *)ctx[0];
 	const struct sk_buff *skb = (void *)ctx[1];
-	u32 reason = has_reason ? ctx[2] : 0, cause = NO_SOCKET;
+	u32 reason = tcp_send_reset_reason(ctx, arguments), cause = NO_SOCKET;
 	u8 state = sk ? sk->__sk_common.skc_state : 0;
 	struct tuple t = {.proto = 6};
 	bool in_task = false;
@@ -115,6 +122,8 @@ int on_send_reset(u64 *ctx)
 		if (sk && is_full(state)) {
 			kind = PROCESS;
 			cause = BY_SOCKET;
+		} else if (no_socket_elsewhere) {
+			return 0;
 		}
 	} else {
 		if (!sk)
@@ -131,6 +140,61 @@ int on_send_reset(u64 *ctx)
 		in_task = is_full(state) && sk->sk_lock.owned;
 	}
 	return reset(ctx, sk, netns, kind, cause, &t, state, reason, in_task);
+}
+
+/*
+ * Where tcp_send_reset says nothing of them, resets without a socket are seen where they are made.
+ * A packet that is a reset itself is never answered.
+ */
+static __always_inline int answered(void *ctx, const struct sock *sk, const struct sk_buff *skb,
+				    bool typed)
+{
+	u8 state = sk ? load(typed, sk, __sk_common.skc_state) : 0;
+	struct tuple t = {.proto = 6};
+
+	if ((sk && is_full(state)) || tcp_head_of_skb(skb, typed).flags & RST_FLAG)
+		return 0;
+	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &t, typed);
+	tuple_reverse(&t);
+	return reset(ctx, 0, netns_of_skb_at(skb, typed), NOSOCK, NO_SOCKET, &t, state, 0, false);
+}
+
+SEC("fentry/tcp_v4_send_reset")
+int fentry_v4(u64 *ctx)
+{
+	return answered(ctx, (void *)ctx[0], (void *)ctx[1], true);
+}
+
+SEC("fentry/tcp_v6_send_reset")
+int fentry_v6(u64 *ctx)
+{
+	return answered(ctx, (void *)ctx[0], (void *)ctx[1], true);
+}
+
+SEC("kprobe/tcp_v4_send_reset")
+int kprobe_v4(struct pt_regs *ctx)
+{
+	return answered(ctx, (void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
+}
+
+SEC("kprobe/tcp_v6_send_reset")
+int kprobe_v6(struct pt_regs *ctx)
+{
+	return answered(ctx, (void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), false);
+}
+
+/* The next best: the packet that was answered is freed for the reason that there is no socket. */
+SEC("tp_btf/kfree_skb")
+int on_no_socket(u64 *ctx)
+{
+	const struct sk_buff *skb = (void *)ctx[0];
+	u16 protocol = bpf_ntohs(skb->protocol);
+	struct tuple t = {};
+
+	if (!is_drop_reason(kfree_skb_reason(ctx, kfree_skb_arguments), SKB_DROP_REASON_NO_SOCKET))
+		return 0;
+	tuple_of_skb(skb, protocol, &t);
+	return t.proto == 6 ? answered(ctx, 0, skb, true) : 0;
 }
 
 SEC("tp_btf/tcp_receive_reset")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# `check.sh lint test`: what CI runs. Quiet where all is well; the lines of cargo test are shown; a summary at the end.
+# `check.sh lint test kernel`: what CI runs. Quiet where all is well; the lines of cargo test are shown; a summary at the end.
 #
 # What cannot run says SKIP and why. With CI=true something that is merely not installed is a failure: tests see
 # NETSKOOP_NO_SKIP=1. Tests that skip append "name: reason" to the file $NETSKOOP_SKIPS, because cargo hides the output
@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck .ci/run tests/*.sh tests/bench/run.sh
+		step "shellcheck" shellcheck --severity=warning -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi
@@ -68,14 +68,34 @@ lint_unit() {
 		return
 	fi
 	sed "s,^ExecStart=[^ ]*,ExecStart=$(command -v true)," systemd/netskoopd.service >"$work/netskoopd.service"
+	cp systemd/netskoopd.socket "$work/"
 	step "systemd unit" unit_is_clean
 }
 
 # systemd-analyze warns about unknown settings and still ends with 0.
 unit_is_clean() {
-	systemd-analyze verify --man=no "$work/netskoopd.service" >"$work/unit" 2>&1
+	systemd-analyze verify --man=no "$work/netskoopd.service" "$work/netskoopd.socket" >"$work/unit" 2>&1
 	# Findings about other units of the machine are none of our business.
-	! grep 'netskoopd\.service' "$work/unit"
+	! grep 'netskoopd\.\(service\|socket\)' "$work/unit"
+}
+
+# What users install is built, and then installed by the tests.
+package() {
+	if ! command -v dpkg-buildpackage >/dev/null; then
+		skip "make deb" "this is no Debian"
+		return
+	fi
+	step "make deb" packaging/deb/build.sh
+}
+
+# The same for dnf, and the tests of both.
+packages() {
+	local out=${CARGO_TARGET_DIR:-target}/package
+	package
+	step "make rpm" packaging/rpm/build.sh
+	step "reproducible" packaging/reproduce.sh
+	step "dnf into a directory" tests/packages/rpm.sh "$out"/netskoop-*.rpm "$out/rpm/stage"
+	step "apt and dnf" env NETSKOOP_TEST_RPM=1 cargo test --locked -p netskoopd --test daemon -- packages
 }
 
 tests() {
@@ -90,12 +110,38 @@ tests() {
 	fi
 }
 
-tests/setup.sh test || exit 1
+# Only what needs a real systemd.
+systemd() {
+	step "systemd" cargo test --locked -p netskoopd --test daemon -- systemd::
+}
+
+# One kernel with kprobes, trampolines and modules, which the machine of CI has not.
+kernel() {
+	local start=$SECONDS code=0
+	tests/vm/kernels.sh 6.1 >"$work/log" 2>&1 </dev/null || code=$?
+	if [ $code = 0 ]; then
+		echo "ok    kernel 6.1 ($((SECONDS - start)) s)"
+		step "kernel lab" tests/vm/selftest.sh
+	elif [ $code = 77 ] && [ "${CI:-}" != true ]; then
+		skip "kernel 6.1" "$(tail -1 "$work/log")"
+	else
+		cat "$work/log"
+		echo "FAIL  kernel 6.1"
+		failed+=("kernel 6.1")
+	fi
+}
+
+level="test"
+[[ " $* " != *" packages "* ]] || level=packages
+tests/setup.sh $level || exit 1
 for part in "${@:-lint}"; do
 	case $part in
 	lint) lint ;;
-	test) tests ;;
-	*) echo "check.sh knows lint and test, not $part" >&2 && exit 2 ;;
+	test) package; tests ;;
+	systemd) systemd ;;
+	kernel) kernel ;;
+	packages) packages ;;
+	*) echo "check.sh knows lint, test, systemd, kernel and packages, not $part" >&2 && exit 2 ;;
 	esac
 done
 

@@ -6,6 +6,9 @@
 
 mod support;
 
+/// Anomalies that the probes with hooks must tell of; for root.
+#[path = "cases/anomalies.rs"]
+mod anomalies;
 /// Pods of a real containerd: names, counters and events; for root.
 #[path = "cases/attribution.rs"]
 mod attribution;
@@ -30,6 +33,9 @@ mod golden;
 /// What is told of namespaces that have ended; for root.
 #[path = "cases/gone.rs"]
 mod gone;
+/// What runs inside each kernel of the lab.
+#[path = "cases/lab/mod.rs"]
+mod lab;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
@@ -39,6 +45,12 @@ mod lifecycle;
 /// Neighbours of real namespaces, and the tables that they share; for root.
 #[path = "cases/neigh.rs"]
 mod neigh;
+/// The Debian package, installed from a repository on a little node with systemd; for root.
+#[path = "cases/packages.rs"]
+mod packages;
+/// The RPM package, installed with dnf on a little Debian that has it; for root and `make test-packages`.
+#[path = "cases/packages_rpm.rs"]
+mod packages_rpm;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs what is missing for `setup.sh build` (compile and run) or `setup.sh test` (also test and measure).
+# Installs what is missing for `setup.sh build` (compile and run), `setup.sh package` (also pack a .deb), `setup.sh rpm`
+# (pack an .rpm), `setup.sh test` (compile, pack a .deb, test and measure) or `setup.sh packages` (all of it).
 # Nothing is installed, and no package manager is called, if everything is there. No service is ever started by it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +8,7 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# One requirement a line: what for, the check, the Debian package, the Fedora package. A check and not a package query,
+# One requirement a line: what for, the check, the Debian package, the Fedora package (-: done on Debian only). A check and not a package query,
 # because a compiler from elsewhere is as good.
 requirements() {
 	cat <<-'END'
@@ -19,6 +20,20 @@ requirements() {
 		build|header zlib.h|zlib1g-dev|zlib-devel
 		build|some_clang|clang|clang
 		build|command -v protoc|protobuf-compiler|protobuf-compiler
+		package|command -v mmdebstrap|mmdebstrap|mmdebstrap
+		package|command -v objdump|binutils|binutils
+		package|command -v dpkg-buildpackage|dpkg-dev|-
+		package|command -v dh|debhelper|-
+		package|command -v apt-ftparchive|apt-utils|-
+		package|command -v gpg|gnupg|gnupg2
+		package|command -v lintian|lintian|-
+		rpm|command -v mmdebstrap|mmdebstrap|mmdebstrap
+		rpm|command -v objdump|binutils|binutils
+		rpm|command -v rpmbuild|rpm|rpm-build
+		rpm|command -v createrepo_c|createrepo-c|createrepo_c
+		rpm|command -v gpg|gnupg|gnupg2
+		rpm|command -v rpmlint|rpmlint|rpmlint
+		rpm|command -v dnf|dnf|dnf
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
 		test|command -v conntrack|conntrack|conntrack-tools
@@ -26,10 +41,10 @@ requirements() {
 		test|command -v python3|python3|python3
 		test|command -v jq|jq|jq
 		test|command -v strace|strace|strace
+		test|command -v shellcheck|shellcheck|ShellCheck
 		test|command -v unshare|util-linux|util-linux
 		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
 		test|command -v systemd-nspawn|systemd-container|systemd-container
-		test|command -v mmdebstrap|mmdebstrap|mmdebstrap
 		test|cni_plugins|containernetworking-plugins|containernetworking-plugins
 		test|command -v dockerd|docker.io|moby-engine
 		test|command -v docker|docker-cli/docker.io|docker-cli/moby-engine
@@ -39,6 +54,12 @@ requirements() {
 		test|command -v runc|runc|runc
 		test|static_busybox|busybox-static|busybox
 		test|command -v clang-format|clang-format|clang-tools-extra
+		test|command -v qemu-system-x86_64|qemu-system-x86|qemu-system-x86-core
+		test|command -v mke2fs|e2fsprogs|e2fsprogs
+		test|command -v modprobe|kmod|kmod
+		test|command -v cpio|cpio|cpio
+		test|command -v xz|xz-utils|xz
+		test|command -v zstd|zstd|zstd
 	END
 }
 
@@ -107,11 +128,24 @@ without_services() {
 	return $status
 }
 
+# What a level needs besides its own.
+levels() {
+	case $1 in
+	build) echo build ;;
+	package) echo build package ;;
+	rpm) echo build rpm ;;
+	test) echo build package test ;;
+	packages) echo build package rpm test ;;
+	*) echo "setup.sh knows build, package, rpm, test and packages, not $1" >&2 && exit 2 ;;
+	esac
+}
+
 # The names of the missing packages, for the level $1 and the column $2.
 missing() {
 	local level check deb rpm
 	while IFS='|' read -r level check deb rpm; do
-		[ "$level" = build ] || [ "$1" = test ] || continue
+		[[ " $(levels "$1") " == *" $level "* ]] || continue
+		[ "$2" = deb ] || [ "$rpm" != - ] || continue
 		# The checks are the words of the table above.
 		$check >/dev/null 2>&1 || if [ "$2" = deb ]; then echo "$deb"; else echo "$rpm"; fi
 	done < <(requirements)
@@ -136,7 +170,7 @@ install_packages() {
 		quietly apt-get update
 		mapfile -t packages < <(existing "${packages[@]}" | sort -u)
 		DEBIAN_FRONTEND=noninteractive without_services \
-			quietly apt-get install -y --no-install-recommends "${packages[@]}"
+			quietly apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${packages[@]}"
 	elif command -v dnf >/dev/null; then
 		need_root "dnf install ${packages[*]%%/*}"
 		echo "installing ${packages[*]}"
@@ -206,6 +240,6 @@ get_prometheus() {
 PATH=$PATH:${HOME:-/root}/.cargo/bin
 install_packages "${1:-build}"
 check_rust
-if [ "${1:-build}" = test ]; then
+if [[ ${1:-build} == test || ${1:-build} == packages ]]; then
 	get_prometheus
 fi

@@ -7,11 +7,14 @@
 #define NETSKOOP_BPF_H
 
 #include "vmlinux.h"
+#include "core_fixes.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
-#define STACK_FRAMES 32
+/* As deep as a packet's way from send() through the loopback device to where it ends, and half as
+ * much again. */
+#define STACK_FRAMES 64
 
 /* A record of the ring starts with this; the stack, if there is one, is at its end. */
 struct event_head {
@@ -37,17 +40,20 @@ struct netns {
 	u64 cookie;
 };
 
-/* Before 5.12 the cookie is made on demand and is not a plain number. */
-static __always_inline struct netns netns_of(const struct net *net)
+static __always_inline struct netns netns_read(const struct net *net, bool typed)
 {
 	struct netns ns = {};
 
 	if (!net)
 		return ns;
-	ns.inum = net->ns.inum;
-	if (bpf_core_field_exists(net->net_cookie))
-		ns.cookie = net->net_cookie;
+	ns.inum = load(typed, net, ns.inum);
+	ns.cookie = cookie_of_net(net, typed);
 	return ns;
+}
+
+static __always_inline struct netns netns_of(const struct net *net)
+{
+	return netns_read(net, true);
 }
 
 /* How the loader sets the rate: one event per interval, and a burst worth of tolerance. */
@@ -156,23 +162,33 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 /*
  * Reserves a record of `size` bytes, or of `size` and a stack. The empty asm keeps the compiler
  * from making one call with a variable size of the two: the verifier wants a constant.
+ *
+ * Each of the two calls is followed by the one question whether there is a record. Verifiers that
+ * do not take a checked record for one (reg_not_null() without PTR_TO_MEM, as in 5.10 and 6.1)
+ * would walk both ways again at a second question, and find a record that is never submitted.
  */
-#define reserve(size, with_stack)                                                                  \
+#define reserve(size, with_stack, st)                                                              \
 	({                                                                                         \
 		struct event_head *__head;                                                         \
 		if (with_stack) {                                                                  \
 			__head = bpf_ringbuf_reserve(&events, (size) + STACK_FRAMES * sizeof(u64), \
 						     0);                                           \
-			if (__head)                                                                \
+			if (__head) {                                                              \
 				__head->stack_bytes =                                              \
 					bpf_get_stack(ctx, (void *)__head + (size),                \
 						      STACK_FRAMES * sizeof(u64), 0);              \
-			asm volatile("" ::: "memory");                                             \
+				asm volatile("" ::: "memory");                                     \
+			} else {                                                                   \
+				count(st, ring_full);                                              \
+			}                                                                          \
 		} else {                                                                           \
 			__head = bpf_ringbuf_reserve(&events, size, 0);                            \
-			if (__head)                                                                \
+			if (__head) {                                                              \
 				__head->stack_bytes = 0;                                           \
-			asm volatile("" ::: "memory");                                             \
+				asm volatile("" ::: "memory");                                     \
+			} else {                                                                   \
+				count(st, ring_full);                                              \
+			}                                                                          \
 		}                                                                                  \
 		__head;                                                                            \
 	})
@@ -187,11 +203,8 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 		u64 __now = bpf_ktime_get_ns();                                                    \
 		u32 __suppressed = 0;                                                              \
 		count(st, seen);                                                                   \
-		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed)) {              \
-			__e = reserve(size, with_stack);                                           \
-			if (!__e)                                                                  \
-				count(st, ring_full);                                              \
-		}                                                                                  \
+		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed))                \
+			__e = reserve(size, with_stack, st);                                       \
 		if (__e) {                                                                         \
 			__e->time = __now;                                                         \
 			__e->netns = (netns_).inum;                                                \

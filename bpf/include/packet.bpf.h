@@ -4,6 +4,7 @@
 #define NETSKOOP_PACKET_BPF_H
 
 #include "vmlinux.h"
+#include "core_fixes.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
@@ -16,27 +17,37 @@ struct tuple {
 	u8 proto;
 	u16 sport;
 	u16 dport;
-	u16 pad;
+	u16 pad; /* a mark, where flows are counted */
 	u32 saddr[4];
 	u32 daddr[4];
 };
 
 /* Holds for every kind of socket: nothing but __sk_common is read. */
+static __always_inline struct netns netns_of_sock_at(const struct sock *sk, bool typed)
+{
+	return netns_read(sk ? load(typed, sk, __sk_common.skc_net.net) : 0, typed);
+}
+
 static __always_inline struct netns netns_of_sock(const struct sock *sk)
 {
-	return netns_of(sk ? sk->__sk_common.skc_net.net : 0);
+	return netns_of_sock_at(sk, true);
 }
 
 /*
  * The device knows the namespace, unless UDP has overlaid `dev` with its own scratch bytes. Reading
  * through those yields 0 (the loads are checked by the kernel), and then the socket is asked.
  */
+static __always_inline struct netns netns_of_skb_at(const struct sk_buff *skb, bool typed)
+{
+	struct net_device *dev = load(typed, skb, dev);
+	struct netns ns = netns_read(dev ? load(typed, dev, nd_net.net) : 0, typed);
+
+	return ns.inum ? ns : netns_of_sock_at(load(typed, skb, sk), typed);
+}
+
 static __always_inline struct netns netns_of_skb(const struct sk_buff *skb)
 {
-	struct net_device *dev = skb->dev;
-	struct netns ns = netns_of(dev ? dev->nd_net.net : 0);
-
-	return ns.inum ? ns : netns_of_sock(skb->sk);
+	return netns_of_skb_at(skb, true);
 }
 
 /* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
@@ -71,21 +82,9 @@ static __always_inline bool is_full(u8 state)
  */
 static __always_inline u64 cgroup_of_sock(const struct sock *sk)
 {
-	const struct sock_cgroup_data___shared *shared;
-	u64 val;
-
 	if (!sk || !is_full(sk->__sk_common.skc_state))
 		return 0;
-	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return sk->sk_cgrp_data.cgroup->kn->id;
-	shared = (const void *)&sk->sk_cgrp_data;
-	if (!bpf_core_field_exists(shared->val))
-		return 0;
-	val = BPF_CORE_READ(shared, val);
-	/* A class for packets, or a socket made before cgroups of sockets were asked for. */
-	if (val & 3)
-		return 0;
-	return BPF_CORE_READ((const struct cgroup *)val, kn, id);
+	return cgroup_id_of(sk);
 }
 
 /*
@@ -195,10 +194,11 @@ static __always_inline void tuple_of_ipv6(const struct bytes *b, u32 off, struct
  * The addresses as the packet carries them. Headers that are not in the linear part are not
  * followed. A network header at offset 0 was never set: there is always headroom before it.
  */
-static __always_inline void tuple_of_skb(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+static __always_inline void tuple_of_skb_at(const struct sk_buff *skb, u16 protocol,
+					    struct tuple *t, bool typed)
 {
-	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = skb->tail};
-	u32 off = skb->network_header;
+	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = load(typed, skb, tail)};
+	u32 off = load(typed, skb, network_header);
 
 	if (!off)
 		return;
@@ -206,6 +206,32 @@ static __always_inline void tuple_of_skb(const struct sk_buff *skb, u16 protocol
 		tuple_of_ipv4(&b, off, t);
 	else if (protocol == ETH_P_IPV6)
 		tuple_of_ipv6(&b, off, t);
+}
+
+static __always_inline void tuple_of_skb(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+{
+	tuple_of_skb_at(skb, protocol, t, true);
+}
+
+enum { FIN_FLAG = 1, SYN_FLAG = 2, RST_FLAG = 4 };
+
+/* What a TCP header says beside its ports. */
+struct tcp_head {
+	u8 length; /* of the header, bytes; 0 if it could not be read */
+	u8 flags;
+};
+
+static __always_inline struct tcp_head tcp_head_of_skb(const struct sk_buff *skb, bool typed)
+{
+	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = load(typed, skb, tail)};
+	struct tcp_head tcp = {};
+	u8 bytes[2];
+
+	if (read_at(&b, load(typed, skb, transport_header) + 12, bytes, sizeof(bytes))) {
+		tcp.length = (bytes[0] >> 4) * 4;
+		tcp.flags = bytes[1];
+	}
+	return tcp;
 }
 
 /* Turns it around: the answer to that packet. */

@@ -7,6 +7,9 @@
 #ifndef NETSKOOP_VMLINUX_H
 #define NETSKOOP_VMLINUX_H
 
+/* libbpf's headers ask for this name to know that the kernel's own types are meant. */
+#define __VMLINUX_H__
+
 typedef unsigned char u8, __u8;
 typedef signed char s8, __s8;
 typedef unsigned short u16, __u16;
@@ -24,6 +27,7 @@ enum { false, true };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -58,6 +62,7 @@ enum {
 	TCP_SYN_RECV = 3,
 	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
 	TCP_NEW_SYN_RECV = 12,
 };
 
@@ -65,6 +70,7 @@ enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET = 0,
 	SKB_CONSUMED,
 	SKB_DROP_REASON_NOT_SPECIFIED,
+	SKB_DROP_REASON_NO_SOCKET,
 };
 
 /* Headers as they are on the wire: these are not moved. */
@@ -88,6 +94,18 @@ struct ipv6hdr {
 	u8 hop_limit;
 	u32 saddr[4];
 	u32 daddr[4];
+};
+
+/* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
+ * entry code. */
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+	unsigned long orig_ax, ip, cs, flags, sp, ss;
+};
+
+struct user_pt_regs {
+	u64 regs[31];
+	u64 sp, pc, pstate;
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -155,7 +173,6 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
-/* Before 5.15 the pointer shared its place with other data, told apart by its lowest bits. */
 struct sock_cgroup_data___shared {
 	u64 val;
 };
@@ -163,6 +180,8 @@ struct sock_cgroup_data___shared {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	int sk_err;
+	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -170,11 +189,39 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct inet_connection_sock {
+	u8 icsk_ca_state : 5;
+};
+
+struct minmax_sample {
+	u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
+struct tcp_sock {
+	u32 srtt_us;
+	struct minmax rtt_min;
+};
+
+struct request_sock {
+	struct sock_common __req_common;
+};
+
+struct tcp_skb_cb {
+	u16 tcp_gso_segs;
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
+	char cb[48];
 	__be16 protocol;
 	u16 network_header;
+	u16 transport_header;
+	u32 len;
 	u32 tail;
 	u32 end;
 	u8 *head;

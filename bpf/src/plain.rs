@@ -1,7 +1,7 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, io, netns, packetloss, tcpreset};
+use crate::{cpu, io, netns, packetloss, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -32,6 +32,17 @@ plain!(
     packetloss::types::packetloss_value,
     tcpreset::types::tcpreset_event,
     tcpreset::types::tcpreset_key,
+    tcpconnect::types::histogram_key,
+    tcpconnect::types::tcpconnect_event,
+    tcpconnect::types::tcpconnect_key,
+    tcprtt::types::tcprtt_event,
+    tcptwrcv::types::tcptwrcv_event,
+    tcptwrcv::types::tcptwrcv_key,
+    tcpretrans::types::flow_key,
+    tcpretrans::types::flow_value,
+    tcpretrans::types::tcpretrans_event,
+    tcpretrans::types::tcpretrans_key,
+    tcpretrans::types::tcpretrans_value,
 );
 
 /// The structure that `bytes` begin with; `None` if they are too short.

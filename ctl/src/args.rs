@@ -86,10 +86,36 @@ pub(crate) enum Command {
     Metrics(MetricsArgs),
     /// Make the daemon read its configuration again.
     Reload,
-    /// The configuration in force.
-    Config,
+    /// The configuration: what is in force, what a reload would change, an older one in our words.
+    Config {
+        /// What to do; without it, show it.
+        #[command(subcommand)]
+        action: Option<ConfigAction>,
+    },
     /// Versions of this program and of the daemon.
     Version,
+    /// What may stand where the cursor is; for the completion scripts.
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words of the command line up to the cursor.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// The configuration in force: each key, its value, and the file and line that it comes from.
+    Show,
+    /// What a reload would change: the files on disk compared with what runs.
+    Diff,
+    /// Translate the YAML configuration of an older exporter (KubeSkoop, inspector), also from a ConfigMap. The result is
+    /// written to standard output, and what has no counterpart is named on standard error.
+    Import {
+        /// The file; - is standard input.
+        file: PathBuf,
+    },
 }
 
 /// What to do with probes.
@@ -100,6 +126,7 @@ pub(crate) enum ProbesAction {
     /// What a probe is for, its options, metrics and events, and how it stands.
     Show {
         /// Its name, or an older name of it.
+        #[arg(id = "probe", value_name = "NAME")]
         name: String,
     },
     /// Switch probes on, now and from now on.

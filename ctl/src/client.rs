@@ -59,6 +59,12 @@ impl Client {
         Self { socket, timeout }
     }
 
+    /// The same, perhaps with another socket, and with this limit unless the user has set one.
+    pub(crate) fn hasty(&self, socket: Option<PathBuf>, timeout: Duration) -> Self {
+        let socket = socket.unwrap_or_else(|| self.socket.clone());
+        Self { socket, timeout: self.timeout.or(Some(timeout)) }
+    }
+
     /// Reads a document.
     pub(crate) async fn get(&self, path: &str) -> Result<Document, Error> {
         self.exchange(Method::GET, path, Bytes::new(), READ_TIMEOUT).await
@@ -67,6 +73,12 @@ impl Client {
     /// Asks for an action without parameters.
     pub(crate) async fn post(&self, path: &str) -> Result<Document, Error> {
         self.exchange(Method::POST, path, Bytes::new(), CHANGE_TIMEOUT).await
+    }
+
+    /// Sends a document for an answer to it.
+    pub(crate) async fn post_json(&self, path: &str, body: &impl Serialize) -> Result<Document, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Usage(error.to_string()))?;
+        self.exchange(Method::POST, path, body.into(), READ_TIMEOUT).await
     }
 
     /// Changes what `body` names.

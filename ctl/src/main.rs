@@ -11,10 +11,13 @@ mod error;
 mod fake;
 mod json;
 mod lines;
+#[cfg(test)]
+mod manual;
 mod output;
 mod table;
 mod text;
 mod time;
+mod yaml;
 
 use clap::Parser;
 use error::{Error, Exit};

@@ -6,6 +6,11 @@
 //! from these.
 
 use crate::hooks::Hooks;
+use std::time::Duration;
+
+pub mod histogram;
+
+pub use histogram::{Bucket, HISTOGRAM};
 
 /// Whether a value only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,16 +117,61 @@ pub enum Points {
     Cells(&'static [(&'static str, u16)]),
     /// One point: the sum of several columns (IPv4 and IPv6 parts of one number).
     Sum(&'static [u16]),
+    /// A histogram of a table with the columns [`HISTOGRAM`]: these buckets, the one of all values, sum and count.
+    Histogram(&'static [Bucket]),
+    /// The slots of such a table one by one, with their numbers as `le`, as the older systems showed histograms.
+    Slots,
 }
+
+/// What tells a point from the others of its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Behind the name of the family: `_bucket`, mostly nothing.
+    pub suffix: &'static str,
+    /// Constant label text.
+    pub label: &'static str,
+    /// Whether it is a number of things, which has no places behind the point whatever the family's unit is.
+    pub is_count: bool,
+}
+
+const PLAIN: Shape = Shape { suffix: "", label: "", is_count: false };
 
 impl Points {
     /// The columns that are shown.
     pub fn columns(&self) -> impl Iterator<Item = u16> + Clone + '_ {
-        let (cells, sum): (&[(&str, u16)], &[u16]) = match self {
-            Points::Cells(cells) => (cells, &[]),
-            Points::Sum(columns) => (&[], columns),
+        const SLOTS: u16 = HISTOGRAM.len() as u16;
+        let (cells, sum, slots): (&[(&str, u16)], &[u16], _) = match self {
+            Points::Cells(cells) => (cells, &[], 0..0),
+            Points::Sum(columns) => (&[], columns, 0..0),
+            Points::Histogram(_) => (&[], &[], 0..SLOTS),
+            Points::Slots => (&[], &[], 1..SLOTS),
         };
-        cells.iter().map(|(_, column)| *column).chain(sum.iter().copied())
+        cells.iter().map(|(_, column)| *column).chain(sum.iter().copied()).chain(slots)
+    }
+
+    /// Points that a row has at most.
+    pub fn count(&self) -> usize {
+        match self {
+            Points::Cells(cells) => cells.len(),
+            Points::Sum(_) => 1,
+            Points::Histogram(buckets) => buckets.len() + 3,
+            Points::Slots => histogram::SLOTS,
+        }
+    }
+
+    /// Names of its constant labels; one may come several times.
+    pub fn labels(&self) -> impl Iterator<Item = &'static str> + '_ {
+        (0..self.count()).filter_map(|cell| Some(self.shape(cell).label.split_once('=')?.0))
+    }
+
+    /// The point with this number among those of a row.
+    pub fn shape(&self, cell: usize) -> Shape {
+        match self {
+            Points::Cells(cells) => Shape { label: cells.get(cell).map_or("", |(label, _)| *label), ..PLAIN },
+            Points::Sum(_) => PLAIN,
+            Points::Histogram(buckets) => histogram::shape(buckets, cell),
+            Points::Slots => Shape { label: histogram::slot_label(cell), is_count: true, ..PLAIN },
+        }
     }
 }
 
@@ -177,6 +227,8 @@ pub struct Family {
     pub alarm: &'static str,
     /// Name of a boolean option of the probe that must be on.
     pub option: Option<&'static str>,
+    /// Name of a boolean option of the probe that must be off: with it the same name shows something finer.
+    pub unless: Option<&'static str>,
     /// Name of another probe that must be on: its source is not to work for this one alone.
     pub with: Option<&'static str>,
     /// Places of the table's numbers that stand behind the point: 3 if it has milliseconds and seconds are shown.
@@ -205,6 +257,7 @@ impl Family {
             core: false,
             alarm: "",
             option: None,
+            unless: None,
             with: None,
             decimals: 0,
         }
@@ -263,6 +316,10 @@ impl Family {
     pub const fn option(self, option: &'static str) -> Family {
         Family { option: Some(option), ..self }
     }
+    /// Shows it only while a boolean option of the probe is off.
+    pub const fn unless(self, option: &'static str) -> Family {
+        Family { unless: Some(option), ..self }
+    }
     /// So many places of the table's numbers stand behind the point: 3 if it has milliseconds and seconds are shown.
     pub const fn decimals(self, decimals: u8) -> Family {
         assert!(decimals <= 18, "no number has so many places");
@@ -276,6 +333,14 @@ impl Family {
     pub fn kind(&self) -> Kind {
         let first = self.points.columns().next().map_or(0, usize::from);
         self.table.columns[first].kind
+    }
+    /// The type in the words of the text format.
+    pub fn type_name(&self) -> &'static str {
+        match (self.points, self.kind()) {
+            (Points::Histogram(_), _) => "histogram",
+            (_, Kind::Counter) => "counter",
+            (_, Kind::Gauge) => "gauge",
+        }
     }
 }
 
@@ -317,6 +382,15 @@ pub enum OptionType {
         min: u64,
         /// Largest value allowed.
         max: u64,
+    },
+    /// A length of time, written like `100ms`.
+    Duration {
+        /// Default.
+        default: Duration,
+        /// Shortest one allowed.
+        min: Duration,
+        /// Longest one allowed.
+        max: Duration,
     },
     /// Words; the check says what one may be.
     List {

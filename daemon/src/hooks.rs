@@ -1,6 +1,6 @@
 //! The seam between a probe with eBPF hooks and the engine: how its object is run, its records decoded, its counters read.
 
-use crate::declare::{EventDecl, Probe, TableDecl};
+use crate::declare::{EventDecl, HISTOGRAM, Probe, TableDecl};
 use crate::kernel::bpf::{Entries, Refused, Session};
 use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
@@ -8,11 +8,17 @@ use crate::kernel::symbols::Symbols;
 use crate::kernel::tasks;
 use crate::table::{Subject, Table};
 use netskoop_api::{OptionValue, Value};
+use netskoop_bpf::plain;
+use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+
+// The kernel's histograms and the columns of the tables that show them are alike.
+const _: () = assert!(size_of::<histogram>() == HISTOGRAM.len() * size_of::<u64>());
 
 /// What a probe with hooks adds to its declaration.
 #[derive(Clone, Copy, Debug)]
@@ -22,12 +28,22 @@ pub struct Hooks {
     pub run: fn(Session) -> Result<(), Refused>,
     /// Turns a record of the event ring into an event; `None` if the record is malformed.
     pub decode: fn(&[u8], &Known) -> Option<RawEvent>,
-    /// The table that its counters map fills.
-    pub table: &'static TableDecl,
-    /// Adds the entries of the counters map to the table.
-    pub fill: fn(&Counters<'_>, &Known, &mut Table),
+    /// The maps that its programs count in.
+    pub maps: &'static [CountersMap],
     /// Whether the probe has something to show where its object cannot be loaded.
     pub optional: bool,
+}
+
+/// A map that programs count in, and the table that it fills. Its keys begin with the namespace's inode and end with its
+/// cookie, so that what a namespace has counted goes with it.
+#[derive(Clone, Copy, Debug)]
+pub struct CountersMap {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// The table that it fills.
+    pub table: &'static TableDecl,
+    /// Adds its entries to the table.
+    pub fill: fn(&Counters<'_>, &Known, &mut Table),
 }
 
 /// What the running kernel told about itself; decoders look names up here.
@@ -62,9 +78,54 @@ pub struct Counters<'a> {
     pub options: &'a Options,
     /// What the probe must remember from one filling to the next, for as long as its object is loaded.
     pub memory: &'a Memory,
+    /// Keys of entries that the filling has found to be too old: they are deleted after it.
+    pub expired: RefCell<Vec<Box<[u8]>>>,
 }
 
-impl Counters<'_> {
+impl<'a> Counters<'a> {
+    /// Nothing has expired yet.
+    pub fn new(
+        entries: &'a Entries,
+        subject: &'a dyn Fn(u32, u64) -> Option<Subject>,
+        options: &'a Options,
+        memory: &'a Memory,
+    ) -> Counters<'a> {
+        Counters { entries, subject, options, memory, expired: RefCell::default() }
+    }
+
+    /// An integer option in force.
+    pub fn integer(&self, name: &str) -> Option<usize> {
+        match self.options.get(name) {
+            Some(OptionValue::Integer(value)) => usize::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
+    /// Fills a table with the columns [`HISTOGRAM`]. Each of `kinds` is the row key of the histograms of that number; a table
+    /// without row keys has one kind.
+    pub fn fill_histograms(&self, kinds: &[&str], table: &mut Table) {
+        let mut rows: Vec<(Subject, usize, &[u8])> = self
+            .entries
+            .iter()
+            .filter_map(|(key, value)| {
+                let key: histogram_key = plain::read(key)?;
+                let kind = usize::try_from(key.kind).ok()?;
+                let known = kind < kinds.len() || (kinds.is_empty() && kind == 0);
+                Some(((self.subject)(key.netns, key.cookie).filter(|_| known)?, kind, value))
+            })
+            .collect();
+        rows.sort_unstable();
+        for (subject, kind, value) in rows {
+            let keys: &[&[u8]] = &[kinds.get(kind).map_or(&[], |kind| kind.as_bytes())];
+            let keys = if kinds.is_empty() { &[] } else { keys };
+            if let Some(cells) = table.row(subject, keys) {
+                for (cell, word) in cells.iter_mut().zip(value.as_chunks().0) {
+                    *cell = u64::from_ne_bytes(*word);
+                }
+            }
+        }
+    }
+
     /// Fills a table whose columns are what tasks have used, for an object that counts by task.
     pub fn fill_usage<const N: usize>(&self, table: &mut Table) {
         let mut uses: Vec<(Subject, [u64; N])> = Vec::with_capacity(self.entries.len());
@@ -87,29 +148,30 @@ impl Counters<'_> {
 
 /// What a probe remembers between fillings: which row keys are shown (`true`) and which belong to `other` for good.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<BTreeMap<u64, bool>>);
+pub struct Memory(Mutex<BTreeMap<(u8, u64), bool>>);
 
 impl Memory {
-    /// Whether `key` has a row of its own. The first `limit` keys get one and keep it; a later one stays in `other`
-    /// even if the limit is raised, since a sum that loses a part looks like a counter that was reset.
-    pub fn admit(&self, key: u64, limit: usize) -> bool {
+    /// Whether `key` has a row of its own. The first `limit` keys of a set get one and keep it; a later one stays in
+    /// `other` even if the limit is raised, since a sum that loses a part looks like a counter that was reset.
+    pub fn admit(&self, set: u8, key: u64, limit: usize) -> bool {
         let mut admitted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = admitted.values().filter(|shown| **shown).count();
+        let shown = admitted.range((set, 0)..=(set, u64::MAX)).filter(|(_, shown)| **shown).count();
         // Bounded, whatever keys may come.
-        match admitted.get(&key) {
+        match admitted.get(&(set, key)) {
             Some(shown) => *shown,
             None if admitted.len() >= 4096 => false,
-            None => *admitted.entry(key).or_insert(shown < limit),
+            None => *admitted.entry((set, key)).or_insert(shown < limit),
         }
     }
 }
 
 /// What a counters source needs of the loaded objects.
 pub trait HookTable: Send + Sync {
-    /// Adds the counters of a probe to a table; nothing if it is not loaded.
+    /// Adds what a probe has counted in a map to its table; nothing if the probe is not loaded.
     fn fill(
         &self,
         probe: &Probe,
+        map: &CountersMap,
         subject: &dyn Fn(u32, u64) -> Option<Subject>,
         table: &mut Table,
     ) -> io::Result<()>;

@@ -3,13 +3,16 @@
 //! [`run`] is the program: it takes a configuration, open sockets and a signal to stop, and returns when everything it
 //! held is released. The binary only opens what it is given.
 
+pub mod args;
 pub mod config;
 #[cfg(test)]
 mod counting;
 pub mod declare;
+pub mod duration;
 pub mod engine;
 pub mod events;
 pub mod facts;
+pub mod flows;
 #[cfg(test)]
 mod gates;
 pub mod hooks;

@@ -1,12 +1,13 @@
 //! The daemon's binary: command line, log, sockets and signals; everything else is in the library.
 
 use clap::Parser;
+use netskoopd::args::Args;
 use netskoopd::config::{self, Loaded};
-use netskoopd::server::listen;
+use netskoopd::server::handed;
+use netskoopd::server::listen::{self, ControlSocket};
 use netskoopd::{Listeners, Notice, Signals};
 use sd_notify::NotifyState;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,27 +16,6 @@ use tracing_subscriber::EnvFilter;
 
 /// sysexits(3): the configuration is wrong. The unit does not restart on it.
 const EX_CONFIG: u8 = 78;
-
-/// Watches every network namespace of this node: counters for Prometheus, anomalies as events.
-#[derive(Parser)]
-#[command(
-    name = "netskoopd",
-    version,
-    after_help = "\
-Without a configuration file everything has its default; see docs/metrics.md and netskoopctl.
-Exit codes: 0 stopped as told, 1 failed, 2 wrong usage, 78 wrong configuration."
-)]
-struct Args {
-    /// Configuration file; drop-ins are read from conf.d/ beside it [default: /etc/netskoop/netskoopd.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Check the configuration and exit
-    #[arg(long)]
-    check_config: bool,
-    /// What to log: error, warn, info, debug, or a tracing filter
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
-}
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -83,7 +63,10 @@ fn start_log(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> 
 fn open(loaded: &Loaded) -> Result<Listeners, listen::ListenError> {
     let config = &loaded.config;
     // The control socket first: two daemons at once are noticed by it, with the clearer message.
-    let control = listen::control(&config.run.join("netskoop/netskoopd.sock"))?;
+    let control = match handed::control().map_err(listen::ListenError::Handed)? {
+        Some(listener) => ControlSocket::handed(listener),
+        None => listen::control(&config.run.join("netskoop/netskoopd.sock"))?,
+    };
     let http =
         config.listen.iter().map(|address| listen::tcp(*address, &config.proc)).collect::<Result<_, _>>()?;
     Ok(Listeners { http, control })

@@ -125,6 +125,8 @@ pub async fn run(
     tasks.spawn(named("the control server", server::serve(listener, MAX_CONTROL, stopped, handle)));
     let keeper = Arc::clone(&engine);
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
+    let governor = Arc::clone(&engine);
+    endless.push(tasks.spawn(named("the governor of BPF programs", async move { governor.govern().await })));
     (signals.notify)(&Notice::Ready(&status_line(&engine)));
 
     let result = supervise(&engine, &mut tasks, &mut signals).await;
@@ -230,7 +232,7 @@ async fn assemble(
         proc: config.proc.clone(),
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
-    let for_farewell = intake.clone();
+    let (for_farewell, for_engine) = (intake.clone(), intake.clone());
     let tracking = tracking::Parts {
         directory: watcher.cell(),
         intake: intake.clone(),
@@ -246,8 +248,7 @@ async fn assemble(
             .map_err(start_error("start the pump of the event ring"))?;
     let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc, &config.sys);
     let table = objects as Arc<dyn HookTable>;
-    let counters =
-        PROBES.iter().filter_map(|probe| CounterSource::new(probe, Arc::clone(&table), &config.proc));
+    let counters = PROBES.iter().flat_map(|probe| CounterSource::all(probe, &table, &config.proc));
     all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
     let gone = Arc::new(Gone::default());
     all.push(Arc::clone(&gone) as Arc<dyn Source>);
@@ -283,6 +284,7 @@ async fn assemble(
         runtimes,
         farewell,
         tracking,
+        intake: for_engine,
         facts,
     }));
     engine.reconcile().await;
@@ -309,7 +311,7 @@ fn loader(proc_root: &std::path::Path, watcher: &Watcher) -> (Result<Loader, Ref
     let directory = watcher.directory();
     let host_netns = directory.entry(directory.host()).map_or(0, |entry| entry.id.netns);
     let loader = features.and_then(|features| {
-        let ring = Ring::new(DEFAULT_SIZE)?;
+        let ring = Ring::new(DEFAULT_SIZE).map_err(|refused| features.explained(refused))?;
         Ok(Loader { ring, features: Arc::new(features), known: Arc::clone(&known), host_netns })
     });
     if let Err(refused) = &loader {

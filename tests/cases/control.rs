@@ -29,7 +29,7 @@ fn status_and_probes_tell_how_it_stands() {
     let count = |kind: &str| status.entities.iter().find(|k| k.kind == kind).map_or(0, |k| k.count);
     assert_eq!((count("host"), count("unit"), count("container")), (1, 1, 1));
     let probes: Vec<ProbeInfo> = daemon.json("/v1/probes");
-    let switched_off = ["tcpreset", "packetloss"];
+    let switched_off = ["tcpreset", "packetloss", "tcpretrans"];
     let on = probes.iter().filter(|probe| probe.default_on && !switched_off.contains(&&*probe.name)).count();
     let here = status.probes.on as usize + status.probes.not_available.len();
     assert_eq!((here, here + status.probes.off as usize), (on, probes.len()), "{:?}", status.probes);

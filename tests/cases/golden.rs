@@ -27,7 +27,9 @@ pub(crate) fn lint(metrics: &str, names: &str) {
 fn compare(scenario: &str) {
     let daemon = Setup::fixture(scenario).start();
     for names in ["netskoop", "kubeskoop", "inspector"] {
-        let path = format!("/metrics?set=full&names={names}&exclude[]=tcpreset&exclude[]=packetloss");
+        let path = format!(
+            "/metrics?set=full&names={names}&exclude[]=tcpreset&exclude[]=packetloss&exclude[]=tcpretrans"
+        );
         let answer = daemon.scrape(&path);
         lint(&answer, names);
         let (metrics, _) = answer.split_once(SELF_METRICS).unwrap();

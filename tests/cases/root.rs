@@ -22,7 +22,7 @@ impl Drop for StopAtEnd<'_> {
 }
 
 /// A process with a namespace of its own, ended when dropped.
-struct Lonely(Child, u32);
+pub(crate) struct Lonely(Child, u32);
 
 impl Lonely {
     fn new() -> Lonely {
@@ -45,7 +45,7 @@ impl Drop for Lonely {
 }
 
 /// A process inside a named namespace.
-fn member(netns: &Netns) -> Lonely {
+pub(crate) fn member(netns: &Netns) -> Lonely {
     let net = format!("--net={}", netns.path().display());
     let mut command = Command::new("nsenter");
     let child = command.args([&net, "sleep", "1000"]).spawn().unwrap();
@@ -57,7 +57,7 @@ fn member(netns: &Netns) -> Lonely {
     Lonely(child, netns.inode())
 }
 
-fn find(entities: &Entities, inode: u32) -> Option<&Entity> {
+pub(crate) fn find(entities: &Entities, inode: u32) -> Option<&Entity> {
     entities.entities.iter().find(|entity| entity.id.netns == inode)
 }
 
@@ -581,7 +581,7 @@ fn lint_all(daemon: &Daemon) {
 }
 
 /// A connection from a known port that nobody accepts.
-fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
+pub(crate) fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
     from.enter(|| {
         let family = match source.is_ipv4() {
             true => AddressFamily::INET,
@@ -593,19 +593,23 @@ fn refused(from: &Netns, source: SocketAddr, target: SocketAddr) {
     });
 }
 
-fn address(version: u8, net: u8, host: u8, port: u16) -> SocketAddr {
+pub(crate) fn address(version: u8, net: u8, host: u8, port: u16) -> SocketAddr {
     let text = if version == 4 { format!("10.9.{net}.{host}") } else { format!("fd09::{net}:{host}") };
     (text.parse::<IpAddr>().unwrap(), port).into()
 }
 
 /// The addresses of a packet.
-fn tuple(proto: &str, src: SocketAddr, dst: SocketAddr) -> Net {
+pub(crate) fn tuple(proto: &str, src: SocketAddr, dst: SocketAddr) -> Net {
     let (sport, dport) = (src.port(), dst.port());
     Net { proto: proto.into(), src: src.ip().to_string(), sport, dst: dst.ip().to_string(), dport }
 }
 
 /// Reads events of some namespaces until one that is the end.
-fn events_until(follow: &mut Follow, inodes: &[u32], last: impl Fn(&Event) -> bool) -> Vec<Event> {
+pub(crate) fn events_until(
+    follow: &mut Follow,
+    inodes: &[u32],
+    mut last: impl FnMut(&Event) -> bool,
+) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         let line = follow.next_line().expect("the stream goes on");
@@ -621,7 +625,7 @@ fn events_until(follow: &mut Follow, inodes: &[u32], last: impl Fn(&Event) -> bo
     }
 }
 
-fn follow(daemon: &Daemon, filter: &str) -> Follow {
+pub(crate) fn follow(daemon: &Daemon, filter: &str) -> Follow {
     let after = daemon.status().events.last_seq;
     Follow::new(daemon.unix(), &format!("/v1/events?follow=1&after={after}{filter}"))
 }
@@ -742,7 +746,7 @@ fn refused_connections_are_exactly_these_events() {
     }
 }
 
-fn traffic_in_order(from: &Netns, to: &Netns, net: u8) {
+pub(crate) fn traffic_in_order(from: &Netns, to: &Netns, net: u8) {
     for version in [4, 6] {
         let target = address(version, net, 2, 7200);
         let listener = to.enter(|| TcpListener::bind(target).unwrap());

@@ -1,7 +1,7 @@
 //! Switching probes, setting options, reloading. Each test has a daemon of its own. The probes used here read files, so
 //! that no privilege is needed; `root.rs` has those with hooks.
 
-use super::support::Daemon;
+use super::support::{Daemon, Outcome};
 use netskoop_api::{ProbeChanged, ProbeInfo, Reloaded, StateName};
 
 fn state(daemon: &Daemon, name: &str) -> (StateName, String, Option<u64>) {
@@ -124,4 +124,60 @@ fn reload_says_what_changed_and_a_bad_file_changes_nothing() {
     }
     assert_eq!(state(&daemon, "udp").0, StateName::Off);
     assert_eq!(daemon.json::<serde_json::Value>("config")["settings"]["metrics.min_interval"]["value"], "3s");
+}
+
+#[test]
+fn an_older_configuration_is_taken_over() {
+    let daemon = Daemon::quiet();
+    assert_eq!(daemon.ctl("config diff").ok(), "Nothing changed.\n");
+    let old = daemon.config().with_file_name("old.yaml");
+    let text = "\
+debugMode: false
+controllerAddr: dns:controller:10263
+metrics:
+  probes:
+    - name: fd
+    - name: notours
+  additionalLabels: ['app=${labels:app}']
+event:
+  sinks: [{name: loki, args: {addr: loki}}]
+";
+    std::fs::write(&old, text).unwrap();
+    let imported = daemon.ctl(&format!("config import {}", old.display()));
+    assert_eq!(imported.code, 0);
+    let notes: Vec<&str> = imported.err.lines().collect();
+    let [controller, sinks, probe] = notes.as_slice() else { panic!("{notes:#?}") };
+    assert!(controller.starts_with("no counterpart: controllerAddr: there is no controller"), "{controller}");
+    assert!(probe.contains("metrics.probes[1]: there is no probe 'notours'"), "{probe}");
+    assert!(sinks.contains("event.sinks: events are kept in memory"), "{sinks}");
+
+    let drop_in = daemon.config().with_file_name("conf.d").join("10-imported.toml");
+    std::fs::create_dir_all(drop_in.parent().unwrap()).unwrap();
+    std::fs::write(&drop_in, &imported.out).unwrap();
+    let diff = daemon.ctl("config diff").ok();
+    assert!(diff.contains("metrics.names: [\"netskoop\"] -> [\"kubeskoop\"]"), "{diff}");
+    assert!(diff.contains("probes.fd.enabled: false -> true"), "{diff}");
+    assert!(diff.contains("metrics.extra_labels"), "{diff}");
+    assert_eq!(state(&daemon, "fd").0, StateName::Off, "a difference changes nothing");
+    assert_eq!(daemon.ctl("reload").ok(), diff, "a reload does what the difference says");
+    assert_eq!(daemon.ctl("config diff").ok(), "Nothing changed.\n");
+    let shown = daemon.ctl("config show").ok();
+    let from = |key: &str| {
+        let line = shown.lines().find(|line| line.starts_with(key)).unwrap();
+        line.rsplit("  ").next().unwrap().trim().to_owned()
+    };
+    let line = 1 + imported.out.lines().position(|line| line.starts_with("names = ")).unwrap();
+    assert_eq!(from("metrics.names "), format!("{}:{line}", drop_in.display()));
+    assert_eq!(from("metrics.timeout "), "default");
+}
+
+#[test]
+fn completion_knows_the_probes_of_the_daemon() {
+    let daemon = Daemon::quiet();
+    let offered = |words: &[&str]| {
+        let mut command = daemon.command("--color never");
+        Outcome::of(&command.args(["__complete", "--"]).args(words).output().unwrap()).ok()
+    };
+    assert_eq!(offered(&["probes", "enable", "tcpre"]), "tcpreset\n");
+    assert_eq!(offered(&["probes", "disable", ""]), daemon.ctl("probes list -o name").ok());
 }

@@ -5,9 +5,10 @@
 
 use netskoop_api::{
     Claim, CollectionStatus, ContainerInfo, CostStatus, EVENT_SCHEMA, Entities, Entity, EntityMetrics,
-    EntityRef, ErrorBody, ErrorInfo, Event, EventInfo, EventLine, EventStatus, Kind, KindCount, MetricInfo,
-    MetricValue, Net, OptionInfo, OptionValue, ProbeChanged, ProbeCounts, ProbeInfo, ProbePatch, ProbeState,
-    Process, Reloaded, SourceCounts, SourceStatus, StateName, Status, StreamCounts, Value, WedgedRead,
+    EntityRef, ErrorBody, ErrorInfo, Event, EventInfo, EventLine, EventStatus, Imported, Kind, KindCount,
+    MetricInfo, MetricValue, Net, OptionInfo, OptionValue, ProbeChanged, ProbeCounts, ProbeInfo, ProbePatch,
+    ProbeState, Process, Reloaded, SourceCounts, SourceStatus, StateName, Status, StreamCounts, Value,
+    WedgedRead,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -165,6 +166,7 @@ fn probe() -> ProbeInfo {
             lease_seconds: Some(597),
             last_collection_ns: Some(300_000),
             event_ns: Some(160),
+            bpf_cpu_ratio: Some(0.0125),
             stream: Some(stream()),
             programs: vec![41, 42],
         },
@@ -332,6 +334,8 @@ fn answers_keep_their_shape() {
     check("entities.json", &Entities { generation: 9, entities: vec![entity()] });
     check("status.json", &status());
     check("entity_metrics.json", &metrics());
+    let imported = Imported { toml: "[metrics]\n".into(), notes: vec!["event.sinks: why".into()] };
+    check("imported.json", &imported);
     check("reloaded.json", &Reloaded { changes: vec!["events.history: 1 -> 2".into()] });
     let error = ErrorInfo {
         code: "no_such_probe".into(),

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 pub(crate) const NODE: &str = "worker-7";
 
 /// Settings that keep the daemon to the fixture: what it shows is the same on every machine.
-const QUIET: &str = "[probes.tcpreset]\nenabled = false\n[probes.packetloss]\nenabled = false\n";
+const QUIET: &str = "[probes.tcpreset]\nenabled = false\n[probes.packetloss]\nenabled = false\n[probes.tcpretrans]\nenabled = false\n";
 
 /// A daemon; it stops, and its directory goes away, when dropped.
 pub(crate) struct Daemon {

@@ -7,6 +7,7 @@ pub(crate) mod fake_podman;
 pub(crate) mod grpc;
 mod node;
 pub(crate) mod nspawn;
+pub(crate) mod packages;
 pub(crate) mod podman;
 pub(crate) mod prometheus;
 pub(crate) mod sources;
@@ -32,18 +33,25 @@ use std::time::{Duration, Instant};
 /// What has not happened by then does not happen.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
+/// The same where everything is slower by a factor that is told: in the emulated machines of the kernel lab.
+pub(crate) fn patience() -> Duration {
+    let factor = std::env::var("NETSKOOP_PATIENCE").ok().and_then(|factor| factor.parse().ok());
+    LIMIT * factor.unwrap_or(1)
+}
+
 /// The probes that read files, as a query.
 pub(crate) const PULL: &str = "collect[]=netdev&collect[]=tcp&collect[]=udp&collect[]=ip&collect[]=tcpext&collect[]=sock&collect[]=softnet&collect[]=icmp&collect[]=udplite&collect[]=mptcp";
 
 /// Asks again and again until there is an answer.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
+    let patience = patience();
+    let end = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "waited {LIMIT:?} in vain for: {what}");
+        assert!(Instant::now() < end, "waited {patience:?} in vain for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -136,7 +144,8 @@ impl Setup {
 
     /// Without the probes that load BPF.
     pub(crate) fn pull_only(self) -> Setup {
-        self.set("probes.tcpreset", "enabled = false").set("probes.packetloss", "enabled = false")
+        let probes = ["probes.tcpreset", "probes.packetloss", "probes.tcpretrans"];
+        probes.into_iter().fold(self, |setup, probe| setup.set(probe, "enabled = false"))
     }
 
     /// Adds a line to a section of the configuration.
@@ -245,7 +254,7 @@ struct Log {
 impl Log {
     /// Waits for a line.
     fn wait(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + patience();
         let mut lines = self.lines.lock().unwrap();
         loop {
             if let Some(line) = lines.0.iter().find(|line| wanted(line)) {
@@ -338,13 +347,13 @@ impl Daemon {
 
     pub(crate) fn tcp(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         stream
     }
 
     pub(crate) fn unix(&self) -> UnixStream {
         let stream = UnixStream::connect(self.setup.socket()).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         stream
     }
 
@@ -389,7 +398,7 @@ impl Daemon {
     /// Waits for a picture of the namespaces, by generations.
     #[track_caller]
     pub(crate) fn entities_until(&self, what: &str, good: impl Fn(&Entities) -> bool) -> Entities {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + patience();
         let mut picture = self.entities();
         while !good(&picture) {
             assert!(Instant::now() < end, "waited in vain for {what}: {picture:#?}");

@@ -9,9 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-/// What is in it.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,libelf1,zlib1g,procps";
-
 /// Whether the caller is to go on, with [`Machine::boot`]: on a little node with process ids of its own. The system's
 /// files are made before that, because no archive can be reached from there.
 pub(crate) fn inside_own_node(test: &str) -> bool {
@@ -31,11 +28,20 @@ impl Machine {
     /// Boots it, with more files (paths from its root, without the first slash) and the daemon as a service. `None` if
     /// that cannot be done here; the test is noted as skipped then.
     pub(crate) fn boot(files: &[(&str, &str)]) -> Option<Machine> {
-        let base = base_system()?;
+        let unit = std::fs::read_to_string(super::tests_dir().join("../systemd/netskoopd.service")).unwrap();
+        let files = [&[("etc/systemd/system/netskoopd.service", unit.as_str())], files].concat();
+        Machine::boot_with(&files, &[(env!("CARGO_BIN_EXE_netskoopd").as_ref(), "/usr/sbin/netskoopd")])
+    }
+
+    /// Boots it without the daemon, with more files, and with directories and files of this machine in places of its own.
+    pub(crate) fn boot_with(files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
+        Machine::boot_on(&base_system()?, files, binds)
+    }
+
+    /// The same on another system than the usual one.
+    pub(crate) fn boot_on(base: &Path, files: &[(&str, &str)], binds: &[(&Path, &str)]) -> Option<Machine> {
         let dir = Dir::new();
-        let root = overlay(&base, &dir.0);
-        let unit = super::tests_dir().join("../systemd/netskoopd.service");
-        std::fs::copy(unit, root.join("etc/systemd/system/netskoopd.service")).unwrap();
+        let root = overlay(base, &dir.0);
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -50,7 +56,7 @@ impl Machine {
         nspawn.args(["-q", "--register=no", "--keep-unit", "--private-network", "--capability=all"]);
         nspawn.args(["--system-call-filter=bpf perf_event_open", "-b", "-D"]).arg(&root);
         nspawn.arg(format!("--machine={cgroup}"));
-        nspawn.arg(concat!("--bind-ro=", env!("CARGO_BIN_EXE_netskoopd"), ":/usr/sbin/netskoopd"));
+        nspawn.args(binds.iter().map(|(from, to)| format!("--bind-ro={}:{to}", from.display())));
         nspawn.stdin(Stdio::null()).stdout(File::create(&console).unwrap());
         nspawn.stderr(File::options().append(true).open(&console).unwrap());
         let mut machine = Machine { nspawn: nspawn.spawn().unwrap(), leader: 0, cgroup, dir };
@@ -95,6 +101,22 @@ impl Machine {
         let leader = self.leader.to_string();
         let enter = ["-t", &leader, "-m", "-u", "-i", "-n", "-p", "--", program];
         run("nsenter", &[&enter, args].concat())
+    }
+
+    /// Runs a program in it, however it ends: its exit code, and all that it prints.
+    pub(crate) fn attempt(&self, program: &str, args: &[&str]) -> (Option<i32>, String) {
+        let leader = self.leader.to_string();
+        let enter = ["120", "nsenter", "-t", &leader, "-m", "-u", "-i", "-n", "-p", "--", program];
+        let output = Command::new("timeout").args(enter).args(args).stdin(Stdio::null()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Runs a program of this machine in its network, which must succeed; what it prints.
+    #[track_caller]
+    pub(crate) fn on_its_network(&self, program: &str, args: &[&str]) -> String {
+        let leader = self.leader.to_string();
+        run("nsenter", &[&["-t", &leader, "-n", "--", program], args].concat())
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
@@ -152,7 +174,7 @@ fn make_cgroups(name: &str) -> Vec<String> {
     made.map(|dir| dir.join("cgroup.procs").display().to_string()).collect()
 }
 
-/// The tree of files, made once and kept beside what cargo builds.
+/// The tree of files, made once and kept beside what cargo builds; the kernel lab uses the same.
 fn base_system() -> Option<PathBuf> {
     for program in ["systemd-nspawn", "mmdebstrap"] {
         if !installed(program) {
@@ -160,38 +182,13 @@ fn base_system() -> Option<PathBuf> {
             return None;
         }
     }
-    let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let Some(suite) = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) else {
-        skip("no Debian system can be made: /etc/os-release has no VERSION_CODENAME");
-        return None;
-    };
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    std::fs::create_dir_all(kept).unwrap();
-    let (root, new) = (kept.join(format!("root-{suite}")), kept.join(format!("root-{suite}.new")));
-    let lock = File::create(kept.join("root.lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    if root.exists() {
-        return Some(root);
-    }
-    let _ = std::fs::remove_dir_all(&new);
-    let mut command = Command::new("timeout");
-    command.args(["300", "mmdebstrap", "-q", "--variant=minbase"]);
-    command.arg(format!("--include={PACKAGES}")).arg(suite).arg(&new);
-    // What the machine itself installs from.
-    let lists = ["sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources"];
-    command.args(lists.map(|list| Path::new("/etc/apt").join(list)).iter().filter(|list| list.exists()));
-    let mut output = command.output().unwrap();
+    let script = super::tests_dir().join("vm/image.sh");
+    let output = Command::new("timeout").arg("900").arg(script).arg("tree").output().unwrap();
     if !output.status.success() {
-        // An archive may be busy once.
-        let _ = std::fs::remove_dir_all(&new);
-        output = command.output().unwrap();
-    }
-    if !output.status.success() {
-        skip(&format!("mmdebstrap cannot make a system: {}", String::from_utf8_lossy(&output.stderr)));
+        skip(&format!("no system can be made: {}", String::from_utf8_lossy(&output.stderr)));
         return None;
     }
-    std::fs::rename(&new, &root).unwrap();
-    Some(root)
+    Some(String::from_utf8(output.stdout).unwrap().trim().into())
 }
 
 /// The same files, with changes kept in memory. The mounts go with the little node.

@@ -1,15 +1,73 @@
 //! `netskoopctl config`.
 
 use super::Context;
+use super::reload::{self, keep_every_fault};
+use crate::args::{ConfigAction, Format};
 use crate::error::Error;
 use crate::output::Screen;
 use crate::table::Table;
 use crate::text::Line;
+use crate::yaml;
+use netskoop_api::Imported;
 use serde_json::Value;
+use std::io::Read;
+use std::path::Path;
 
-/// Shows the configuration in force.
-pub(crate) async fn run(context: &mut Context<'_, '_>) -> Result<(), Error> {
-    context.show("/v1/config", None, render).await
+/// A file to be translated has at most so many bytes.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Shows the configuration in force, or does what else can be done with it.
+pub(crate) async fn run(context: &mut Context<'_, '_>, action: Option<ConfigAction>) -> Result<(), Error> {
+    match action {
+        None | Some(ConfigAction::Show) => context.show("/v1/config", None, render).await,
+        Some(ConfigAction::Diff) => {
+            context.refuse_names()?;
+            let document = context.client.get("/v1/config/diff").await.map_err(keep_every_fault)?;
+            context.print(&document, None, reload::render)
+        }
+        Some(ConfigAction::Import { file }) => import(context, &file).await,
+    }
+}
+
+async fn import(context: &mut Context<'_, '_>, file: &Path) -> Result<(), Error> {
+    context.refuse_names()?;
+    let usage = |why: String| Error::Usage(format!("{}: {why}", file.display()));
+    let text = read(file).map_err(|error| usage(error.to_string()))?;
+    let old = unwrapped(yaml::parse(&text).map_err(usage)?).map_err(usage)?;
+    let document = context.client.post_json("/v1/config/import", &old).await?;
+    if context.format == Format::Json {
+        return context.stdout.document(&document.call, &document.bytes);
+    }
+    let imported: Imported = document.parse()?;
+    imported.toml.lines().try_for_each(|line| context.stdout.text(line))?;
+    imported.notes.iter().try_for_each(|note| context.stderr.text(&format!("no counterpart: {note}")))
+}
+
+fn read(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let from: Box<dyn Read> = match file == Path::new("-") {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(std::fs::File::open(file)?),
+    };
+    from.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(std::io::Error::other(format!("it is larger than {MAX_FILE} bytes"))),
+        false => Ok(text),
+    }
+}
+
+/// What is inside, if the text is a ConfigMap with one YAML file.
+fn unwrapped(document: Value) -> Result<Value, String> {
+    let is_map = document.get("kind").and_then(Value::as_str) == Some("ConfigMap");
+    let data = document.get("data").filter(|_| is_map).and_then(Value::as_object);
+    let Some(data) = data else { return Ok(document) };
+    let files: Vec<_> =
+        data.iter().filter(|(name, _)| name.ends_with(".yaml") || name.ends_with(".yml")).collect();
+    match files.as_slice() {
+        [(name, Value::String(text))] => yaml::parse(text).map_err(|error| format!("data.{name}: {error}")),
+        _ => Err("the ConfigMap holds not exactly one YAML file; save the one that is meant and name it"
+            .to_owned()),
+    }
 }
 
 /// One line per key, easy to read and to search. A setting says where its value comes from; what has another shape is
@@ -74,6 +132,42 @@ probes.tcp.enabled  true           /etc/a.toml:3
 ";
         assert_eq!(ctl(&Daemon::answering(json(200, body)), "config").out, expected);
         assert_eq!(ctl(&Daemon::answering(json(200, "{}")), "config").out, "KEY  VALUE\n");
+    }
+
+    #[test]
+    fn a_difference_is_shown_as_a_reload_would_show_it() {
+        let daemon = Daemon::answering(json(200, r#"{"changes":["metrics.set: \"core\" -> \"full\""]}"#));
+        assert_eq!(ctl(&daemon, "config diff").out, "metrics.set: \"core\" -> \"full\"\n");
+        assert!(daemon.request().starts_with("GET /v1/config/diff "));
+        let body = r#"{"error":{"code":"bad_config","message":"/etc/a.toml:1:2: x"}}"#;
+        let outcome = ctl(&Daemon::answering(json(400, body)), "config diff");
+        assert!(outcome.err.contains("/etc/a.toml:1:2: x"), "{}", outcome.err);
+    }
+
+    #[test]
+    fn an_older_configuration_is_sent_as_json() {
+        let file = std::env::temp_dir().join(format!("netskoopctl-import-{}.yaml", std::process::id()));
+        let map = "kind: ConfigMap\ndata:\n  config.yaml: |\n    metrics:\n      probes: [{name: tcp}]\n";
+        for text in ["metrics:\n  probes:\n  - name: tcp\n", map] {
+            std::fs::write(&file, text).unwrap();
+            let answer = r#"{"toml":"[probes.tcp]\nenabled = true\n","notes":["port: no"]}"#;
+            let daemon = Daemon::answering(json(200, answer));
+            let outcome = ctl(&daemon, &format!("config import {}", file.display()));
+            assert_eq!(outcome.out, "[probes.tcp]\nenabled = true\n");
+            assert_eq!(outcome.err, "no counterpart: port: no\n");
+            assert!(daemon.request().ends_with(r#"{"metrics":{"probes":[{"name":"tcp"}]}}"#));
+        }
+        for (text, said) in
+            [("a: [", "it is no YAML"), ("kind: ConfigMap\ndata: {a.yaml: x, b.yaml: y}", "not exactly one")]
+        {
+            std::fs::write(&file, text).unwrap();
+            let outcome = ctl(&Daemon::answering(Vec::new()), &format!("config import {}", file.display()));
+            assert_eq!(outcome.code, 2);
+            assert!(outcome.err.contains(said), "{}", outcome.err);
+        }
+        std::fs::remove_file(&file).unwrap();
+        let outcome = ctl(&Daemon::answering(Vec::new()), &format!("config import {}", file.display()));
+        assert!(outcome.err.contains("No such file"), "{}", outcome.err);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One file per command. Each has a pure `render` from the daemon's answer to lines.
 
+mod complete;
 mod config;
 mod entities;
 mod event_line;
@@ -86,7 +87,8 @@ pub(crate) async fn run<'s>(cli: Cli, stdout: &mut Screen<'s>, stderr: &mut Scre
         Command::Events(args) => events::run(&mut context, &args).await,
         Command::Metrics(args) => metrics::run(&mut context, &args).await,
         Command::Reload => reload::run(&mut context).await,
-        Command::Config => config::run(&mut context).await,
+        Command::Config { action } => config::run(&mut context, action).await,
+        Command::Complete { words } => complete::run(&mut context, &words).await,
         Command::Version => version::run(&mut context).await,
     }
 }

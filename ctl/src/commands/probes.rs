@@ -180,6 +180,9 @@ fn cost(probe: &ProbeInfo) -> String {
     if let Some(ns) = probe.state.event_ns {
         text += &format!(", {} per event in the kernel", nanos(ns));
     }
+    if let Some(ratio) = probe.state.bpf_cpu_ratio {
+        text += &format!(", {:.2} % of a CPU there", ratio * 100.0);
+    }
     text
 }
 
@@ -297,6 +300,7 @@ pub(crate) mod tests {
                 lease_seconds: None,
                 last_collection_ns: None,
                 event_ns: None,
+                bpf_cpu_ratio: None,
                 stream: None,
                 programs: Vec::new(),
             },

@@ -12,7 +12,7 @@ pub(crate) async fn run(context: &mut Context<'_, '_>) -> Result<(), Error> {
     context.print(&document, None, render)
 }
 
-fn render(reloaded: &Reloaded, screen: &mut Screen<'_>) -> Result<(), Error> {
+pub(super) fn render(reloaded: &Reloaded, screen: &mut Screen<'_>) -> Result<(), Error> {
     if reloaded.changes.is_empty() {
         return screen.text("Nothing changed.");
     }
@@ -20,7 +20,7 @@ fn render(reloaded: &Reloaded, screen: &mut Screen<'_>) -> Result<(), Error> {
 }
 
 /// The daemon lists all faults of a configuration, one per line; they go below a line that says what follows from them.
-fn keep_every_fault(error: Error) -> Error {
+pub(super) fn keep_every_fault(error: Error) -> Error {
     match error {
         Error::Api { status, info } if info.code == "bad_config" => {
             let message =

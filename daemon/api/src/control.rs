@@ -228,7 +228,17 @@ pub struct MetricValue {
     pub alarm: Option<String>,
 }
 
-/// Answer of `POST /v1/reload`.
+/// Answer of `POST /v1/config/import`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The configuration in our words.
+    pub toml: String,
+    /// What has no counterpart, and why, one sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Answer of `POST /v1/reload`, and of `GET /v1/config/diff`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
     /// What changed, one sentence each; empty if nothing did.

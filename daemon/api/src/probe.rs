@@ -58,6 +58,9 @@ pub struct ProbeState {
     /// Mean kernel time per event, in nanoseconds, where BPF statistics are on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_ns: Option<u64>,
+    /// Part of one CPU that its BPF programs took when they were last measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bpf_cpu_ratio: Option<f64>,
     /// Counts of its event stream, for probes with hooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamCounts>,

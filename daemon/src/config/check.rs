@@ -36,6 +36,18 @@ pub(super) fn add(
     walk.errors
 }
 
+/// What is wrong with a text by itself, one sentence each.
+pub(super) fn text(text: &str, probes: &[&'static Probe]) -> Vec<String> {
+    let source = Source { file: "the text".into(), text: text.to_owned() };
+    let mut merged = Merged { config: Config::default(), settings: BTreeMap::new() };
+    let mut errors = match source.parse() {
+        Ok(tree) => add(&source, tree.get_ref(), &mut merged, probes),
+        Err(syntax) => syntax,
+    };
+    errors.extend(together(&merged));
+    errors.into_iter().map(|error| error.message).collect()
+}
+
 /// What is wrong with keys that are each right by themselves.
 pub(super) fn together(merged: &Merged) -> Option<ConfigError> {
     const KEY: &str = "metrics.expose_labels";
@@ -211,6 +223,9 @@ fn option_value(decl: &OptionDecl, value: &Value<'_>) -> Result<OptionValue, Fau
         OptionType::Integer { .. } => {
             let number = integer(value.get_ref()).ok_or_else(mismatch)?;
             OptionValue::Integer(u64::try_from(number).map_err(|_| mismatch())?)
+        }
+        OptionType::Duration { .. } => {
+            OptionValue::Text(value.get_ref().as_str().ok_or_else(mismatch)?.to_owned())
         }
         OptionType::List { what, check, .. } => {
             let array = value.get_ref().as_array().ok_or_else(mismatch)?;

@@ -121,7 +121,8 @@ fn settings_of<'t>(table: &'t mut Table, probes: &[&'static Probe], probe: &Prob
     all.get_mut(probe.name)?.as_table_mut()
 }
 
-fn to_toml(value: &OptionValue) -> Value {
+/// A value as a file has it.
+pub(super) fn to_toml(value: &OptionValue) -> Value {
     match value {
         OptionValue::Bool(boolean) => Value::Boolean(*boolean),
         // TOML has no larger numbers; such a value is refused when the candidate is checked against its range.

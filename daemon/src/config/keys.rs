@@ -1,9 +1,10 @@
 //! The keys of the configuration file, as a table: it drives the checks, and the manual page is rendered from it.
 //! Options of probes are not here; they are declared with their probe.
 
-use super::duration::{format_duration, parse_duration};
+use super::percent::{format_percent, parse_percent};
 use super::{Config, labels, sockets};
 use crate::declare::Names;
+use crate::duration::{format_duration, parse_duration};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -50,6 +51,8 @@ pub enum KeyKind {
         /// Where it goes.
         field: fn(&mut Config) -> &mut Duration,
     },
+    /// A part of one CPU, kept in hundredths of a percent.
+    Percent(fn(&mut Config) -> &mut u32),
     /// A list of `address:port`.
     Addresses(fn(&mut Config) -> &mut Vec<SocketAddr>),
     /// A list of generations of metric names.
@@ -100,6 +103,12 @@ pub static KEYS: &[Key] = &[
         },
         default: "512",
         help: "TCP connections served at once; further ones wait in the kernel's queue.",
+    },
+    Key {
+        path: "control.group",
+        kind: KeyKind::Name(|config| &mut config.control_group),
+        default: "\"netskoop\"",
+        help: "Group in /etc/group, or its number, whose members may change what runs, besides root. Empty means root only. Who may read is up to the mode and group of the socket.",
     },
     Key {
         path: "metrics.names",
@@ -254,6 +263,12 @@ pub static KEYS: &[Key] = &[
         help: "How many of them may come at once.",
     },
     Key {
+        path: "limits.bpf_cpu",
+        kind: KeyKind::Percent(|config| &mut config.bpf_cpu),
+        default: "\"2%\"",
+        help: "Part of one CPU that the BPF programs of one probe may take, measured for a second a minute; a probe that takes more twice in a row is switched off for ten minutes. \"0%\" allows any.",
+    },
+    Key {
         path: "paths.proc",
         kind: KeyKind::Directory(|config| &mut config.proc),
         default: "\"/proc\"",
@@ -285,6 +300,7 @@ impl Key {
             KeyKind::Duration { min, max, .. } => {
                 format!("a duration from \"{}\" to \"{}\"", format_duration(*min), format_duration(*max))
             }
+            KeyKind::Percent(_) => "a part of a CPU from \"0%\" to \"100%\"".to_owned(),
             KeyKind::Addresses(_) => {
                 "a list of addresses with port, e.g. [\"[::]:9102\"] or [\"127.0.0.1:9102\"]".to_owned()
             }
@@ -307,6 +323,7 @@ impl Key {
         match &self.kind {
             KeyKind::Name(field) => quoted(field(config)),
             KeyKind::Integer { get, .. } => get(config).to_string(),
+            KeyKind::Percent(field) => quoted(&format_percent(*field(config))),
             KeyKind::Duration { field, .. } => quoted(&format_duration(*field(config))),
             KeyKind::Addresses(field) => list(field(config).iter().map(ToString::to_string)),
             KeyKind::Generations(field) => list(field(config).iter().map(|names| names.as_str().to_owned())),
@@ -344,7 +361,7 @@ impl Key {
             KeyKind::Sockets(name) => config.choose(name, sockets::choice(value)?),
             KeyKind::ExtraLabels => config.extra_labels = labels::extra(value)?,
             KeyKind::ExposedLabels => config.expose_labels = labels::exposed(value)?,
-            KeyKind::Name(_) | KeyKind::Either(..) | KeyKind::Directory(_) => {
+            KeyKind::Name(_) | KeyKind::Either(..) | KeyKind::Directory(_) | KeyKind::Percent(_) => {
                 let text = value.get_ref().as_str().ok_or_else(mismatch)?;
                 self.set_text(config, text).map_err(fault)?;
             }
@@ -360,6 +377,7 @@ impl Key {
             KeyKind::Either(no, yes, field) if text == *no || text == *yes => {
                 *field(config) = text == *yes;
             }
+            KeyKind::Percent(field) => *field(config) = parse_percent(text)?,
             KeyKind::Directory(field) if is_absolute(text) => *field(config) = text.into(),
             _ => return Err(format!("'{}' is not {}", shortened(text), self.expected())),
         }
@@ -499,6 +517,7 @@ mod tests {
             node_name: "x".into(),
             listen: vec![],
             max_connections: 1,
+            control_group: "x".into(),
             names: vec![],
             full_set: true,
             min_interval: Duration::MAX,
@@ -507,6 +526,7 @@ mod tests {
             history: 1,
             event_rate: 1,
             event_burst: 1,
+            bpf_cpu: 1,
             proc: "/x".into(),
             sys: "/x".into(),
             run: "/x".into(),

@@ -208,7 +208,8 @@ fn has_label(family: &Family, name: &str) -> bool {
     let constant = |text: &str| text.split(',').any(|pair| pair.split('=').next() == Some(name));
     let in_cells = match family.points {
         Points::Cells(cells) => cells.iter().any(|(text, _)| constant(text)),
-        Points::Sum(_) => false,
+        // `le` belongs to histograms.
+        Points::Sum(_) | Points::Histogram(_) | Points::Slots => false,
     };
     in_cells || family.keys.iter().any(|(key, _)| *key == name)
 }

@@ -5,12 +5,13 @@
 
 mod atomic;
 mod check;
-mod duration;
 mod effective;
 mod errors;
+mod import;
 mod keys;
 mod labels;
 mod options;
+mod percent;
 mod sockets;
 mod source;
 mod state;
@@ -20,12 +21,14 @@ mod testing;
 
 pub mod dropin;
 
+pub use crate::duration::{format_duration, parse_duration};
 pub use check::find_probe;
-pub use duration::{format_duration, parse_duration};
 pub use effective::{Effective, Layer, effective};
 pub use errors::{ConfigError, ConfigErrors};
+pub use import::import;
 pub use keys::{KEYS, Key, KeyKind};
 pub use options::{check_option, expected, option_default, option_kind, option_range, parse_option};
+pub use percent::{format_percent, parse_percent};
 pub use state::{Lease, Override, ProbeOverrides, State};
 pub use suggest::closest;
 
@@ -50,6 +53,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// TCP connections served at once.
     pub max_connections: usize,
+    /// Group whose members may change what runs, besides root; empty: nobody else.
+    pub control_group: String,
     /// Generations that `/metrics` shows when the scraper does not say.
     pub names: Vec<Names>,
     /// Whether the inspector's names have the labels of its release 0.1.
@@ -80,6 +85,8 @@ pub struct Config {
     pub event_rate: u32,
     /// How many may come at once.
     pub event_burst: u32,
+    /// Part of one CPU that the BPF programs of one probe may take, in hundredths of a percent; 0 for any.
+    pub bpf_cpu: u32,
     /// Root of procfs.
     pub proc: PathBuf,
     /// Root of sysfs.
@@ -122,6 +129,7 @@ impl Default for Config {
             node_name: String::new(),
             listen: vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9102))],
             max_connections: 512,
+            control_group: "netskoop".into(),
             names: vec![Names::Netskoop],
             target_labels: false,
             full_set: false,
@@ -137,6 +145,7 @@ impl Default for Config {
             history: 8192,
             event_rate: 50,
             event_burst: 200,
+            bpf_cpu: 200,
             proc: "/proc".into(),
             sys: "/sys".into(),
             run: "/run".into(),

@@ -1,6 +1,7 @@
 //! Values of probe options: read from text or configuration, checked against their declaration.
 
 use crate::declare::{OptionDecl, OptionType};
+use crate::duration::{format_duration, parse_duration};
 use netskoop_api::OptionValue;
 
 /// Reads an option value as the control API sends it: text, lists separated by commas.
@@ -16,6 +17,7 @@ pub fn parse_option(decl: &OptionDecl, text: &str) -> Result<OptionValue, String
             Ok(number) => OptionValue::Integer(number),
             Err(_) => return Err(format!("'{word}' is not {}", expected(decl))),
         },
+        OptionType::Duration { .. } => OptionValue::Text(word.to_owned()),
         OptionType::List { .. } => {
             let words = word.split(',').map(str::trim).filter(|word| !word.is_empty());
             OptionValue::List(words.map(str::to_owned).collect())
@@ -35,6 +37,12 @@ pub fn check_option(decl: &OptionDecl, value: &OptionValue) -> Result<(), String
             }
             Err(format!("{number} is out of range; expected {}", expected(decl)))
         }
+        (OptionType::Duration { min, max, .. }, OptionValue::Text(text)) => {
+            if (min..=max).contains(&parse_duration(text)?) {
+                return Ok(());
+            }
+            Err(format!("{text} is out of range; expected {}", expected(decl)))
+        }
         (OptionType::List { max, what, check, .. }, OptionValue::List(words)) => {
             if words.len() > max {
                 return Err(format!("{} words are too many; at most {max} are allowed", words.len()));
@@ -51,6 +59,7 @@ pub fn expected(decl: &OptionDecl) -> String {
     match decl.kind {
         OptionType::Bool { .. } => "true or false".to_owned(),
         OptionType::Integer { .. } => format!("a whole number {}", option_range(decl)),
+        OptionType::Duration { .. } => format!("a duration {}", option_range(decl)),
         OptionType::List { what, .. } => format!("a list of words, each {what}"),
     }
 }
@@ -60,6 +69,7 @@ pub fn option_kind(decl: &OptionDecl) -> &'static str {
     match decl.kind {
         OptionType::Bool { .. } => "bool",
         OptionType::Integer { .. } => "integer",
+        OptionType::Duration { .. } => "duration",
         OptionType::List { .. } => "list",
     }
 }
@@ -70,6 +80,9 @@ pub fn option_range(decl: &OptionDecl) -> String {
         OptionType::Bool { .. } => String::new(),
         OptionType::Integer { min, max: u64::MAX, .. } => format!("of at least {min}"),
         OptionType::Integer { min, max, .. } => format!("from {min} to {max}"),
+        OptionType::Duration { min, max, .. } => {
+            format!("from {} to {}", format_duration(min), format_duration(max))
+        }
         OptionType::List { max, what, .. } => format!("at most {max}, each {what}"),
     }
 }
@@ -79,6 +92,7 @@ pub fn option_default(decl: &OptionDecl) -> OptionValue {
     match decl.kind {
         OptionType::Bool { default } => OptionValue::Bool(default),
         OptionType::Integer { default, .. } => OptionValue::Integer(default),
+        OptionType::Duration { default, .. } => OptionValue::Text(format_duration(default)),
         OptionType::List { default, .. } => {
             OptionValue::List(default.iter().map(|word| (*word).to_owned()).collect())
         }
@@ -89,6 +103,29 @@ pub fn option_default(decl: &OptionDecl) -> OptionValue {
 mod tests {
     use super::super::testing::{DEVICES, LIMIT, STACK};
     use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn durations_have_a_range() {
+        let kind = OptionType::Duration {
+            default: Duration::from_millis(100),
+            min: Duration::from_millis(1),
+            max: Duration::from_secs(60),
+        };
+        let decl = OptionDecl { name: "threshold", kind, help: "A threshold." };
+        assert_eq!(option_default(&decl), OptionValue::Text("100ms".to_owned()));
+        assert_eq!(parse_option(&decl, "2s"), Ok(OptionValue::Text("2s".to_owned())));
+        for (bad, message) in [
+            ("2m", "2m is out of range; expected a duration from 1ms to 1m"),
+            ("5", "'5' has no unit; write e.g. \"5s\" or \"5m\""),
+        ] {
+            assert_eq!(parse_option(&decl, bad), Err(message.to_owned()));
+        }
+        assert_eq!(
+            check_option(&decl, &OptionValue::Integer(5)),
+            Err("expected a duration from 1ms to 1m".to_owned())
+        );
+    }
 
     fn list(words: &[&str]) -> OptionValue {
         OptionValue::List(words.iter().map(|word| (*word).to_owned()).collect())

@@ -1,9 +1,9 @@
 //! What the engine tells: status, probes, entities, values of one entity, events.
 
-use super::Engine;
 use super::status::nanoseconds;
+use super::{Engine, governor};
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{ColumnSet, Kind, Names, Probe};
+use crate::declare::{ColumnSet, EventDecl, Names, Points, Probe};
 use crate::engine::pass::PassError;
 use crate::engine::select::Selection;
 use crate::probes::PROBES;
@@ -69,9 +69,14 @@ impl EventFilter {
     }
 }
 
+/// Types of events, of all probes and of the daemon itself.
+fn all_events() -> impl Iterator<Item = &'static EventDecl> {
+    PROBES.iter().flat_map(|probe| probe.events).chain(&governor::EVENTS)
+}
+
 /// The name in force of an event type, also by an older name and in any case.
 pub(super) fn event_type(text: &str) -> Option<&'static str> {
-    PROBES.iter().flat_map(|probe| probe.events).find_map(|event| {
+    all_events().find_map(|event| {
         let same = |name: &str| name.eq_ignore_ascii_case(text);
         (same(event.name) || event.aliases.iter().any(|alias| same(alias))).then_some(event.name)
     })
@@ -81,7 +86,7 @@ impl Engine {
     /// The name in force of an event type, or a sentence with a suggestion.
     pub fn event_type(&self, text: &str) -> Result<&'static str, String> {
         event_type(text).ok_or_else(|| {
-            let known = PROBES.iter().flat_map(|probe| probe.events).map(|event| event.name);
+            let known = all_events().map(|event| event.name);
             let upper = text.to_ascii_uppercase();
             let hint = crate::config::closest(&upper, known);
             let hint = hint.map(|close| format!(". Did you mean '{close}'?")).unwrap_or_default();
@@ -170,7 +175,9 @@ impl Engine {
         for chosen in &chosen {
             let table = &snapshot.tables[chosen.table];
             exposition::points(chosen.family, table, |point| {
-                if point.subject == subject || (host && point.subject == Subject::NODE) {
+                // Of a histogram the number of values and their sum say what a reader wants to see move.
+                let is_bucket = point.shape.suffix == "_bucket";
+                if !is_bucket && (point.subject == subject || (host && point.subject == Subject::NODE)) {
                     values.push(value(chosen.probe, chosen.family, table, point));
                 }
             });
@@ -227,29 +234,25 @@ fn value(
         .iter()
         .map(|(name, key)| format!("{name}=\"{}\"", String::from_utf8_lossy(table.key(point.row, *key))))
         .collect();
-    if !point.label.is_empty() {
-        labels.push(point.label.to_owned());
+    if !point.shape.label.is_empty() {
+        labels.push(point.shape.label.to_owned());
     }
-    let value = point.value as f64 / 10_f64.powi(i32::from(family.decimals));
+    let decimals = if point.shape.is_count { 0 } else { family.decimals };
+    let value = point.value as f64 / 10_f64.powi(i32::from(decimals));
     // A part of a limit means something only if little is left.
     let harmless = family.name.ends_with("_ratio") && value < NEARLY;
     let prefix = format!("netskoop_{}_", probe.name);
     let short = family.name.strip_prefix(&prefix).unwrap_or(family.name);
     MetricValue {
         probe: probe.name.into(),
-        metric: family.name.into(),
-        name: short.strip_suffix("_total").unwrap_or(short).into(),
+        metric: format!("{}{}", family.name, point.shape.suffix),
+        name: format!("{}{}", short.strip_suffix("_total").unwrap_or(short), point.shape.suffix),
         labels: labels.join(","),
-        kind: kind(family.kind()).into(),
+        // The parts of a histogram are counters.
+        kind: if matches!(family.points, Points::Histogram(_)) { "counter" } else { family.type_name() }
+            .into(),
         value,
         alarm: (!family.alarm.is_empty() && !harmless).then(|| family.alarm.to_owned()),
-    }
-}
-
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
     }
 }
 
@@ -262,24 +265,22 @@ fn metric_infos(probe: &'static Probe) -> Vec<MetricInfo> {
 
 fn metric_info(family: &'static crate::declare::Family) -> MetricInfo {
     let mut labels: Vec<String> = family.keys.iter().map(|(name, _)| (*name).to_owned()).collect();
-    if let crate::declare::Points::Cells(cells) = family.points {
-        for name in cells.iter().filter_map(|(label, _)| Some(label.split_once('=')?.0)) {
-            if !labels.iter().any(|known| known == name) {
-                labels.push(name.to_owned());
-            }
+    for name in family.points.labels() {
+        if !labels.iter().any(|known| known == name) {
+            labels.push(name.to_owned());
         }
     }
     MetricInfo {
         name: family.name.into(),
         names: family.names.as_str().into(),
-        kind: kind(family.kind()).into(),
+        kind: family.type_name().into(),
         labels,
         core: family.core,
         help: family.help.into(),
     }
 }
 
-fn event_info(event: &crate::declare::EventDecl) -> EventInfo {
+fn event_info(event: &EventDecl) -> EventInfo {
     EventInfo {
         name: event.name.into(),
         aliases: event.aliases.iter().map(|alias| (*alias).into()).collect(),

@@ -7,7 +7,7 @@ use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::{PROBES, conntrack};
 use crate::resolve::labels::Labels;
-use netskoop_api::{ProbeChanged, ProbePatch};
+use netskoop_api::{Imported, ProbeChanged, ProbePatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,13 +21,15 @@ const RECHECK: Duration = Duration::from_secs(60);
 /// A lease lasts at most this long.
 const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Who asks for a change, for the log.
-#[derive(Clone, Copy, Debug)]
+/// Who asks.
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// User id at the other end of the socket.
     pub uid: u32,
-    /// Process id there.
+    /// Process id there, for the log.
     pub pid: i32,
+    /// All its groups.
+    pub groups: Arc<[u32]>,
 }
 
 /// Why a change was refused. Nothing was changed.
@@ -78,7 +80,7 @@ impl Engine {
         &self,
         name: &str,
         patch: &ProbePatch,
-        peer: Peer,
+        peer: &Peer,
     ) -> Result<ProbeChanged, ChangeError> {
         let probe = self.find_probe(name)?;
         let (change, keep) = parse_patch(probe, patch)?;
@@ -89,6 +91,12 @@ impl Engine {
         if change.enabled == Some(true) {
             let failed = self.start(probe, &wanted).await.err().filter(|_| !does_without_hooks(probe));
             failed.map_or(Ok(()), |problem| Err(ChangeError::NotAvailable(problem.sentence)))?;
+            // Also one that would have been tried again later works now.
+            let mut slots = self.slots();
+            slots
+                .iter_mut()
+                .filter(|slot| slot.probe.name == probe.name)
+                .for_each(|slot| slot.problem = None);
         }
         if let Err(error) = self.store(probe, &mut state, &change, &keep) {
             self.apply(&state).await;
@@ -325,6 +333,18 @@ impl Engine {
         self.lease_changed.notify_one();
         tracing::info!(changes = changes.len(), "configuration reloaded");
         Ok(changes)
+    }
+
+    /// What [`Engine::reload`] would change.
+    pub fn config_diff(&self) -> Result<Vec<String>, ChangeError> {
+        let loaded = config::load(self.config_path.as_deref());
+        let loaded = loaded.map_err(|errors| ChangeError::BadConfig(errors.to_string()))?;
+        Ok(differences(&self.config.load(), &loaded))
+    }
+
+    /// An older configuration in our words.
+    pub fn import_config(&self, old: &serde_json::Value) -> Result<Imported, ChangeError> {
+        config::import(old, PROBES).map_err(ChangeError::BadRequest)
     }
 
     /// Renders the labels anew if they are made in another way now, and waits for it.

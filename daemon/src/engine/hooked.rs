@@ -2,7 +2,7 @@
 
 use crate::declare::Probe;
 use crate::events::bus::{Counts, Incoming, Intake};
-use crate::hooks::{Counters, HookTable, Known, Memory, Options};
+use crate::hooks::{Counters, CountersMap, HookTable, Known, Memory, Options};
 use crate::kernel::bpf::{Entries, Handle, Loader, Refused, Settings};
 use crate::kernel::netns_watch::{self, Exits, NetnsEvent, NetnsWatch};
 use crate::kernel::record;
@@ -78,20 +78,20 @@ impl HookTable for Objects {
     fn fill(
         &self,
         probe: &Probe,
+        map: &CountersMap,
         subject: &dyn Fn(u32, u64) -> Option<Subject>,
         table: &mut Table,
     ) -> io::Result<()> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
         let running = self.running();
-        let (Some(running), Some(hooks), Some(known)) = (running.get(probe.name), &probe.hooks, known) else {
+        let (Some(running), Some(known)) = (running.get(probe.name), known) else {
             return Ok(());
         };
         let mut entries = Entries::default();
-        running.handle.read_counters(&mut entries)?;
-        let options = &running.settings.options;
-        let counters = Counters { entries: &entries, subject, options, memory: &running.memory };
-        (hooks.fill)(&counters, &known, table);
-        Ok(())
+        running.handle.read_counters(map.name, &mut entries)?;
+        let counters = Counters::new(&entries, subject, &running.settings.options, &running.memory);
+        (map.fill)(&counters, &known, table);
+        running.handle.delete_entries(map.name, &counters.expired.take())
     }
 
     fn counts_tasks(&self, probe: &Probe) -> bool {
@@ -266,6 +266,17 @@ impl HookRunner {
             event_ns: time.checked_div(runs),
             cpu_seconds: time as f64 / 1e9,
         })
+    }
+
+    /// Time in a probe's programs and their runs, as far as the kernel counts them; `None` if it is not loaded.
+    pub fn usage(&self, probe: &Probe) -> Option<(u64, u64)> {
+        let infos = self.objects.running().get(probe.name)?.handle.infos();
+        Some(infos.iter().fold((0, 0), |(time, runs), info| (time + info.run_time_ns, runs + info.runs)))
+    }
+
+    /// Inode of the host's network namespace; 0 where there is no BPF.
+    pub fn host_netns(&self) -> u32 {
+        self.loader.as_ref().map_or(0, |loader| loader.host_netns)
     }
 
     /// What the status says of BPF.

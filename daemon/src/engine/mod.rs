@@ -3,6 +3,7 @@
 mod answers;
 mod control;
 pub mod farewell;
+pub mod governor;
 mod hooked;
 pub mod lanes;
 pub mod ledger;
@@ -19,7 +20,7 @@ pub use hooked::{HookRunner, HookStatus, Objects};
 
 use crate::config::{Config, Effective, Loaded, State, effective};
 use crate::declare::{Names, Probe, Section};
-use crate::events::bus::Counts;
+use crate::events::bus::{Counts, Intake};
 use crate::events::history::History;
 use crate::probes::PROBES;
 use crate::resolve::runtimes::Runtimes;
@@ -65,6 +66,10 @@ pub struct Engine {
     errors: Mutex<Vec<Option<String>>>,
     /// Why this node has nothing of what a source reads, by source.
     absent: Mutex<Vec<Option<String>>>,
+    /// Parts of a CPU that BPF programs took when they were last measured.
+    shares: Mutex<Vec<governor::Share>>,
+    /// Where events of the daemon itself go.
+    intake: Mutex<Option<Intake>>,
 }
 
 /// What does not change while the daemon runs.
@@ -171,6 +176,8 @@ pub struct Parts {
     pub farewell: Option<Farewell>,
     /// Hears of tracked connections.
     pub tracking: Tracking,
+    /// Where events of the daemon itself go.
+    pub intake: Intake,
     /// What does not change.
     pub facts: Facts,
 }
@@ -223,6 +230,8 @@ impl Engine {
             cpu: Mutex::new(vec![SourceCpu::default(); sources]),
             errors: Mutex::new(vec![None; sources]),
             absent: Mutex::new(vec![None; sources]),
+            shares: Mutex::default(),
+            intake: Mutex::new(Some(parts.intake)),
         }
     }
 
@@ -263,6 +272,7 @@ impl Engine {
     /// Unloads what is left of BPF; for the end of the daemon.
     pub async fn shut_down(&self) {
         drop(lock(&self.runtimes).take());
+        drop(lock(&self.intake).take());
         drop(lock(&self.farewell).take());
         drop(lock(&self.tracking).take());
         self.watcher.set_hooks(None);

@@ -7,7 +7,7 @@
 
 use super::pass::Snapshot;
 use super::select::Chosen;
-use crate::declare::{Family, Kind, Names, Points, Probe, Scope};
+use crate::declare::{Family, Kind, Names, Probe, Scope};
 use crate::resolve::directory::Directory;
 use crate::server::exposition::points;
 use crate::table::{ABSENT, Subject};
@@ -94,15 +94,7 @@ impl Summed {
     /// The sums of a family, one for each of its points.
     pub fn of(&self, family: &'static Family) -> &[u64] {
         let found = self.families.iter().find(|(known, _)| std::ptr::eq(*known, family));
-        found.map_or(&[], |(_, first)| &self.values[*first..first + count(family)])
-    }
-}
-
-/// Points of a family.
-fn count(family: &Family) -> usize {
-    match family.points {
-        Points::Cells(cells) => cells.len(),
-        Points::Sum(_) => 1,
+        found.map_or(&[], |(_, first)| &self.values[*first..first + family.points.count()])
     }
 }
 
@@ -130,7 +122,7 @@ impl Answer<'_> {
     /// More series than a probe can have.
     fn at_most(&self, probe: &'static Probe, subjects: u64) -> u64 {
         let most = |chosen: &Chosen| {
-            let rows = self.snapshot.tables[chosen.table].len() as u64 * count(chosen.family) as u64;
+            let rows = self.snapshot.tables[chosen.table].len() as u64 * chosen.family.points.count() as u64;
             if chosen.family.scope == Scope::Repeat { rows * subjects } else { rows }
         };
         self.families(probe).map(most).sum()
@@ -234,7 +226,7 @@ impl Room {
         for Chosen { family, .. } in answer.families(probe).filter(|chosen| chosen.family.scope == Scope::Own)
         {
             families.push((*family, points));
-            points += count(family);
+            points += family.points.count();
         }
         let same = |ledger: &Ledger| {
             let both = ledger.families.iter().zip(&families);
@@ -321,7 +313,7 @@ fn add(family: &Family, sum: &mut u64, value: u64) {
 impl Ledger {
     /// Whose values these are, point by point.
     fn owners(&self) -> impl Iterator<Item = &'static Family> {
-        self.families.iter().flat_map(|(family, _)| std::iter::repeat_n(*family, count(family)))
+        self.families.iter().flat_map(|(family, _)| std::iter::repeat_n(*family, family.points.count()))
     }
 
     /// Forgets who is gone; what an added-up one had counted stays in the sums.

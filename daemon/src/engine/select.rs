@@ -44,11 +44,13 @@ impl Selection {
             if self.probes.as_ref().is_some_and(|wanted| !wanted.iter().any(|w| std::ptr::eq(*w, *probe))) {
                 continue;
             }
+            let is_on = |name| options.get(name) == Some(&OptionValue::Bool(true));
             let families = probe.families().filter(|family| {
                 let with = family.with.is_none_or(|name| active.iter().any(|(probe, _)| probe.name == name));
                 with && self.names.contains(&family.names)
                     && (self.full || family.core || family.option.is_some())
-                    && family.option.is_none_or(|name| options.get(name) == Some(&OptionValue::Bool(true)))
+                    && family.option.is_none_or(is_on)
+                    && !family.unless.is_some_and(is_on)
             });
             for family in families {
                 chosen.extend(sources.index(family.table).map(|table| Chosen { probe, family, table }));

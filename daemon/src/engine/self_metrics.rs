@@ -29,6 +29,11 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         "Lists that the probe's sources asked the kernel for again, because they changed or were cut meanwhile.",
         true,
     ),
+    (
+        "netskoop_probe_bpf_cpu_ratio",
+        "Part of one CPU that the probe's BPF programs took when they were last measured, for a second a minute.",
+        false,
+    ),
     ("netskoop_events_seen_total", "Events that passed a probe's filters in the kernel.", true),
     ("netskoop_events_submitted_total", "Events a probe wrote to the ring buffer.", true),
     ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
@@ -184,6 +189,9 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
             writer.one("netskoop_probe_retries_total", &probe, *retries as f64);
         }
         writer.one("netskoop_probe_cpu_seconds_total", &probe, *cpu_seconds);
+        if let Some(ratio) = run.bpf_cpu_ratio {
+            writer.one("netskoop_probe_bpf_cpu_ratio", &probe, ratio);
+        }
         let Some(stream) = run.stream else { continue };
         for (name, value) in [
             ("netskoop_events_seen_total", stream.seen),

@@ -74,6 +74,7 @@ impl Engine {
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
             last_collection_ns: reads.then(|| self.last_cost(slot.probe)).flatten(),
             event_ns: None,
+            bpf_cpu_ratio: None,
             stream: None,
             programs: vec![],
         };
@@ -88,6 +89,8 @@ impl Engine {
             answer.reason = answer.reason.or((!limits.is_empty()).then_some(limits));
             answer.via = Some(hook.via);
             answer.event_ns = hook.event_ns;
+            let share = lock(&self.shares).iter().find(|(name, _)| *name == slot.probe.name).copied();
+            answer.bpf_cpu_ratio = share.map(|(_, hundredths)| f64::from(hundredths) / 10_000.0);
             answer.stream = Some(hook.stream);
             answer.programs = hook.programs;
         }
@@ -315,6 +318,7 @@ pub(super) fn unknown_state() -> ProbeState {
         lease_seconds: None,
         last_collection_ns: None,
         event_ns: None,
+        bpf_cpu_ratio: None,
         stream: None,
         programs: vec![],
     }

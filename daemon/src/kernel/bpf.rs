@@ -3,7 +3,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "three calls into libbpf for which libbpf-rs has no form that does not allocate"
+    reason = "four calls into libbpf for which libbpf-rs has no form that does not allocate"
 )]
 
 use super::features::Features;
@@ -11,8 +11,11 @@ pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, wait_until};
 use super::tasks::{Tasks, Tenant};
+use crate::duration::parse_duration;
 use crate::hooks::{Known, Options};
-use libbpf_rs::libbpf_sys::{bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info};
+use libbpf_rs::libbpf_sys::{
+    BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
+};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
@@ -25,7 +28,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,6 +66,15 @@ impl Settings {
     /// A boolean option; off if it is not there.
     pub fn bool(&self, name: &str) -> bool {
         matches!(self.options.get(name), Some(OptionValue::Bool(true)))
+    }
+
+    /// A duration in nanoseconds; 0 if it is not there.
+    pub fn nanoseconds(&self, name: &str) -> u64 {
+        match self.options.get(name) {
+            Some(OptionValue::Text(text)) => parse_duration(text)
+                .map_or(0, |duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+            _ => 0,
+        }
     }
 
     /// A list option; empty if it is not there.
@@ -105,7 +117,8 @@ struct Attached {
     via: String,
     limits: Vec<String>,
     programs: Vec<Program>,
-    counters: MapHandle,
+    /// With their names; the first is *the* counters map.
+    counters: Vec<(String, MapHandle)>,
     stats: MapHandle,
     buckets: MapHandle,
     tasks: Option<Tasks>,
@@ -188,7 +201,8 @@ impl Session {
 
     /// Loads it into the kernel.
     pub fn load<'o, S: OpenSkel<'o>>(&self, open: S) -> Result<S::Output, Refused> {
-        open.load().map_err(|error| refused(&format!("load {}", self.name), &error))
+        let features = &self.loader.features;
+        open.load().map_err(|error| features.explained(refused(&format!("load {}", self.name), &error)))
     }
 
     /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
@@ -203,8 +217,8 @@ impl Session {
         Ok(links)
     }
 
-    /// Tells that the object works. `via` is how it is attached, `counters` the name of its counters map.
-    pub fn ready(&self, object: &Object, via: &str, counters: &str) -> Result<(), Refused> {
+    /// Tells that the object works. `via` is how it is attached, `counters` the names of the maps that it counts in.
+    pub fn ready(&self, object: &Object, via: &str, counters: &[&str]) -> Result<(), Refused> {
         let mut programs = Vec::new();
         for program in object.progs().filter(libbpf_rs::ProgramImpl::autoload) {
             let fd = program.as_fd().try_clone_to_owned();
@@ -215,7 +229,10 @@ impl Session {
             via: via.to_owned(),
             limits: self.limits.take(),
             programs,
-            counters: self.map(object, counters)?,
+            counters: counters
+                .iter()
+                .map(|name| Ok(((*name).to_owned(), self.map(object, name)?)))
+                .collect::<Result<_, Refused>>()?,
             stats: self.map(object, "stats")?,
             buckets: self.map(object, "buckets")?,
             tasks: self.tasks(object)?,
@@ -251,7 +268,7 @@ impl Session {
         self.share_ring(&mut events.ok_or_else(|| self.failed("find a map", "events"))?)?;
         let skel = self.load(open)?;
         let _links = self.attach(skel.object())?;
-        self.ready(skel.object(), "tp_btf", "counters")?;
+        self.ready(skel.object(), "tp_btf", &["counters"])?;
         self.serve(|_| {});
         Ok(())
     }
@@ -510,9 +527,10 @@ impl Handle {
         programs.iter().filter_map(|program| info(&program.name, program.fd.as_fd())).collect()
     }
 
-    /// Its counters map.
-    pub fn counters(&self) -> &MapHandle {
-        &self.attached.counters
+    /// A map that it counts in, by its name.
+    pub fn counters(&self, name: &str) -> std::io::Result<&MapHandle> {
+        let found = self.attached.counters.iter().find(|(known, _)| known == name).map(|(_, map)| map);
+        found.ok_or_else(|| std::io::Error::other(format!("{} has no map {name}", self.name)))
     }
 
     /// Whether it counts by task.
@@ -528,17 +546,34 @@ impl Handle {
     /// Deletes what it has counted for a tenant that is gone.
     pub fn forget_tenant(&self, tenant: u32) -> std::io::Result<()> {
         match self.attached.tasks {
-            Some(_) => self.delete_where(&[&self.attached.counters], |key| super::tasks::is_of(key, tenant)),
+            Some(_) => self.delete_where(self.counters_maps(), |key| super::tasks::is_of(key, tenant)),
             None => Ok(()),
         }
     }
 
-    /// Reads all entries of its counters map; where it counts by task, with what the living have used by now.
-    pub fn read_counters(&self, entries: &mut Entries) -> std::io::Result<()> {
+    fn counters_maps(&self) -> impl Iterator<Item = &MapHandle> {
+        self.attached.counters.iter().map(|(_, map)| map)
+    }
+
+    /// Deletes entries of a map that it counts in.
+    pub fn delete_entries(&self, name: &str, keys: &[Box<[u8]>]) -> std::io::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let map = self.counters(name)?;
+        for key in keys {
+            // Gone already is as good.
+            let _ = map.delete(key);
+        }
+        Ok(())
+    }
+
+    /// Reads all entries of a map that it counts in; where it counts by task, with what the living have used by now.
+    pub fn read_counters(&self, name: &str, entries: &mut Entries) -> std::io::Result<()> {
         if let Some(tasks) = &self.attached.tasks {
             tasks.walk()?;
         }
-        entries.read(&self.attached.counters)
+        entries.read(self.counters(name)?)
     }
 
     /// Where its events went.
@@ -575,7 +610,7 @@ impl Handle {
     }
 
     fn delete(&self, gone: impl Fn(u32, u64) -> bool) -> std::io::Result<()> {
-        self.delete_where(&[&self.attached.counters, &self.attached.buckets], |key| {
+        self.delete_where(self.counters_maps().chain([&self.attached.buckets]), |key| {
             let Some(inode) = key.first_chunk::<4>() else { return false };
             // Buckets have no cookie in their keys: they belong to whoever has the inode.
             let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
@@ -583,7 +618,11 @@ impl Handle {
         })
     }
 
-    fn delete_where(&self, maps: &[&MapHandle], gone: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
+    fn delete_where<'m>(
+        &self,
+        maps: impl Iterator<Item = &'m MapHandle>,
+        gone: impl Fn(&[u8]) -> bool,
+    ) -> std::io::Result<()> {
         let mut entries = Entries::default();
         for map in maps {
             entries.read(map)?;
@@ -594,6 +633,18 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// Lets the kernel count the runs of all BPF programs of the node and their time, until the answer is dropped. It costs every
+/// run of every program some 60 ns, and needs CAP_SYS_ADMIN.
+pub fn count_runs() -> std::io::Result<OwnedFd> {
+    // SAFETY: it takes a number and hands out a descriptor or an error.
+    let fd = unsafe { bpf_enable_stats(BPF_STATS_RUN_TIME) };
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the descriptor is new, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether a program runs for each of something that the kernel has, when it is asked.

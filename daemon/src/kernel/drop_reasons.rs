@@ -5,13 +5,18 @@ use super::features::{EnumNames, Features};
 use std::borrow::Cow;
 
 /// Enumerations that [`Features::load`] must be asked for.
-pub const ENUMS: &[&str] = &["skb_drop_reason", "skb_drop_reason_subsys", "sk_rst_reason"];
+pub const ENUMS: &[&str] =
+    &["skb_drop_reason", "skb_drop_reason_subsys", "sk_rst_reason", SUBSYSTEM_ENUMS[0], SUBSYSTEM_ENUMS[1]];
+
+/// Reasons of subsystems, with the subsystem's number in their upper half; known where these are built into the kernel.
+const SUBSYSTEM_ENUMS: [&str; 2] = ["ovs_drop_reason", "mac80211_drop_reason"];
 
 /// Names of the packet drop reasons.
 #[derive(Clone, Debug, Default)]
 pub struct DropReasons {
     core: EnumNames,
     subsystems: EnumNames,
+    of_subsystems: [EnumNames; SUBSYSTEM_ENUMS.len()],
 }
 
 impl DropReasons {
@@ -20,11 +25,12 @@ impl DropReasons {
         DropReasons {
             core: features.names("skb_drop_reason"),
             subsystems: features.names("skb_drop_reason_subsys"),
+            of_subsystems: SUBSYSTEM_ENUMS.map(|name| features.names(name)),
         }
     }
 
-    /// Name of a reason without its prefix. Subsystems number their own reasons in modules whose types are not read:
-    /// those get the subsystem's name and the number. What has no name at all stays a number.
+    /// Name of a reason without its prefix. Subsystems number their own reasons, mostly in modules, whose types are not
+    /// read: those get the subsystem's name and the number. What has no name at all stays a number.
     pub fn name(&self, reason: u32) -> Cow<'_, str> {
         let (subsystem, number) = (reason >> 16, reason & 0xffff);
         if subsystem == 0 {
@@ -32,6 +38,9 @@ impl DropReasons {
                 Some(name) => name.strip_prefix("SKB_DROP_REASON_").unwrap_or(name).into(),
                 None => reason.to_string().into(),
             };
+        }
+        if let Some(name) = self.of_subsystems.iter().find_map(|names| names.get(reason)) {
+            return name.into();
         }
         match self.subsystems.get(subsystem) {
             Some(name) => {
@@ -81,7 +90,12 @@ mod tests {
         let reasons = DropReasons {
             core: EnumNames::from_pairs([(0, "SKB_NOT_DROPPED_YET"), (3, "SKB_DROP_REASON_NO_SOCKET")]),
             subsystems: EnumNames::from_pairs([(2, "SKB_DROP_REASON_SUBSYS_OPENVSWITCH")]),
+            of_subsystems: [
+                EnumNames::from_pairs([(2 << 16 | 1, "OVS_DROP_LAST_ACTION")]),
+                EnumNames::default(),
+            ],
         };
+        assert_eq!(reasons.name(2 << 16 | 1), "OVS_DROP_LAST_ACTION");
         assert_eq!(reasons.name(3), "NO_SOCKET");
         assert_eq!(reasons.name(0), "SKB_NOT_DROPPED_YET");
         assert_eq!(reasons.name(99), "99");

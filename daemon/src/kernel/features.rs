@@ -8,6 +8,18 @@ use std::path::{Path, PathBuf};
 /// Where the kernel keeps its own type information.
 const BUILT_IN: &str = "/sys/kernel/btf/vmlinux";
 
+/// Where it may be found where the former cannot be seen: the places where libbpf looks for what tracing programs are
+/// attached to, in its order. `%` stands for the kernel's release.
+const ELSEWHERE: [&str; 7] = [
+    "/boot/vmlinux-%",
+    "/lib/modules/%/vmlinux-%",
+    "/lib/modules/%/build/vmlinux",
+    "/usr/lib/modules/%/kernel/vmlinux",
+    "/usr/lib/debug/boot/vmlinux-%",
+    "/usr/lib/debug/boot/vmlinux-%.debug",
+    "/usr/lib/debug/lib/modules/%/vmlinux",
+];
+
 /// Facts from the kernel's type information. The information itself (several megabytes) is not kept.
 #[derive(Debug, Default)]
 pub struct Features {
@@ -15,28 +27,30 @@ pub struct Features {
     tracepoints: FxHashMap<String, u8>,
     enums: FxHashMap<String, EnumNames>,
     task_storage: bool,
+    charges_locked_memory: bool,
 }
 
 impl Features {
-    /// Reads them, from `path` if the kernel has no type information built in. `enums` are the enumerations whose
-    /// names are wanted.
+    /// Reads them, from `path` or where the kernel or its packages have them. `enums` are the enumerations whose names are
+    /// wanted.
     pub fn load(path: Option<&Path>, enums: &[&str]) -> Result<Features, Refused> {
         super::bpf::quiet();
-        let btf = match path {
-            Some(path) => Btf::from_path(path).map_err(|error| {
-                let doing = format!("read the kernel's type information from {}", path.display());
-                super::bpf::refused(&doing, &error)
-            })?,
-            None if !Path::new(BUILT_IN).exists() => {
-                return Err(Refused::NotHere(
-                    "this kernel has no built-in type information (CONFIG_DEBUG_INFO_BTF), which BPF programs need"
+        let (btf, path) = match path {
+            Some(path) => (read(path)?, Some(path.to_owned())),
+            None if Path::new(BUILT_IN).exists() => (
+                Btf::from_vmlinux()
+                    .map_err(|error| super::bpf::refused("read the kernel's type information", &error))?,
+                None,
+            ),
+            None => elsewhere().ok_or_else(|| {
+                Refused::NotHere(
+                    "this kernel shows no type information (CONFIG_DEBUG_INFO_BTF), which BPF programs need, and there is none \
+                     for it in /boot or /usr/lib/debug"
                         .to_owned(),
-                ));
-            }
-            None => Btf::from_vmlinux()
-                .map_err(|error| super::bpf::refused("read the kernel's type information", &error))?,
+                )
+            })?,
         };
-        let mut features = Features { path: path.map(Path::to_owned), ..Features::default() };
+        let mut features = Features { path, ..Features::default() };
         for found in btf.type_by_kind::<types::Typedef<'_>>() {
             let name = found.name().and_then(|name| name.to_str());
             let Some(name) = name.and_then(|name| name.strip_prefix("btf_trace_")) else { continue };
@@ -44,6 +58,8 @@ impl Features {
                 features.tracepoints.insert(name.to_owned(), params);
             }
         }
+        // Gone since maps are charged to the cgroup (80ee81e0403c "bpf: Eliminate rlimit-based memory accounting infra").
+        features.charges_locked_memory = has_member(&btf, "bpf_map", "memory");
         features.task_storage = has_member(&btf, "task_struct", "bpf_storage");
         for name in enums {
             features.enums.insert((*name).to_owned(), EnumNames::read(&btf, name));
@@ -62,16 +78,57 @@ impl Features {
         found.ok_or_else(|| Refused::NotHere(format!("this kernel has no tracepoint {name}")))
     }
 
+    /// For tests: as if a tracepoint had another number of arguments, as on another kernel.
+    #[cfg(test)]
+    pub fn pretend(mut self, tracepoint: &str, arguments: u8) -> Features {
+        self.tracepoints.insert(tracepoint.to_owned(), arguments);
+        self
+    }
+
     /// Whether programs of any sort can keep something for each task, or why not.
     pub fn task_storage(&self) -> Result<(), Refused> {
         let sentence = "before Linux 5.12 BPF programs cannot remember anything of a task";
         if self.task_storage { Ok(()) } else { Err(Refused::NotHere(sentence.to_owned())) }
     }
 
+    /// A refusal, with its likely cause where the kernel charges what programs and maps take against the limit of locked
+    /// memory. libbpf raises that if it may.
+    pub fn explained(&self, refused: Refused) -> Refused {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+        match (refused, limit) {
+            (Refused::Failed { doing, cause }, Some(bytes))
+                if self.charges_locked_memory && cause.contains("not permitted") =>
+            {
+                Refused::NotHere(format!(
+                    "cannot {doing}: this kernel counts BPF as locked memory, of which the daemon may have {} KiB only \
+                     (RLIMIT_MEMLOCK) and may not raise it; set LimitMEMLOCK=infinity in its unit, or leave it \
+                     CAP_SYS_RESOURCE",
+                    bytes / 1024
+                ))
+            }
+            (refused, _) => refused,
+        }
+    }
+
     /// Names of an enumeration that [`Features::load`] was asked for; none if the kernel lacks it.
     pub fn names(&self, name: &str) -> EnumNames {
         self.enums.get(name).cloned().unwrap_or_default()
     }
+}
+
+fn read(path: &Path) -> Result<Btf<'static>, Refused> {
+    Btf::from_path(path).map_err(|error| {
+        let doing = format!("read the kernel's type information from {}", path.display());
+        super::bpf::refused(&doing, &error)
+    })
+}
+
+/// The first file for this kernel that can be read as type information.
+fn elsewhere() -> Option<(Btf<'static>, Option<PathBuf>)> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_str().ok()?;
+    let paths = ELSEWHERE.iter().map(|place| PathBuf::from(place.replace('%', release)));
+    paths.filter(|path| path.exists()).find_map(|path| Some((read(&path).ok()?, Some(path))))
 }
 
 fn has_member(btf: &Btf<'_>, name: &str, member: &str) -> bool {

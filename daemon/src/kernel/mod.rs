@@ -14,6 +14,7 @@ mod refused;
 pub mod ring;
 pub mod symbols;
 pub mod tasks;
+pub mod ways;
 
 #[cfg(test)]
 mod root;

@@ -76,12 +76,12 @@ impl NetnsWatch {
     /// Tells that a namespace is known, so that it is not announced and its exits are.
     pub fn known_insert(&self, inum: u32, cookie: u64, exits: Exits) -> io::Result<()> {
         let idle = known(cookie, exits);
-        self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::ANY).map_err(io_error)
+        self.0.counters(KNOWN)?.update(&inum.to_ne_bytes(), &idle, MapFlags::ANY).map_err(io_error)
     }
 
     /// Tells that a namespace is gone: its inode may be used again for another.
     pub fn known_remove(&self, inum: u32) -> io::Result<()> {
-        match self.0.counters().delete(&inum.to_ne_bytes()) {
+        match self.0.counters(KNOWN)?.delete(&inum.to_ne_bytes()) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(io_error(error)),
             _ => Ok(()),
         }
@@ -90,7 +90,7 @@ impl NetnsWatch {
     /// Asks for the next exit again, **before** looking who is left: an exit in between is then told.
     pub fn clear_pending(&self, inum: u32, cookie: u64, exits: Exits) -> io::Result<()> {
         let idle = known(cookie, exits);
-        match self.0.counters().update(&inum.to_ne_bytes(), &idle, MapFlags::EXIST) {
+        match self.0.counters(KNOWN)?.update(&inum.to_ne_bytes(), &idle, MapFlags::EXIST) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(io_error(error)),
             _ => Ok(()),
         }
@@ -111,6 +111,9 @@ impl NetnsWatch {
         self.0.stop()
     }
 }
+
+/// The map of the namespaces that are known.
+const KNOWN: &str = "known";
 
 /// Value of a known namespace whose exits are to be told.
 fn known(cookie: u64, exits: Exits) -> [u8; 16] {
@@ -157,7 +160,7 @@ fn run(session: Session) -> Result<(), Refused> {
     };
     apply(session.settings());
     let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", "known")?;
+    session.ready(skel.object(), "tp_btf", &[KNOWN])?;
     session.serve(|_| {});
     Ok(())
 }

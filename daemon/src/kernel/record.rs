@@ -1,6 +1,8 @@
 //! What every record of the event ring begins with, and what may follow its body: a kernel stack.
 
-use crate::hooks::Tuple;
+use crate::declare::EventDecl;
+use crate::hooks::{RawEvent, Tuple};
+use netskoop_api::Value;
 use netskoop_bpf::netns::types::event_head;
 use netskoop_bpf::plain::{self, Plain};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,10 +35,56 @@ pub struct Head {
 }
 
 impl Head {
+    /// The event that the record tells of.
+    pub fn event(
+        self,
+        decl: &'static EventDecl,
+        tuple: Option<Tuple>,
+        fields: Vec<(&'static str, Value)>,
+        stack: Vec<u64>,
+    ) -> RawEvent {
+        let process = self.process();
+        RawEvent {
+            decl,
+            netns: self.netns,
+            cookie: self.cookie,
+            cgroup: self.cgroup,
+            time: self.time,
+            tuple,
+            process,
+            fields,
+            stack,
+            suppressed: self.suppressed.into(),
+        }
+    }
+
     /// The process, if the context told.
     pub fn process(&self) -> Option<(u32, String)> {
         (self.pid != 0).then(|| (self.pid, self.comm.clone()))
     }
+}
+
+/// Names of the states of TCP sockets, by the kernel's numbers.
+const STATES: [&str; 13] = [
+    "",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW_SYN_RECV",
+];
+
+/// The field `state` of an event about a TCP socket; `None` if there was no socket.
+pub fn state(number: u8) -> Option<(&'static str, Value)> {
+    let name = STATES.get(usize::from(number)).filter(|name| !name.is_empty())?;
+    Some(("state", Value::Text((*name).to_owned())))
 }
 
 /// Number of the probe that wrote a record; `None` if it is too short to be one.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Addresses remembered; more than the call sites a kernel has for one kind of event.
@@ -84,30 +84,43 @@ impl Symbols {
     }
 
     fn look(&self, addresses: &[u64], always: bool) -> Vec<Option<Place>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut missing: Vec<u64> =
-            addresses.iter().copied().filter(|address| !state.known.contains_key(address)).collect();
-        if !missing.is_empty() && (state.may_read() || always) {
-            missing.sort_unstable();
-            missing.dedup();
-            if state.known.len() + missing.len() > MAX_KNOWN {
-                state.known.clear();
-                missing = addresses.to_vec();
-                missing.sort_unstable();
-                missing.dedup();
-                missing.truncate(MAX_KNOWN);
+        let missing = self.missing(addresses, always);
+        // The lock is free meanwhile: reading takes long on a loaded node, and others may have what they want already.
+        let found = if missing.is_empty() { None } else { Some(self.read(&missing)) };
+        let mut state = self.lock();
+        match found {
+            Some(Ok((places, hidden))) => {
+                state.hidden = hidden;
+                state.known.extend(missing.into_iter().zip(places));
             }
-            match self.read(&missing) {
-                Ok((places, hidden)) => {
-                    state.hidden = hidden;
-                    state.known.extend(missing.into_iter().zip(places));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, path = %self.path.display(), "cannot read kernel symbols");
-                }
+            Some(Err(error)) => {
+                tracing::debug!(%error, path = %self.path.display(), "cannot read kernel symbols");
             }
+            None => {}
         }
         addresses.iter().map(|address| state.known.get(address).cloned().flatten()).collect()
+    }
+
+    /// Which of the addresses must be read, sorted; none if it is not time to read again.
+    fn missing(&self, addresses: &[u64], always: bool) -> Vec<u64> {
+        let mut state = self.lock();
+        let unknown = |address: &u64| !state.known.contains_key(address);
+        let mut missing: Vec<u64> = addresses.iter().copied().filter(unknown).collect();
+        if missing.is_empty() || !(state.may_read() || always) {
+            return Vec::new();
+        }
+        if state.known.len() + missing.len() > MAX_KNOWN {
+            state.known.clear();
+            missing = addresses.to_vec();
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        missing.truncate(MAX_KNOWN);
+        missing
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Code ranges of functions, also of the copies that the compiler made of them. Not remembered.
@@ -130,13 +143,13 @@ impl Symbols {
         for range in &mut found {
             range.end = range.end.min(range.start.saturating_add(MAX_OFFSET));
         }
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).hidden = hidden;
+        self.lock().hidden = hidden;
         Ok(found)
     }
 
     /// Why addresses have no names, if the kernel hides them.
     pub fn hidden(&self) -> Option<&'static str> {
-        let hidden = self.state.lock().unwrap_or_else(PoisonError::into_inner).hidden;
+        let hidden = self.lock().hidden;
         hidden.then_some(
             "the kernel hides its symbols (kernel.kptr_restrict, or CAP_SYSLOG is missing): stacks show addresses",
         )

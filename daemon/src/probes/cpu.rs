@@ -2,7 +2,7 @@
 
 use crate::declare::{Column, Cost, Family, Kind, Points, Probe, TableDecl, column};
 use crate::facts::one;
-use crate::hooks::{Counters, Hooks, Known, no_events};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, no_events};
 use crate::kernel::bpf::{Refused, Session};
 use crate::sources::cgroups::CGROUP_CPU;
 use crate::table::Table;
@@ -10,6 +10,8 @@ use netskoop_bpf::cpu::CpuSkelBuilder;
 use std::mem::MaybeUninit;
 
 /// What tasks have used, in nanoseconds and in the order of the program.
+static MAPS: [CountersMap; 1] = [CountersMap { name: "counters", table: &TABLE, fill }];
+
 static TABLE: TableDecl = TableDecl {
     name: "cpu",
     keys: &[],
@@ -88,7 +90,7 @@ pub static PROBE: Probe = Probe {
     options: &[],
     families: &[&FAMILIES],
     events: &[],
-    hooks: Some(Hooks { run, decode: no_events, table: &TABLE, fill, optional: true }),
+    hooks: Some(Hooks { run, decode: no_events, maps: &MAPS, optional: true }),
 };
 
 fn run(session: Session) -> Result<(), Refused> {

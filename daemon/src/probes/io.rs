@@ -2,7 +2,7 @@
 
 use crate::declare::{Column, Cost, Family, Kind, Probe, TableDecl};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native};
-use crate::hooks::{Counters, Hooks, Known, no_events};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, no_events};
 use crate::kernel::bpf::{Refused, Session};
 use crate::table::Table;
 use netskoop_bpf::io::IoSkelBuilder;
@@ -13,6 +13,8 @@ const fn counter(key: &'static str) -> Column {
 }
 
 /// In the order of the program.
+static MAPS: [CountersMap; 1] = [CountersMap { name: "counters", table: &TABLE, fill }];
+
 static TABLE: TableDecl = TableDecl {
     name: "io",
     keys: &[],
@@ -109,7 +111,7 @@ pub static PROBE: Probe = Probe {
     options: &[],
     families: &[&NATIVE, &NATIVE_MORE, &KUBESKOOP, &HYBRID, &INSPECTOR],
     events: &[],
-    hooks: Some(Hooks { run, decode: no_events, table: &TABLE, fill, optional: false }),
+    hooks: Some(Hooks { run, decode: no_events, maps: &MAPS, optional: false }),
 };
 
 fn run(session: Session) -> Result<(), Refused> {

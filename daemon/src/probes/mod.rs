@@ -21,9 +21,13 @@ pub mod slab;
 pub mod sock;
 pub mod softnet;
 pub mod tcp;
+pub mod tcpconnect;
 pub mod tcpext;
 pub mod tcpreset;
+pub mod tcpretrans;
+pub mod tcprtt;
 pub mod tcpsummary;
+pub mod tcptwrcv;
 pub mod udp;
 pub mod udplite;
 
@@ -51,6 +55,10 @@ pub static PROBES: &[&Probe] = &[
     &io::PROBE,
     &tcpsummary::PROBE,
     &tcpreset::PROBE,
+    &tcpretrans::PROBE,
+    &tcptwrcv::PROBE,
+    &tcpconnect::PROBE,
+    &tcprtt::PROBE,
     &packetloss::PROBE,
     &gone::PROBE,
 ];
@@ -58,7 +66,7 @@ pub static PROBES: &[&Probe] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::declare::{Family, Kind, Names, OptionType, Points};
+    use crate::declare::{Family, Names, OptionType};
     use std::collections::{BTreeSet, HashSet};
 
     fn families() -> impl Iterator<Item = (&'static Probe, &'static Family)> {
@@ -67,10 +75,7 @@ mod tests {
 
     /// Texts of the constant labels of a family, one per point.
     fn points(family: &Family) -> Vec<&'static str> {
-        match family.points {
-            Points::Cells(cells) => cells.iter().map(|(labels, _)| *labels).collect(),
-            Points::Sum(_) => vec![""],
-        }
+        (0..family.points.count()).map(|cell| family.points.shape(cell).label).collect()
     }
 
     fn sentence(text: &str) -> bool {
@@ -89,7 +94,7 @@ mod tests {
     fn names_are_unique_within_a_generation() {
         let (mut seen, mut last) = (HashSet::new(), ("", ""));
         for (probe, family) in families() {
-            // A metric may go on with another table.
+            // A metric may go on with another table, or be finer with an option.
             let goes_on = std::mem::replace(&mut last, (probe.name, family.name)) == last;
             assert!(
                 seen.insert((family.names, family.name)) || goes_on,
@@ -97,10 +102,11 @@ mod tests {
                 probe.name,
                 family.name
             );
-            let labels = points(family);
-            let distinct: HashSet<_> = labels.iter().collect();
-            assert_eq!(distinct.len(), labels.len(), "{}: two points with one label", family.name);
-            assert!(!labels.is_empty(), "{}: no points", family.name);
+            let count = family.points.count();
+            let shape = |cell| (family.points.shape(cell).suffix, family.points.shape(cell).label);
+            let distinct: HashSet<_> = (0..count).map(shape).collect();
+            assert_eq!(distinct.len(), count, "{}: two points with one label", family.name);
+            assert!(count > 0, "{}: no points", family.name);
         }
     }
 
@@ -130,7 +136,7 @@ mod tests {
     #[test]
     fn native_names_follow_prometheus_practice() {
         for (_, family) in families().filter(|(_, family)| family.names == Names::Netskoop) {
-            let counter = family.kind() == Kind::Counter;
+            let counter = family.type_name() == "counter";
             assert_eq!(family.name.ends_with("_total"), counter, "{}: _total", family.name);
             let units =
                 ["ms", "milliseconds", "us", "microseconds", "ns", "kilobytes", "kb", "pages", "octets"];
@@ -221,7 +227,7 @@ mod tests {
     #[test]
     fn options_of_families_exist_and_are_boolean() {
         for (probe, family) in families() {
-            let Some(name) = family.option else { continue };
+            let Some(name) = family.option.or(family.unless) else { continue };
             let option = probe.options.iter().find(|option| option.name == name).unwrap();
             assert!(matches!(option.kind, OptionType::Bool { .. }), "{}: {name}", probe.name);
         }

@@ -3,16 +3,19 @@
 use crate::declare::{
     Column, Cost, EventDecl, Family, Kind, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column,
 };
-use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::symbols::Place;
 use crate::table::{Subject, Table};
 use libbpf_rs::skel::Skel;
-use netskoop_api::{OptionValue, Value};
+use netskoop_api::Value;
 use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
+use rustc_hash::FxHasher;
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -48,15 +51,30 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Integer { default: 24, min: 1, max: 256 },
             help: "So many reasons have metrics of their own; reasons met later are summed up as \"other\".",
         },
+        OptionDecl {
+            name: "locations",
+            kind: OptionType::Integer { default: 32, min: 1, max: 256 },
+            help: "So many functions have metrics of their own; those met later are summed up as \"other\".",
+        },
+        flows::OPTION,
+        flows::MAX_OPTION,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: false }),
+    hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
 };
+
+static MAPS: [CountersMap; 2] = [
+    CountersMap { name: "counters", table: &TABLE, fill },
+    CountersMap { name: "flows", table: &FLOWS, fill: flows::fill },
+];
+
+static FLOWS: TableDecl =
+    TableDecl { name: "packetloss_flows", keys: &FLOW_KEYS, columns: &FLOW_COLUMNS, node: false };
 
 static TABLE: TableDecl = TableDecl {
     name: "packetloss",
-    keys: &["reason", "class"],
+    keys: &["reason", "class", "location"],
     columns: &[
         Column { key: "packets", kind: Kind::Counter },
         Column { key: "segments", kind: Kind::Counter },
@@ -72,6 +90,11 @@ static EVENTS: [EventDecl; 1] = [EventDecl {
 }];
 
 const PACKETS: Points = Points::Cells(&[("", column(&TABLE, "packets"))]);
+const OLD_FLOWS: Points = Points::Cells(&[(
+    "sport=\"0\",dport=\"0\",src_type=\"unknown\",dst_type=\"unknown\"",
+    column(&FLOWS, "packets"),
+)]);
+const FLOW_PACKETS: Points = Points::Cells(&[("", column(&FLOWS, "packets"))]);
 const SEGMENTS: Points = Points::Cells(&[("", column(&TABLE, "segments"))]);
 
 const fn class(values: &'static [&'static str], include: bool) -> Only {
@@ -99,10 +122,43 @@ const NATIVE: &[Family] = &[
     .keys(&[("reason", 0)])
     .only(class(&["ignored"], false))
     .fold(),
+    Family::native(
+        "netskoop_packetloss_location_packets_total",
+        "Packets dropped, by the kernel function that dropped them, without what is left out above.",
+        &TABLE,
+        PACKETS,
+    )
+    .keys(&[("location", 2)])
+    .only(class(&["ignored"], false))
+    .fold(),
+    Family::native(
+        "netskoop_packetloss_class_packets_total",
+        "Packets dropped, by class: netfilter, tcp_state (not fit for the connection's state), tcp_receive (for no \
+         connection), tcp_handle (refused by a socket), other, and ignored, which is left out above.",
+        &TABLE,
+        PACKETS,
+    )
+    .keys(&[("class", 1)])
+    .fold(),
+    Family::native(
+        "netskoop_packetloss_flow_packets_total",
+        "Packets dropped of those five-tuples that lost most.",
+        &FLOWS,
+        FLOW_PACKETS,
+    )
+    .keys(&flows::LABELS)
+    .option(flows::OPTION.name),
 ];
 
 const KUBESKOOP: &[Family] = &[
-    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &TABLE, PACKETS).fold(),
+    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &TABLE, PACKETS)
+        .fold()
+        .unless(flows::OPTION.name),
+    // The older system left the ports out.
+    Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &FLOWS, OLD_FLOWS)
+        .keys(&[("protocol", 0), ("src", 1), ("dst", 3)])
+        .fold()
+        .option(flows::OPTION.name),
     Family::kubeskoop("kubeskoop_packetloss_netfilter", "Packets dropped by netfilter.", &TABLE, PACKETS)
         .only(class(&["netfilter"], true))
         .fold(),
@@ -164,6 +220,10 @@ const BENIGN: [&str; 9] = [
 /// TIME_WAIT has answered, are freed like a drop without a reason, once per connection closed in good order.
 const IN_TIME_WAIT: u32 = u32::MAX;
 
+/// Sets of row keys that have rows of their own.
+const SET_OF_REASONS: u8 = 0;
+const SET_OF_LOCATIONS: u8 = 1;
+
 /// Length of the programs' list of code ranges, and words of their set of reasons.
 const RANGES: usize = 16;
 const REASONS: usize = 256;
@@ -182,8 +242,7 @@ fn run(session: Session) -> Result<(), Refused> {
     let mut open = session.open(PacketlossSkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
-        rodata.has_reason = arguments > 2;
-        rodata.has_rx_sk = arguments > 3;
+        rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
         rodata.in_time_wait = IN_TIME_WAIT;
     }
     session.share_ring(&mut open.maps.events)?;
@@ -196,7 +255,7 @@ fn run(session: Session) -> Result<(), Refused> {
     }
     apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
     let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", "counters")?;
+    session.ready(skel.object(), "tp_btf", &["counters", "flows"])?;
     session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings, &known, &benign));
     Ok(())
 }
@@ -205,6 +264,7 @@ fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, beni
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     options.stack = settings.bool("stack").into();
+    options.flows = settings.bool(flows::OPTION.name).into();
     let mut set = [0u64; REASONS / 64];
     for reason in settings.list("ignore_reasons").iter().filter_map(|name| known.drop_reasons.number(name)) {
         let reason = reason as usize;
@@ -230,25 +290,14 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
         fields.push(("segments", Value::Number(event.segments.into())));
     }
     let t = event.tuple;
-    Some(RawEvent {
-        decl: &EVENTS[0],
-        netns: head.netns,
-        cookie: head.cookie,
-        cgroup: head.cgroup,
-        time: head.time,
-        tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
-        process: head.process(),
-        fields,
-        stack,
-        suppressed: head.suppressed.into(),
-    })
+    let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
+    Some(head.event(&EVENTS[0], tuple, fields, stack))
 }
 
+/// What stands in the row of an entry of the counters map.
+type RowKey<'a> = (Subject, Cow<'a, str>, &'static str, Cow<'a, str>);
+
 fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
-    let shown = match counters.options.get("reasons") {
-        Some(OptionValue::Integer(shown)) => usize::try_from(*shown).unwrap_or(usize::MAX),
-        _ => 24,
-    };
     let entries = || {
         counters.entries.iter().filter_map(|(key, value)| {
             Some((plain::read::<types::packetloss_key>(key)?, plain::read::<types::packetloss_value>(value)?))
@@ -263,26 +312,55 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
         let at = locations.binary_search(&location).ok()?;
         places[at].as_ref().map(Place::function)
     };
-    let mut rows: Vec<(Subject, Cow<'_, str>, &str, u64, u64)> = entries()
+    let mut rows: Vec<(RowKey<'_>, u64, u64)> = entries()
         .filter_map(|(key, value)| {
             let subject = (counters.subject)(key.netns, key.cookie)?;
-            if key.reason == IN_TIME_WAIT {
-                return Some((subject, "TIME_WAIT".into(), "ignored", value.packets, value.segments));
-            }
-            let name = known.drop_reasons.name(key.reason);
-            let class = class_of(function(key.location), &name);
-            let own = counters.memory.admit(key.reason.into(), shown);
-            Some((subject, if own { name } else { "other".into() }, class, value.packets, value.segments))
+            let row = row_key(counters, known, subject, key.reason, function(key.location));
+            Some((row, value.packets, value.segments))
         })
         .collect();
     rows.sort_unstable();
-    for group in rows.chunk_by(|a, b| (a.0, &a.1, a.2) == (b.0, &b.1, b.2)) {
-        let (subject, reason, class, ..) = &group[0];
-        if let Some(cells) = table.row(*subject, &[reason.as_bytes(), class.as_bytes()]) {
-            cells[0] = group.iter().map(|row| row.3).sum();
-            cells[1] = group.iter().map(|row| row.4).sum();
+    for group in rows.chunk_by(|a, b| a.0 == b.0) {
+        let (subject, reason, class, location) = &group[0].0;
+        if let Some(cells) = table.row(*subject, &[reason.as_bytes(), class.as_bytes(), location.as_bytes()])
+        {
+            cells[0] = group.iter().map(|row| row.1).sum();
+            cells[1] = group.iter().map(|row| row.2).sum();
         }
     }
+}
+
+fn row_key<'a>(
+    counters: &Counters<'_>,
+    known: &'a Known,
+    subject: Subject,
+    reason: u32,
+    function: Option<&'a str>,
+) -> RowKey<'a> {
+    if reason == IN_TIME_WAIT {
+        return (subject, "TIME_WAIT".into(), "ignored", "".into());
+    }
+    let name = known.drop_reasons.name(reason);
+    let class = class_of(function, &name);
+    let shown = counters.integer("reasons").unwrap_or(24);
+    let own = counters.memory.admit(SET_OF_REASONS, reason.into(), shown);
+    let reason = if own { name } else { "other".into() };
+    let shown = counters.integer("locations").unwrap_or(32);
+    let location = match function {
+        None => "unknown",
+        // What is left out must not take the room of what is shown.
+        Some(_) if class == "ignored" => "",
+        Some(name) if counters.memory.admit(SET_OF_LOCATIONS, number_of(name), shown) => name,
+        Some(_) => "other",
+    };
+    (subject, reason, class, location.into())
+}
+
+/// A number that stands for a function: addresses of one function differ from call to call.
+fn number_of(function: &str) -> u64 {
+    let mut hasher = FxHasher::default();
+    function.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Which of the older systems' classes a drop belongs to, by the function that freed the packet.
@@ -305,6 +383,7 @@ mod tests {
     use crate::hooks::{Memory, Options};
     use crate::kernel::bpf::Entries;
     use crate::kernel::features::Features;
+    use netskoop_api::OptionValue;
     use std::path::Path;
 
     fn known() -> Known {
@@ -322,12 +401,9 @@ mod tests {
         shown: u64,
         memory: &Memory,
     ) -> Vec<(u32, String, Option<u64>, Option<u64>)> {
-        let counters = Counters {
-            entries: &Entries::from_pairs(pairs),
-            subject: &|netns, _| Some(Subject(netns)),
-            options: &Options::from([("reasons", OptionValue::Integer(shown))]),
-            memory,
-        };
+        let (entries, subject) = (Entries::from_pairs(pairs), |netns, _| Some(Subject(netns)));
+        let options = Options::from([("reasons", OptionValue::Integer(shown))]);
+        let counters = Counters::new(&entries, &subject, &options, memory);
         let mut table = Table::new(&TABLE, 100);
         fill(&counters, &known(), &mut table);
         let keys = |row| [table.key(row, 0), b" ", table.key(row, 1)].concat();

@@ -3,11 +3,12 @@
 use crate::declare::{
     Column, Cost, EventDecl, Family, Kind, OptionDecl, OptionType, Points, Probe, TableDecl, column,
 };
-use crate::hooks::{Counters, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
+use crate::kernel::ways::{self, Way};
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
+use libbpf_rs::skel::{OpenSkel, Skel};
 use netskoop_api::Value;
 use netskoop_bpf::plain;
 use netskoop_bpf::tcpreset::{TcpresetSkelBuilder, types};
@@ -22,7 +23,8 @@ pub static PROBE: Probe = Probe {
     finds: "A port that nobody listens on; a peer that closes idle connections earlier than its client expects; a \
             program that closes with unread data; state lost by NAT or a load balancer.",
     cost: Cost::Low,
-    needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10).",
+    needs: "BTF tracepoints tcp_send_reset and tcp_receive_reset (resets without a socket: Linux 6.10, else fentry, a kprobe, or \
+            kfree_skb with reasons).",
     default_on: true,
     section: None,
     options: &[
@@ -48,8 +50,10 @@ pub static PROBE: Probe = Probe {
     .keys(&[("direction", 0), ("cause", 1)])
     .core()]],
     events: &EVENTS,
-    hooks: Some(Hooks { run, decode, table: &TABLE, fill, optional: false }),
+    hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
 };
+
+static MAPS: [CountersMap; 1] = [CountersMap { name: "counters", table: &TABLE, fill }];
 
 static TABLE: TableDecl = TableDecl {
     name: "tcpreset",
@@ -80,7 +84,7 @@ static EVENTS: [EventDecl; 4] = [
     },
     EventDecl {
         name: "TCP_RESET_RECEIVE",
-        aliases: &["TCPRESET_RECEIVE", "TCP_RCV_RST_SYN", "TCP_RCV_RST_ESTAB", "TCP_RCV_RST_TW"],
+        aliases: &["TCPRESET_RECEIVE", "TCP_RCV_RST_SYN", "TCP_RCV_RST_ESTAB"],
         fields: &["state"],
         help: "The peer sent a reset; in state SYN_SENT it refused the connection.",
     },
@@ -96,22 +100,6 @@ const CAUSES: [(&str, &str); 6] = [
     ("receive", "closing"),
 ];
 
-const STATES: [&str; 13] = [
-    "",
-    "ESTABLISHED",
-    "SYN_SENT",
-    "SYN_RECV",
-    "FIN_WAIT1",
-    "FIN_WAIT2",
-    "TIME_WAIT",
-    "CLOSE",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "LISTEN",
-    "CLOSING",
-    "NEW_SYN_RECV",
-];
-
 /// Length of the programs' list of ports.
 const PORTS: usize = 16;
 
@@ -122,25 +110,51 @@ fn is_port(word: &str) -> bool {
 fn run(session: Session) -> Result<(), Refused> {
     let send = session.tracepoint("tcp_send_reset")?;
     session.tracepoint("tcp_receive_reset")?;
+    let mut chosen = vec![&TRACEPOINTS];
     // The reason came with the same release that began to tell resets without a socket.
     if send <= 2 {
-        session.limited(
-            "before Linux 6.10 the kernel tells neither resets without a socket nor the reason for a reset",
-        );
+        session.limited("before Linux 6.10 the kernel does not tell why it sends a reset");
+        chosen.extend(without_socket(&session));
     }
     let mut storage = MaybeUninit::uninit();
     let mut open = session.open(TcpresetSkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
-        rodata.has_reason = send > 2;
+        rodata.arguments = u8::try_from(send).unwrap_or(u8::MAX);
+        rodata.no_socket_elsewhere = chosen.len() > 1;
+        rodata.kfree_skb_arguments = u8::try_from(freed(&session)).unwrap_or(u8::MAX);
     }
+    ways::load_only(open.open_object_mut(), &chosen);
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", "counters")?;
+    session.ready(skel.object(), &ways::via(&chosen), &["counters"])?;
     session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
     Ok(())
+}
+
+static TRACEPOINTS: Way = Way::new("tp_btf", &["on_send_reset", "on_receive_reset"]);
+static FENTRY: Way = Way::new("fentry", &["fentry_v4", "fentry_v6"]);
+static KPROBE: Way = Way::new("kprobe", &["kprobe_v4", "kprobe_v6"]);
+static STAND_IN: Way = Way::new("tp_btf", &["on_no_socket"]);
+
+/// Arguments of the tracepoint for freed packets; 0 if there is none.
+fn freed(session: &Session) -> usize {
+    session.tracepoint("kfree_skb").unwrap_or(0)
+}
+
+/// The way to see resets without a socket where their own tracepoint does not tell of them.
+fn without_socket(session: &Session) -> Option<&'static Way> {
+    // Without a reason it cannot stand in.
+    let ways: &[&Way] = if freed(session) > 2 { &[&FENTRY, &KPROBE, &STAND_IN] } else { &[&FENTRY, &KPROBE] };
+    match session.choose::<TcpresetSkelBuilder>(ways) {
+        Ok(way) => Some(way),
+        Err(refused) => {
+            session.limited(format!("resets without a socket are not seen: {refused}"));
+            None
+        }
+    }
 }
 
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
@@ -160,22 +174,10 @@ fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
     {
         fields.push(("reason", Value::Text(reason.into_owned())));
     }
-    if let Some(state) = STATES.get(usize::from(event.state)).filter(|state| !state.is_empty()) {
-        fields.push(("state", Value::Text((*state).to_owned())));
-    }
+    fields.extend(record::state(event.state));
     let t = event.tuple;
-    Some(RawEvent {
-        decl,
-        netns: head.netns,
-        cookie: head.cookie,
-        cgroup: head.cgroup,
-        time: head.time,
-        tuple: record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport)),
-        process: head.process(),
-        fields,
-        stack,
-        suppressed: head.suppressed.into(),
-    })
+    let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
+    Some(head.event(decl, tuple, fields, stack))
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
@@ -217,12 +219,9 @@ mod tests {
     #[test]
     fn counters_become_rows_of_one_subject_each() {
         let pairs = [entry(5, 0, 7), entry(6, 3, 1), entry(5, 4, 2), entry(99, 0, 1), entry(5, 77, 1)];
-        let counters = Counters {
-            entries: &Entries::from_pairs(&pairs),
-            subject: &|netns, _| (netns < 10).then_some(Subject(netns)),
-            options: &Options::new(),
-            memory: &Memory::default(),
-        };
+        let (entries, options, memory) = (Entries::from_pairs(&pairs), Options::new(), Memory::default());
+        let subject = |netns, _| (netns < 10).then_some(Subject(netns));
+        let counters = Counters::new(&entries, &subject, &options, &memory);
         let mut table = Table::new(&TABLE, 100);
         fill(&counters, &known(), &mut table);
         let rows: Vec<_> = (0..table.len())

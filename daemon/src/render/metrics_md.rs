@@ -1,7 +1,8 @@
 //! `docs/metrics.md`.
 
 use crate::config::{option_default, option_kind, option_range};
-use crate::declare::{Family, Kind, Names, Points, Probe};
+use crate::declare::{EventDecl, Family, Names, Points, Probe};
+use crate::engine::governor::EVENTS;
 use crate::engine::self_metrics::SELF_METRICS;
 use std::fmt::Write;
 
@@ -91,7 +92,7 @@ fn native(out: &mut String, probe: &'static Probe) -> std::fmt::Result {
             out,
             "| `{}` | {} | {} | {mark} | {} |",
             family.name,
-            kind(family),
+            family.type_name(),
             labels(family),
             plain(family.help)
         )?;
@@ -154,11 +155,15 @@ fn shown_as(native: &Family, old: &Family) -> Option<String> {
 }
 
 fn events(out: &mut String, probe: &Probe) -> std::fmt::Result {
-    if probe.events.is_empty() {
+    event_table(out, probe.events)
+}
+
+fn event_table(out: &mut String, events: &[EventDecl]) -> std::fmt::Result {
+    if events.is_empty() {
         return Ok(());
     }
     writeln!(out, "\n| event | older names | fields | meaning |\n|---|---|---|---|")?;
-    for event in probe.events {
+    for event in events {
         let (aliases, fields) = (code_list(event.aliases), code_list(event.fields));
         writeln!(out, "| `{}` | {aliases} | {fields} | {} |", event.name, plain(event.help))?;
     }
@@ -183,21 +188,13 @@ fn own(out: &mut String) -> std::fmt::Result {
         let kind = if *counter { "counter" } else { "gauge" };
         writeln!(out, "| `{name}` | {kind} | {} |", plain(help))?;
     }
+    event_table(out, &EVENTS)?;
     Ok(())
-}
-
-fn kind(family: &Family) -> &'static str {
-    match family.kind() {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-    }
 }
 
 fn labels(family: &Family) -> String {
     let mut labels: Vec<&str> = family.keys.iter().map(|(name, _)| *name).collect();
-    if let Points::Cells(cells) = family.points {
-        labels.extend(cells.iter().filter_map(|(label, _)| Some(label.split_once('=')?.0)));
-    }
+    labels.extend(family.points.labels());
     labels.dedup();
     code_list(&labels)
 }

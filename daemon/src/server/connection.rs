@@ -51,8 +51,8 @@ impl Accept for tokio::net::UnixListener {
     type Peer = crate::engine::Peer;
     async fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)> {
         let (stream, _) = tokio::net::UnixListener::accept(self).await?;
-        let cred = stream.peer_cred()?;
-        Ok((stream, crate::engine::Peer { uid: cred.uid(), pid: cred.pid().unwrap_or(0) }))
+        let peer = super::peer::of(&stream)?;
+        Ok((stream, peer))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The Unix socket: everything under `/v1/`. Errors are JSON with a stable word, a sentence and what to do.
 
 use super::answer::{self, Answer, Refusal};
+use super::listen;
 use super::query::{Query, decode};
 use crate::engine::pass::PassError;
 use crate::engine::{ChangeError, Engine, EventFilter, NoSuchEntity, Peer};
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use jiff::Timestamp;
 use netskoop_api::{EventLine, ProbePatch, Reloaded};
+use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,8 +49,9 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
             Ok(answer::json(&engine.probe_info(engine.find_probe(&decode(name))?)))
         }
         (&Method::PATCH, ["v1", "probes", name]) => {
-            let patch = body(request).await?;
-            Ok(answer::json(&engine.patch_probe(&decode(name), &patch, peer).await?))
+            allow_change(engine, &peer)?;
+            let patch: ProbePatch = body(request).await?;
+            Ok(answer::json(&engine.patch_probe(&decode(name), &patch, &peer).await?))
         }
         (&Method::GET, ["v1", "entities"]) => entities(engine, &query).await,
         (&Method::GET, ["v1", "entities", name]) => match engine.entity(&decode(name)).await {
@@ -58,7 +61,15 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
         (&Method::GET, ["v1", "events"]) => events(engine, &query),
         (&Method::GET, ["v1", "metrics"]) => metrics(engine, &query).await,
         (&Method::GET, ["v1", "config"]) => Ok(answer::json(&engine.config_json())),
+        (&Method::GET, ["v1", "config", "diff"]) => {
+            Ok(answer::json(&Reloaded { changes: engine.config_diff()? }))
+        }
+        (&Method::POST, ["v1", "config", "import"]) => {
+            let old: serde_json::Value = body(request).await?;
+            Ok(answer::json(&engine.import_config(&old)?))
+        }
         (&Method::POST, ["v1", "reload"]) => {
+            allow_change(engine, &peer)?;
             tracing::info!(uid = peer.uid, pid = peer.pid, "reload requested");
             Ok(answer::json(&Reloaded { changes: engine.reload().await? }))
         }
@@ -78,7 +89,30 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
     }
 }
 
-async fn body(request: Request<Incoming>) -> Result<ProbePatch> {
+/// Who may connect may read; changes are for root and for one group.
+fn allow_change(engine: &Engine, peer: &Peer) -> Result<()> {
+    let group = engine.config().control_group;
+    let own = rustix::process::geteuid().as_raw();
+    let is_member = || listen::group_id(&group).is_some_and(|id| peer.groups.contains(&id));
+    if peer.uid == 0 || peer.uid == own || is_member() {
+        return Ok(());
+    }
+    tracing::warn!(
+        uid = peer.uid,
+        pid = peer.pid,
+        "a change was refused: the user is not in the group '{group}'"
+    );
+    let (message, hint) = match group.as_str() {
+        "" => ("only root may change this".to_owned(), "use sudo".to_owned()),
+        group => (
+            format!("only root and members of the group '{group}' may change this"),
+            format!("use sudo, or as root: usermod --append --groups {group} USER, and log in again"),
+        ),
+    };
+    Err(Refusal::new(StatusCode::FORBIDDEN, "not_allowed", message).hint(hint))
+}
+
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
     let collected =
         tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await;

@@ -1,7 +1,7 @@
 //! The Prometheus text format, written family by family as the client takes it, so that an answer of any size costs the
 //! memory of one family.
 
-use crate::declare::{Family, Kind, Names, Only, Points, Scope};
+use crate::declare::{Family, Names, Only, Points, Scope, Shape, histogram};
 use crate::resolve::directory::Directory;
 use crate::resolve::labels::write_target;
 use crate::table::{ABSENT, Subject, Table};
@@ -17,8 +17,8 @@ pub struct Point {
     pub subject: Subject,
     /// The row whose keys are shown.
     pub row: usize,
-    /// Constant label text of the cell.
-    pub label: &'static str,
+    /// What tells it from the others of the row.
+    pub shape: Shape,
     /// Number of the cell among the points of the family.
     pub cell: usize,
     /// The value.
@@ -73,20 +73,25 @@ fn emit_row(family: &Family, table: &Table, leader: usize, end: usize, emit: &mu
         sum
     };
     let subject = table.subject(leader);
+    let mut emit = |cell: usize, value: u64| {
+        emit(Point { subject, row: leader, shape: family.points.shape(cell), cell, value });
+    };
     match family.points {
         Points::Cells(cells) => {
-            for (cell, (label, column)) in cells.iter().enumerate() {
+            for (cell, (_, column)) in cells.iter().enumerate() {
                 if let Some(value) = total(*column) {
-                    emit(Point { subject, row: leader, label, cell, value });
+                    emit(cell, value);
                 }
             }
         }
         Points::Sum(columns) => {
             let value = columns.iter().filter_map(|c| total(*c)).reduce(|sum, value| family.add(sum, value));
             if let Some(value) = value {
-                emit(Point { subject, row: leader, label: "", cell: 0, value });
+                emit(0, value);
             }
         }
+        Points::Histogram(buckets) => histogram::points(buckets, total, emit),
+        Points::Slots => histogram::slots(total, emit),
     }
 }
 
@@ -192,18 +197,15 @@ pub fn write_sums(
     let Some(labels) = whose.labels(Subject::OTHER, family.names) else { return };
     let target = (whose.target && family.names == Names::Inspector).then_some(false);
     for (cell, value) in sums.iter().enumerate().filter(|(_, value)| **value != ABSENT) {
-        let label = match family.points {
-            Points::Cells(cells) => cells.get(cell).map_or("", |(label, _)| *label),
-            Points::Sum(_) => "",
-        };
         if !budget.take() {
             continue;
         }
         if std::mem::replace(titled, family.name) != family.name {
             write_head(out, family);
         }
-        write_labels(out, family, (labels, target), |_| b"other", label);
-        write_value(out, *value, family.decimals);
+        let shape = family.points.shape(cell);
+        write_labels(out, family, (labels, target), |_| b"other", shape);
+        write_value(out, *value, decimals(family, shape));
         out.push(b'\n');
     }
 }
@@ -236,11 +238,7 @@ pub fn write_infos<'a>(
 }
 
 fn write_head(out: &mut Vec<u8>, family: &Family) {
-    let kind = match family.kind() {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-    };
-    write_title(out, family.name, family.help, kind);
+    write_title(out, family.name, family.help, family.type_name());
 }
 
 fn write_title(out: &mut Vec<u8>, name: &str, help: &str, kind: &str) {
@@ -270,9 +268,13 @@ fn write_series(
     point: Point,
     labels: (&str, Option<bool>),
 ) {
-    write_labels(out, family, labels, |key| table.key(point.row, key), point.label);
-    write_value(out, point.value, family.decimals);
+    write_labels(out, family, labels, |key| table.key(point.row, key), point.shape);
+    write_value(out, point.value, decimals(family, point.shape));
     out.push(b'\n');
+}
+
+fn decimals(family: &Family, shape: Shape) -> u8 {
+    if shape.is_count { 0 } else { family.decimals }
 }
 
 fn write_labels<'a>(
@@ -280,9 +282,10 @@ fn write_labels<'a>(
     family: &Family,
     (labels, target): (&str, Option<bool>),
     row_key: impl Fn(usize) -> &'a [u8],
-    label: &str,
+    shape: Shape,
 ) {
     out.extend_from_slice(family.name.as_bytes());
+    out.extend_from_slice(shape.suffix.as_bytes());
     let mut separator = b'{';
     if let Some(netns) = target {
         out.push(b'{');
@@ -297,7 +300,7 @@ fn write_labels<'a>(
         out.extend_from_slice(row_key(*key));
         out.push(b'"');
     }
-    write_part(out, &mut separator, label.as_bytes());
+    write_part(out, &mut separator, shape.label.as_bytes());
     if separator == b',' {
         out.push(b'}');
     }

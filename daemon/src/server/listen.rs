@@ -23,6 +23,9 @@ pub enum ListenError {
         /// Who has it and what to do, if it is taken.
         holder: String,
     },
+    /// What the service manager has opened cannot be used.
+    #[error("cannot use the control socket that systemd hands over: {0}; see systemctl cat netskoopd.socket")]
+    Handed(io::Error),
     /// A daemon answers on the Unix socket.
     #[error("{} is in use by a running netskoopd; stop that one first: systemctl stop netskoopd", .0.display())]
     InUse(PathBuf),
@@ -97,7 +100,7 @@ fn holder(proc_root: &Path, port: u16) -> Option<(i32, String)> {
     })
 }
 
-/// The control socket; its file goes away with it.
+/// The control socket; its file goes away with it, if the daemon has made it.
 #[derive(Debug)]
 pub struct ControlSocket {
     /// Where connections come from.
@@ -105,14 +108,20 @@ pub struct ControlSocket {
     file: SocketFile,
 }
 
-/// The file of a socket, removed at the end.
+/// The file of a socket, removed at the end unless it is the service manager's.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    own: bool,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "the control socket's file stays behind");
+        if !self.own {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the control socket's file stays behind");
         }
     }
 }
@@ -125,7 +134,14 @@ impl ControlSocket {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.file.0
+        &self.file.path
+    }
+
+    /// One that the service manager has opened, and that stays when the daemon ends.
+    pub fn handed(listener: UnixListener) -> ControlSocket {
+        let path = listener.local_addr().ok().and_then(|address| Some(address.as_pathname()?.to_owned()));
+        let file = SocketFile { path: path.unwrap_or_default(), own: false };
+        ControlSocket { listener, file }
     }
 }
 
@@ -169,16 +185,22 @@ fn make(path: &Path) -> io::Result<ControlSocket> {
     }
     let listener = UnixListener::bind(&draft)?;
     std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o660))?;
-    if let Some(gid) = group_id(GROUP) {
-        std::os::unix::fs::chown(&draft, None, Some(gid))?;
+    if let Some(gid) = group_id(GROUP)
+        && let Err(error) = std::os::unix::fs::chown(&draft, None, Some(gid))
+    {
+        // As the unit runs it: there netskoopd.socket makes the socket.
+        tracing::warn!(%error, "only root can use the control socket; systemctl start netskoopd.socket opens it to the group '{GROUP}'");
     }
     std::fs::rename(&draft, path)?;
     listener.set_nonblocking(true)?;
-    Ok(ControlSocket { listener, file: SocketFile(path.to_owned()) })
+    Ok(ControlSocket { listener, file: SocketFile { path: path.to_owned(), own: true } })
 }
 
-/// Looks a group up in `/etc/group`: the daemon must not ask name services, which may need the network.
-fn group_id(name: &str) -> Option<u32> {
+/// Looks a group up in `/etc/group`: the daemon must not ask name services, which may need the network. A number is itself.
+pub(super) fn group_id(name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
     let text = std::fs::read_to_string("/etc/group").ok()?;
     text.lines().find_map(|line| {
         let mut parts = line.split(':');

@@ -4,8 +4,10 @@ pub mod answer;
 pub mod connection;
 pub mod control;
 pub mod exposition;
+pub mod handed;
 pub mod listen;
 pub mod metrics;
+mod peer;
 pub mod query;
 pub mod stall;
 

@@ -1,32 +1,36 @@
-//! Reads the counters that BPF programs keep, one source per probe with hooks.
+//! Reads the counters that BPF programs keep, one source per map.
 
 use super::lock;
 use super::tenants::TenantCgroups;
 use super::{Owners, ReadError, Report, Scratch, Source, Want};
 use crate::declare::{Probe, TableDecl};
-use crate::hooks::{HookTable, Hooks};
+use crate::hooks::{CountersMap, HookTable};
 use crate::kernel::bpf::same_cookie;
 use crate::table::{Subject, Table};
 use rustc_hash::FxHashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// The counters map of one probe.
+/// A counters map of a probe.
 pub struct CounterSource {
     probe: &'static Probe,
-    hooks: &'static Hooks,
+    map: &'static CountersMap,
     running: Arc<dyn HookTable>,
     owners: Mutex<Option<Arc<dyn Owners>>>,
     tenants: Mutex<TenantCgroups>,
 }
 
 impl CounterSource {
-    /// The source of a probe, with procfs at `proc`; `None` if it has no hooks.
-    pub fn new(probe: &'static Probe, running: Arc<dyn HookTable>, proc: &Path) -> Option<CounterSource> {
-        Some(CounterSource {
+    /// The sources of a probe, with procfs at `proc`; none if it has no hooks.
+    pub fn all(
+        probe: &'static Probe,
+        running: &Arc<dyn HookTable>,
+        proc: &Path,
+    ) -> impl Iterator<Item = CounterSource> {
+        probe.hooks.iter().flat_map(|hooks| hooks.maps).map(move |map| CounterSource {
             probe,
-            hooks: probe.hooks.as_ref()?,
-            running,
+            map,
+            running: Arc::clone(running),
             owners: Mutex::default(),
             tenants: Mutex::new(TenantCgroups::new(proc)),
         })
@@ -42,11 +46,11 @@ impl CounterSource {
 
 impl Source for CounterSource {
     fn name(&self) -> &'static str {
-        self.probe.name
+        self.map.table.name
     }
 
     fn tables(&self) -> &'static [&'static TableDecl] {
-        std::slice::from_ref(&self.hooks.table)
+        std::slice::from_ref(&self.map.table)
     }
 
     fn whole(&self) -> bool {
@@ -76,7 +80,7 @@ impl Source for CounterSource {
         };
         want.beacon.enter(Subject::NODE, "counters map");
         let told = self.tell_tenants();
-        let result = told.and_then(|()| self.running.fill(self.probe, &subject, &mut out[0]));
+        let result = told.and_then(|()| self.running.fill(self.probe, self.map, &subject, &mut out[0]));
         want.beacon.leave();
         match result {
             Ok(()) => Report { done: want.targets.len() as u32, ..Report::default() },

@@ -1,4 +1,5 @@
 use super::*;
+use crate::declare::Points;
 use crate::declare::{Column, Cost, TableDecl};
 use crate::resolve::directory::testing::{build, namespace};
 use crate::resolve::identity::Facts;

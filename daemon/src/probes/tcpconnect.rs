@@ -1,0 +1,192 @@
+//! TCP connections made from here: how long the handshake took, and why some failed.
+
+use crate::declare::{
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
+    histogram,
+};
+use crate::facts::one;
+use crate::flows::{self, FLOW_COLUMNS};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
+use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::record;
+use crate::table::Table;
+use libbpf_rs::skel::Skel;
+use netskoop_api::Value;
+use netskoop_bpf::plain;
+use netskoop_bpf::tcpconnect::{TcpconnectSkelBuilder, types};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// The probe.
+pub static PROBE: Probe = Probe {
+    name: "tcpconnect",
+    aliases: &[],
+    summary: "TCP connections made from here: time of the handshake, and failures by cause with the process that wanted it.",
+    when: "Clients say \"connection refused\", \"timed out\" or \"cannot assign requested address\", or are slow at the start.",
+    finds: "A server that is down (refused) or behind a silent firewall (timeout), a lost SYN (handshakes of 1, 3, 7 seconds), \
+            local ports that are used up (no_port), a program with too short a time-out of its own (cancelled).",
+    cost: Cost::Low,
+    needs: "BTF tracepoint inet_sock_set_state.",
+    default_on: false,
+    section: None,
+    options: &[
+        OptionDecl {
+            name: "slow",
+            kind: OptionType::Duration {
+                default: Duration::from_millis(900),
+                min: Duration::from_millis(1),
+                max: Duration::from_secs(600),
+            },
+            help: "A handshake that takes longer is an event; so is an attempt that was given up after so long.",
+        },
+        OptionDecl {
+            name: "stack",
+            kind: OptionType::Bool { default: false },
+            help: "Adds the kernel stack to each event, which costs several microseconds each.",
+        },
+        flows::OPTION,
+        flows::MAX_OPTION,
+    ],
+    families: &[NATIVE],
+    events: &EVENTS,
+    hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
+};
+
+static MAPS: [CountersMap; 3] = [
+    CountersMap { name: "counters", table: &FAILURES, fill },
+    CountersMap { name: "handshakes", table: &HANDSHAKES, fill: fill_handshakes },
+    CountersMap { name: "flows", table: &PEERS, fill: fill_peers },
+];
+
+static FAILURES: TableDecl =
+    TableDecl { name: "tcpconnect", keys: &["cause"], columns: &[counter("failures")], node: false };
+
+static HANDSHAKES: TableDecl =
+    TableDecl { name: "tcpconnect_handshakes", keys: &[], columns: &HISTOGRAM, node: false };
+
+static PEERS: TableDecl = TableDecl {
+    name: "tcpconnect_peers",
+    keys: &["protocol", "src", "sport", "dst", "dport", "cause"],
+    columns: &FLOW_COLUMNS,
+    node: false,
+};
+
+/// In the order of `enum kind`.
+static EVENTS: [EventDecl; 2] = [
+    EventDecl {
+        name: "TCP_CONNECT_FAILED",
+        aliases: &[],
+        fields: &["reason", "error", "latency_ns"],
+        help: "A connection could not be made. reason: refused, timeout, unreachable, no_port (all local ports to that peer \
+               are in use), cancelled (closed by the program after a long wait), other; error is the errno.",
+    },
+    EventDecl {
+        name: "TCP_CONNECT_SLOW",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "The handshake of a connection took longer than the option slow.",
+    },
+];
+
+/// 128 and 512 microseconds, 2, 8, 33 and 131 milliseconds, 1 and 4 seconds: a lost SYN takes one second or more.
+static BUCKETS: [Bucket; 8] = histogram::microseconds([6, 8, 10, 12, 14, 16, 19, 21]);
+
+const NATIVE: &[Family] = &[
+    Family::native(
+        "netskoop_tcpconnect_handshake_seconds",
+        "Time from connect() to the answer of the peer, of connections that were made.",
+        &HANDSHAKES,
+        Points::Histogram(&BUCKETS),
+    )
+    .decimals(6)
+    .core(),
+    Family::native(
+        "netskoop_tcpconnect_failures_total",
+        "Connections that could not be made. cause: refused, timeout, unreachable, no_port (all local ports to that peer are in \
+         use), cancelled (closed by the program before there was an answer), other.",
+        &FAILURES,
+        one(&FAILURES, "failures"),
+    )
+    .keys(&[("cause", 0)])
+    .core(),
+    Family::native(
+        "netskoop_tcpconnect_peer_failures_total",
+        "Connections that could not be made, of those peers and causes with the largest numbers.",
+        &PEERS,
+        one(&PEERS, "packets"),
+    )
+    .keys(&[("dst", 3), ("dport", 4), ("cause", 5)])
+    .fold()
+    .option(flows::OPTION.name),
+];
+
+/// In the order of `enum cause`.
+const CAUSES: [&str; 6] = ["other", "refused", "timeout", "unreachable", "cancelled", "no_port"];
+
+fn run(session: Session) -> Result<(), Refused> {
+    session.tracepoint("inet_sock_set_state")?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = session.open(TcpconnectSkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.probe = session.number();
+    }
+    session.share_ring(&mut open.maps.events)?;
+    let mut skel = session.load(open)?;
+    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
+    let _links = session.attach(skel.object())?;
+    session.ready(skel.object(), "tp_btf", &["counters", "handshakes", "flows"])?;
+    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+    Ok(())
+}
+
+fn apply(data: Option<&mut types::bss>, settings: &Settings) {
+    let Some(options) = data.map(|data| &mut data.options) else { return };
+    (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    options.slow_ns = settings.nanoseconds("slow");
+    options.stack = settings.bool("stack").into();
+    options.flows = settings.bool(flows::OPTION.name).into();
+}
+
+fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
+    let (head, event, stack) = record::parse::<types::tcpconnect_event>(bytes)?;
+    let decl = EVENTS.get(usize::from(head.kind))?;
+    let cause = CAUSES.get(usize::from(event.cause))?;
+    let mut fields = Vec::with_capacity(3);
+    if decl.fields.contains(&"reason") {
+        fields.push(("reason", Value::Text((*cause).to_owned())));
+    }
+    if event.error > 0 {
+        fields.push(("error", Value::Number(event.error.into())));
+    }
+    fields.push(("latency_ns", Value::Number(event.latency_ns)));
+    let t = event.tuple;
+    let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
+    Some(head.event(decl, tuple, fields, stack))
+}
+
+fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    let mut rows: Vec<_> = counters
+        .entries
+        .iter()
+        .filter_map(|(key, value)| {
+            let key: types::tcpconnect_key = plain::read(key)?;
+            let cause = CAUSES.get(usize::try_from(key.cause).ok()?)?;
+            let value = u64::from_ne_bytes(*value.first_chunk()?);
+            Some(((counters.subject)(key.netns, key.cookie)?, cause, value))
+        })
+        .collect();
+    rows.sort_unstable();
+    for (subject, cause, value) in rows {
+        if let Some(cells) = table.row(subject, &[cause.as_bytes()]) {
+            cells[0] = value;
+        }
+    }
+}
+
+fn fill_handshakes(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    counters.fill_histograms(&[], table);
+}
+
+fn fill_peers(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    flows::fill_marked(counters, &CAUSES, table);
+}

@@ -1,0 +1,110 @@
+#!/bin/bash
+# kernels.sh [NAME...]: in each kernel of kernels.toml, or in those named (or in KERNEL), starts netskoopd with every probe
+# on, provokes what each probe is for, and compares how the probes stand with what kernels.toml expects. One line per
+# kernel and probe. docs/kernels.md is written if it was all of them. ONLY=tcpreset provokes only what that probe is for.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=tests/vm/lab.sh
+. tests/vm/lab.sh
+PATH=$PATH:${HOME:-/root}/.cargo/bin
+
+# Time that one kernel may take: emulated machines are slow, and two run at a time.
+limit=900
+at_once=${AT_ONCE:-2}
+
+mapfile -t names < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else tr ' ' '\n' <<<"${KERNEL:-$(kernel_names)}"; fi)
+for name in "${names[@]}"; do
+	kernel_names | grep -qxF -- "$name" || die "There is no kernel $name in tests/vm/kernels.toml, but: $(kernel_names | paste -sd ' ')"
+done
+[ "$(id -u)" = 0 ] || cannot "Making root file systems is only for root: sudo make test-kernels"
+[ "$(uname -m)" = x86_64 ] || cannot "The kernel lab emulates x86_64 machines, and what is built here runs on $(uname -m) only."
+tests/setup.sh test
+
+results=$lab/results
+work=$(mktemp -d)
+cleanup() {
+	local jobs
+	mapfile -t jobs < <(jobs -p)
+	[ ${#jobs[@]} = 0 ] || kill "${jobs[@]}" 2>/dev/null || true
+	wait
+	rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+# The archive is slow and the compiler busy: both at once.
+prepare() {
+	local name
+	tests/vm/image.sh disk >/dev/null
+	for name in "${names[@]}"; do
+		tests/vm/kernel.sh "$name" >/dev/null
+	done
+}
+prepare &
+prepared=$!
+
+# Programs as cargo has built them for the other tests, without what only a debugger wants; inside they are where they are
+# here, because tests know the paths.
+cargo test --workspace --locked --quiet --no-run --message-format=json 2>"$work/cargo" |
+	python3 -c 'import json, sys
+for line in sys.stdin:
+    found = json.loads(line)
+    target = found.get("target", {})
+    if found.get("executable") and (target["kind"] == ["bin"] and not found["profile"]["test"] or target["name"] == "daemon"):
+        print(target["name"], found["executable"])' >"$work/programs" || {
+	cat "$work/cargo" >&2
+	die "cargo test --no-run failed"
+}
+while read -r name path; do
+	mkdir -p "$work/share$(dirname "$path")"
+	strip --strip-debug -o "$work/share$path" "$path"
+	declare "program_$name=$path"
+done <"$work/programs"
+mkdir -p "$work/share/usr/local/bin" "$work/share$PWD/tests/vm" "$work/share$PWD/daemon"
+ln -s "${program_netskoopctl:?}" "$work/share/usr/local/bin/netskoopctl"
+cp -r tests/fixtures "$work/share$PWD/tests/"
+cp tests/vm/kernels.toml "$work/share$PWD/tests/vm/"
+tar -cf "$work/share.tar" -C "$work/share" .
+truncate -s %4096 "$work/share.tar"
+rm -r "$work/share"
+wait $prepared || exit
+
+test_one() {
+	local name=$1 out=$results/$1 code=0 began=$SECONDS command test
+	command="cd '$PWD/daemon'; export NETSKOOP_LAB_KERNEL='$name' NETSKOOP_LAB_ONLY='${ONLY:-}' NETSKOOP_NO_SKIP=1 NETSKOOP_PATIENCE=6"
+	command+="; code=0; '${program_daemon:?}' --ignored --test-threads=1 lab:: || code=1"
+	# Tests that run on little nodes elsewhere have the whole machine for themselves.
+	for test in $(kernel_key "$name" tests); do
+		command+="; mkdir -p /run/netns; NETSKOOP_TEST_NODE='$test' '$program_daemon' --exact '$test' || code=1"
+	done
+	# shellcheck disable=SC2016 # it is that of the shell inside
+	command+='; exit $code'
+	rm -rf "$out"
+	mkdir -p "$out"
+	# It ends when this does, and takes its machine along.
+	setpriv --pdeathsig TERM tests/vm/boot.sh -f "$work/share.tar" -t $limit -o "$out" "$name" "$command" >"$out/log" 2>&1 || code=$?
+	cat "$lab/kernels/$(kernel_key "$name" release)/release" >"$out/release" 2>/dev/null ||
+		sed -n 's/^\[vm\] up: \([^ ]*\) .*/\1/p' "$out/log" >"$out/release"
+	echo "$((SECONDS - began)) $code" >"$out/end"
+	# In one piece: two may end at the same time.
+	flock "$work" python3 tests/vm/report.py lines "$results" "$name"
+	return $code
+}
+
+failed=0 running=0
+for name in "${names[@]}"; do
+	if [ $running -ge "$at_once" ]; then
+		wait -n || failed=1
+		running=$((running - 1))
+	fi
+	test_one "$name" &
+	running=$((running + 1))
+done
+while [ $running -gt 0 ]; do
+	wait -n || failed=1
+	running=$((running - 1))
+done
+if [ $failed = 0 ] && [ -z "${ONLY:-}" ] && [ "$(printf '%s\n' "${names[@]}" | sort)" = "$(kernel_names | sort)" ]; then
+	python3 tests/vm/report.py document "$results" "${names[@]}" >docs/kernels.md
+fi
+exit $failed
