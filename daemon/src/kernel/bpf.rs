@@ -199,6 +199,14 @@ impl Session {
             .map_err(|error| refused("share the event ring", &error))
     }
 
+    /// Gives a map room for so many entries of each CPU that there may be.
+    pub fn room_by_cpu(&self, map: &mut OpenMapMut<'_>, each: usize) -> Result<(), Refused> {
+        let cpus = libbpf_rs::num_possible_cpus();
+        let room = cpus.map(|cpus| u32::try_from(cpus.saturating_mul(each)).unwrap_or(u32::MAX));
+        let sized = room.and_then(|room| map.set_max_entries(room));
+        sized.map_err(|error| refused(&format!("size a map of {}", self.name), &error))
+    }
+
     /// Loads it into the kernel.
     pub fn load<'o, S: OpenSkel<'o>>(&self, open: S) -> Result<S::Output, Refused> {
         let features = &self.loader.features;
