@@ -66,7 +66,8 @@ static __always_inline bool is_ignored(u32 reason, u64 location)
 
 	if (reason == in_time_wait)
 		return true;
-	if (reason < REASON_WORDS * 64 && options.ignore_reasons[reason / 64] >> reason % 64 & 1)
+	if (reason < REASON_WORDS * 64 &&
+	    options.ignore_reasons[inside(reason / 64, REASON_WORDS)] >> reason % 64 & 1)
 		return true;
 #pragma unroll
 	for (i = 0; i < RANGES; i++)

@@ -120,6 +120,18 @@ static __always_inline struct stats *stats_here(void)
 #define count(stats, what) __sync_fetch_and_add(&(stats)->what, 1)
 
 /*
+ * An index into an array whose size is a power of two, kept inside in the very register that is
+ * used. A comparison before does not do for verifiers like that of 6.1: the compiler may take the
+ * value from the stack once more, of which they do not know that it was compared.
+ */
+#define inside(index, size)                                                                        \
+	({                                                                                         \
+		u64 __index = (index);                                                             \
+		asm volatile("" : "+r"(__index));                                                  \
+		__index % (size);                                                                  \
+	})
+
+/*
  * Decides whether an event may take room in the ring. It runs before anything expensive, since user
  * space cannot keep up with a storm. Two CPUs may race for a bucket: then one event too many
  * passes, which does no harm.

@@ -265,6 +265,39 @@ fn state(netns: &Netns, port: u16, name: &str) {
     });
 }
 
+/// Four bytes for somebody who has closed already, and their addresses.
+pub(crate) fn late_data(red: &Netns, blue: &Netns, target: SocketAddr) -> Net {
+    let Pair { client, mut server, _listener } = Pair::new(red, blue, target);
+    let (local, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+    drop(client);
+    state(red, target.port(), "FIN-WAIT-2");
+    server.write_all(b"late").unwrap();
+    tuple("tcp", peer, local)
+}
+
+/// A connection in good order; then its peer wants the same ports again, is told that it is too early, and gives up. The
+/// addresses of what it sends.
+pub(crate) fn same_ports_again(red: &Netns, blue: &Netns, target: SocketAddr) -> Net {
+    let Pair { client, mut server, _listener } = Pair::new(red, blue, target);
+    let local = client.local_addr().unwrap();
+    drop((client, _listener));
+    assert_eq!(server.read(&mut [0; 1]).unwrap(), 0);
+    drop(server);
+    state(red, target.port(), "TIME-WAIT");
+    blue.enter(|| {
+        let family = if target.is_ipv4() {
+            rustix::net::AddressFamily::INET
+        } else {
+            rustix::net::AddressFamily::INET6
+        };
+        let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        rustix::net::bind(&socket, &target).unwrap();
+        assert!(rustix::net::connect(&socket, &local).is_err());
+    });
+    tuple("tcp", target, local)
+}
+
 #[test]
 fn what_comes_in_time_wait_is_told() {
     own_node!(Pids::Own);
@@ -272,34 +305,9 @@ fn what_comes_in_time_wait_is_told() {
     let mut follow = follow(&daemon, "&entity=red");
     let mut wanted = Vec::new();
     for version in [4, 6] {
-        // Data for somebody who has closed already.
-        let Pair { client, mut server, _listener } = Pair::new(&red, &blue, address(version, 8, 2, 7400));
-        let (local, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-        drop(client);
-        state(&red, 7400, "FIN-WAIT-2");
-        server.write_all(b"late").unwrap();
-        wanted.push(("TCP_TIME_WAIT_RECEIVE", "data", "4", tuple("tcp", peer, local)));
-        drop((server, _listener));
-        // A connection in good order; then its peer wants the same ports again, is told that it is too early, and gives up.
-        let target = address(version, 8, 2, 7401);
-        let Pair { client, mut server, _listener } = Pair::new(&red, &blue, target);
-        let local = client.local_addr().unwrap();
-        drop((client, _listener));
-        assert_eq!(server.read(&mut [0; 1]).unwrap(), 0);
-        drop(server);
-        state(&red, 7401, "TIME-WAIT");
-        blue.enter(|| {
-            let family = if version == 4 {
-                rustix::net::AddressFamily::INET
-            } else {
-                rustix::net::AddressFamily::INET6
-            };
-            let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None).unwrap();
-            rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
-            rustix::net::bind(&socket, &target).unwrap();
-            assert!(rustix::net::connect(&socket, &local).is_err());
-        });
-        let net = tuple("tcp", target, local);
+        let late = late_data(&red, &blue, address(version, 8, 2, 7400));
+        wanted.push(("TCP_TIME_WAIT_RECEIVE", "data", "4", late));
+        let net = same_ports_again(&red, &blue, address(version, 8, 2, 7401));
         wanted.push(("TCP_TIME_WAIT_RECEIVE", "syn", "", net.clone()));
         wanted.push(("TCP_TIME_WAIT_RESET", "rst", "", net));
     }

@@ -1,6 +1,7 @@
 //! What runs inside each kernel of the lab (`tests/vm/`): the daemon with every probe on, and what each probe is there for
 //! made to happen. Elsewhere these tests are left out: they load modules and change what all namespaces share.
 
+mod connections;
 mod drops;
 mod kernel;
 mod queues;
@@ -9,6 +10,7 @@ mod resets;
 mod services;
 mod sockets;
 mod tracking;
+mod ways;
 
 use crate::support::{Daemon, Netns, Setup, run, series, tests_dir, until};
 use netskoop_api::{Event, ProbeInfo, ProbeState, StateName};
@@ -40,6 +42,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcp", what: "retransmits behind netem", run: sockets::retransmits },
     Scenario { probe: "tcpext", what: "full accept queue", run: sockets::full_accept_queue },
     Scenario { probe: "tcpsummary", what: "full accept queue", run: sockets::listener_drops },
+    Scenario { probe: "tcpretrans", what: "netem loss", run: connections::lost_data },
+    Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
+    Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
+    Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
@@ -220,7 +226,11 @@ fn play(lab: &Lab, scenario: &Scenario) -> Told {
     let began = Instant::now();
     // Not kept back as what tests print is: whoever waits sees how far it is, or where it hangs.
     let _ = writeln!(std::io::stdout(), "{}: {}", scenario.probe, scenario.what);
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(lab)));
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        // Nothing would come, and all patience would be in vain.
+        assert_ne!(lab.state(scenario.probe).state, StateName::Failed, "not tried, since the probe failed");
+        (scenario.run)(lab)
+    }));
     let (seen, problem) = match result {
         Ok(Outcome::Seen(seen)) => (format!("{}: {seen}", scenario.what), None),
         Ok(Outcome::NotHere(reason)) => (format!("{}: not here, {reason}", scenario.what), None),
