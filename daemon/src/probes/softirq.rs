@@ -77,7 +77,7 @@ static MAPS: [CountersMap; 3] = [
 ];
 
 static SLOW: TableDecl = TableDecl {
-    name: "softirq_slow",
+    name: "softirq",
     keys: &["vector"],
     columns: &[counter("late"), counter("late_100ms"), counter("longer"), counter("longer_100ms")],
     node: true,
