@@ -79,7 +79,7 @@ const INSTRUCTIONS: [(&str, u32, u32); 21] = [
     ("io/on_walk", 470, 350),
     ("netns/on_newtask", 220, 205),
     ("netns/on_exec", 220, 205),
-    ("netns/on_exit", 270, 225),
+    ("netns/on_exit", 255, 210),
     ("netns/on_percpu_alloc", 155, 160),
 ];
 

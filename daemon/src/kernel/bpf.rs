@@ -8,11 +8,11 @@
 
 use super::features::Features;
 pub use super::refused::Refused;
-pub use super::settings::Settings;
 pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, wait_until};
+pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
-use crate::hooks::{Known, Options};
+use crate::hooks::Known;
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
 };
@@ -20,7 +20,7 @@ use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
 };
-use netskoop_api::{OptionValue, StreamCounts};
+use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
