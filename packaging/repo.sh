@@ -72,4 +72,5 @@ gpg --batch --export "$key" >"$dir/netskoop.gpg"
 gpg --batch --armor --export "$key" >"$dir/netskoop.asc"
 [ ${#debs[@]} = 0 ] || apt_repository "${debs[@]}"
 [ ${#rpms[@]} = 0 ] || yum_repository "${rpms[@]}"
-echo "signed by $(gpg --batch --with-colons --list-keys "$key" | sed -n 's/^uid:.*::\([^:]*\):.*/\1/p' | head -1) in $dir"
+signer=$(gpg --batch --with-colons --list-keys "$key" | cut -d: -f1,10 | sed -n 's/^uid://p' | head -1)
+echo "signed by '$signer' in $dir"

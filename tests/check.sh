@@ -38,7 +38,7 @@ lint() {
 	step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	lint_bpf
 	if command -v shellcheck >/dev/null; then
-		step "shellcheck" shellcheck -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
+		step "shellcheck" shellcheck --severity=warning -x .ci/run tests/*.sh tests/bench/run.sh tests/vm/*.sh packaging/*.sh packaging/*/*.sh tests/packages/*.sh packaging/deb/netskoop.p*
 	else
 		skip "shellcheck" "not installed"
 	fi

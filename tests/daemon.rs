@@ -39,6 +39,9 @@ mod lab;
 /// Labels that the configuration puts on series, and what is known of entities.
 #[path = "cases/labels.rs"]
 mod labels;
+/// Time lost inside the kernel; for root.
+#[path = "cases/latency.rs"]
+mod latency;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;

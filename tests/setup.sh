@@ -41,6 +41,7 @@ requirements() {
 		test|command -v python3|python3|python3
 		test|command -v jq|jq|jq
 		test|command -v strace|strace|strace
+		test|command -v shellcheck|shellcheck|ShellCheck
 		test|command -v unshare|util-linux|util-linux
 		test|command -v dbus-daemon|dbus-daemon|dbus-daemon
 		test|command -v systemd-nspawn|systemd-container|systemd-container

@@ -53,18 +53,36 @@ static __always_inline u32 log2_slot(u64 value)
 	return slot;
 }
 
-/* Counts a value. `map` has a `struct histogram` for each `struct histogram_key`. */
-static __always_inline void observe(void *map, struct netns netns, u32 kind, u64 value,
-				    struct stats *st)
+/* Counts a value in the slot of another one. `map` has a `struct histogram` for each
+ * `struct histogram_key`. */
+static __always_inline void observe_in(void *map, struct netns netns, u32 kind, u64 value,
+				       u64 of_slot, struct stats *st)
 {
 	struct histogram_key key = {.netns = netns.inum, .kind = kind, .cookie = netns.cookie};
 	struct histogram *histogram = counter(map, &key, &no_values, st);
-	u32 slot = log2_slot(value);
+	u32 slot = log2_slot(of_slot);
 
 	if (!histogram || slot >= SLOTS)
 		return;
 	__sync_fetch_and_add(&histogram->sum, value);
 	__sync_fetch_and_add(&histogram->slots[slot], 1);
+}
+
+/* Counts a value. */
+static __always_inline void observe(void *map, struct netns netns, u32 kind, u64 value,
+				    struct stats *st)
+{
+	observe_in(map, netns, kind, value, value, st);
+}
+
+/*
+ * Counts a time. The slots are those of its microseconds, but the sum has nanoseconds: where most
+ * times are shorter than a microsecond, a sum of whole ones would be next to nothing.
+ */
+static __always_inline void observe_time(void *map, struct netns netns, u32 kind, u64 ns,
+					 struct stats *st)
+{
+	observe_in(map, netns, kind, ns, ns / 1000, st);
 }
 
 #endif

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 // The kernel's histograms and the columns of the tables that show them are alike.
 const _: () = assert!(size_of::<histogram>() == HISTOGRAM.len() * size_of::<u64>());
@@ -50,7 +50,7 @@ pub struct CountersMap {
 #[derive(Debug)]
 pub struct Known {
     /// Kernel symbols.
-    pub symbols: Symbols,
+    pub symbols: Arc<Symbols>,
     /// Names of the packet drop reasons.
     pub drop_reasons: DropReasons,
     /// Names of the reasons for TCP resets.
@@ -61,7 +61,7 @@ impl Known {
     /// What the running kernel tells, with its procfs at `proc`.
     pub fn new(proc: &Path, features: &Features) -> Known {
         Known {
-            symbols: Symbols::new(proc),
+            symbols: Arc::new(Symbols::new(proc)),
             drop_reasons: DropReasons::new(features),
             reset_reasons: ResetReasons::new(features),
         }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
 /// A process with a namespace of its own and nothing else, killed when dropped.
@@ -133,4 +134,38 @@ fn a_namespace_without_a_process_ends_unread_and_nothing_is_held() {
     let job = Job::new(&daemon);
     daemon.change("gone", r#"{"enabled":false,"runtime":true}"#);
     until("it is let go", || (held(&daemon, job.1) == 0).then_some(()));
+}
+
+/// The kernel tells of an exit as it begins, and only then gives back the memory: until that is done the process seems to
+/// live in its namespace.
+#[test]
+fn a_job_that_takes_a_while_to_end_is_told_of_when_it_has() {
+    own_node!(Pids::Shared);
+    let daemon = Setup::on_node().pull_only().start();
+    for _ in 0..5 {
+        // A buffer of this size takes milliseconds to give back.
+        let arguments = ["-n", "dd", "if=/dev/zero", "of=/dev/null", "bs=96M", "status=none"];
+        let mut child = Command::new("unshare").args(arguments).spawn().unwrap();
+        let path = format!("/proc/{}/ns/net", child.id());
+        daemon.entities_until("the job", |now| {
+            let inode = std::fs::metadata(&path).map(|meta| meta.ino()).unwrap_or_default();
+            let is_leader = |it: &netskoop_api::Entity| it.comm.as_deref() == Some("dd");
+            now.entities.iter().any(|it| u64::from(it.id.netns) == inode && is_leader(it))
+        });
+        // What is looked at a moment after a namespace was found must not be what finds its end.
+        let pages = || resident_pages(child.id());
+        until("its buffer is there", || (pages() > (90 << 20) / 4096).then_some(()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let name = format!("dd[{}]", child.id());
+        until("its end is told", || {
+            let is_it = |event: &Event| event.entity.as_ref().is_some_and(|entity| entity.name == name);
+            events(&daemon).iter().any(is_it).then_some(())
+        });
+    }
+}
+
+fn resident_pages(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    text.split(' ').nth(1).unwrap().parse().unwrap()
 }

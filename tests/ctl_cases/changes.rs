@@ -178,6 +178,6 @@ fn completion_knows_the_probes_of_the_daemon() {
         let mut command = daemon.command("--color never");
         Outcome::of(&command.args(["__complete", "--"]).args(words).output().unwrap()).ok()
     };
-    assert_eq!(offered(&["probes", "enable", "tcpre"]), "tcpreset\n");
+    assert_eq!(offered(&["probes", "enable", "tcpres"]), "tcpreset\n");
     assert_eq!(offered(&["probes", "disable", ""]), daemon.ctl("probes list -o name").ok());
 }

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # The first program of the emulated machine, out of the initial files: mounts the root disk and goes on there.
 b=/bin/busybox
 $b mkdir -p /proc /sys /dev /root

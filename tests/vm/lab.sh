@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the scripts of the kernel lab share; to be sourced. All that they make is kept in $lab, an ignored folder.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -96,7 +96,9 @@ fn once(metrics: &EntityMetrics, all: bool, clock: &Clock, screen: &mut Screen<'
     }
     let mut table = Table::new(&["", ">", ""]).indented(2);
     for value in rows {
-        let alarm = value.alarm.as_deref().filter(|_| value.value != 0.0);
+        // A counter has grown if it is not 0; of a gauge that says nothing.
+        let has_grown = value.kind == "counter" && value.value != 0.0;
+        let alarm = value.alarm.as_deref().filter(|_| has_grown);
         table.row([
             label(value),
             number(value.value).into(),
@@ -269,7 +271,7 @@ mod tests {
 
     fn reading(seconds: u64, numbers: [f64; 4]) -> EntityMetrics {
         let [opens, retrans, overflows, zero] = numbers;
-        let mut gauge = value("sock", "inuse", retrans, None);
+        let mut gauge = value("sock", "inuse", retrans, Some("sockets leak"));
         gauge.kind = "gauge".into();
         gauge.labels = "proto=\"tcp\"".into();
         EntityMetrics {

@@ -72,7 +72,7 @@ impl Engine {
             via: reads.then(|| self.via(slot.probe)),
             decided_by: effective.decided_by.to_string(),
             lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
-            last_collection_ns: reads.then(|| self.last_cost(slot.probe)).flatten(),
+            last_collection_ns: (state == StateName::On).then(|| self.last_cost(slot.probe)).flatten(),
             event_ns: None,
             bpf_cpu_ratio: None,
             stream: None,

@@ -8,10 +8,10 @@
 
 use super::features::Features;
 pub use super::refused::Refused;
+pub use super::settings::Settings;
 pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, wait_until};
 use super::tasks::{Tasks, Tenant};
-use crate::duration::parse_duration;
 use crate::hooks::{Known, Options};
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
@@ -49,52 +49,6 @@ pub struct Loader {
     pub known: Arc<Known>,
     /// Inode of the host's network namespace.
     pub host_netns: u32,
-}
-
-/// What can be changed while an object is loaded.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
-    /// Values of the probe's options.
-    pub options: Options,
-    /// Events per second of one kind in one namespace; 0 for no limit.
-    pub rate: u32,
-    /// Events that may come at once before the rate holds.
-    pub burst: u32,
-}
-
-impl Settings {
-    /// A boolean option; off if it is not there.
-    pub fn bool(&self, name: &str) -> bool {
-        matches!(self.options.get(name), Some(OptionValue::Bool(true)))
-    }
-
-    /// A duration in nanoseconds; 0 if it is not there.
-    pub fn nanoseconds(&self, name: &str) -> u64 {
-        match self.options.get(name) {
-            Some(OptionValue::Text(text)) => parse_duration(text)
-                .map_or(0, |duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
-            _ => 0,
-        }
-    }
-
-    /// A list option; empty if it is not there.
-    pub fn list(&self, name: &str) -> &[String] {
-        match self.options.get(name) {
-            Some(OptionValue::List(words)) => words,
-            _ => &[],
-        }
-    }
-
-    /// The rate as the programs want it: nanoseconds between events, and by how much they may come early.
-    pub fn limit(&self) -> (u64, u64) {
-        match 1_000_000_000u64.checked_div(u64::from(self.rate)) {
-            None => (0, 0),
-            Some(interval) => {
-                let interval = interval.max(1);
-                (interval, interval * u64::from(self.burst.max(1) - 1))
-            }
-        }
-    }
 }
 
 enum Command {
@@ -197,6 +151,14 @@ impl Session {
         events
             .reuse_fd(self.loader.ring.map().as_fd())
             .map_err(|error| refused("share the event ring", &error))
+    }
+
+    /// Gives a map room for so many entries of each CPU that there may be.
+    pub fn room_by_cpu(&self, map: &mut OpenMapMut<'_>, each: usize) -> Result<(), Refused> {
+        let cpus = libbpf_rs::num_possible_cpus();
+        let room = cpus.map(|cpus| u32::try_from(cpus.saturating_mul(each)).unwrap_or(u32::MAX));
+        let sized = room.and_then(|room| map.set_max_entries(room));
+        sized.map_err(|error| refused(&format!("size a map of {}", self.name), &error))
     }
 
     /// Loads it into the kernel.

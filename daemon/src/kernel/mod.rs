@@ -11,6 +11,7 @@ pub mod parts;
 pub mod procfs;
 pub mod record;
 mod refused;
+mod settings;
 pub mod ring;
 pub mod symbols;
 pub mod tasks;

@@ -19,6 +19,7 @@ pub mod qdisc;
 pub mod rdma;
 pub mod slab;
 pub mod sock;
+pub mod softirq;
 pub mod softnet;
 pub mod tcp;
 pub mod tcpconnect;
@@ -60,6 +61,7 @@ pub static PROBES: &[&Probe] = &[
     &tcpconnect::PROBE,
     &tcprtt::PROBE,
     &packetloss::PROBE,
+    &softirq::PROBE,
     &gone::PROBE,
 ];
 
@@ -123,8 +125,11 @@ mod tests {
             // The newest documentation has names that are half of one generation and half of the other.
             let hybrid = family.names == Names::Kubeskoop
                 && family.name.starts_with(&format!("kubeskoop_pod_{}", probe.name));
+            // And it had the names of the node, and those of its time for the probe itself.
+            let rest = ["inspector_pod_", "inspector_node_"].iter().find_map(|p| family.name.strip_prefix(p));
+            let renamed = rest.is_some_and(|rest| probe.aliases.iter().any(|alias| rest.starts_with(alias)));
             assert!(
-                second || hybrid || family.name.starts_with(&prefix),
+                second || hybrid || renamed || family.name.starts_with(&prefix),
                 "{} does not start with {prefix}",
                 family.name
             );

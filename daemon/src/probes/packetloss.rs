@@ -7,7 +7,7 @@ use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
-use crate::kernel::symbols::Place;
+use crate::kernel::symbols::{Found, Landmarks};
 use crate::table::{Subject, Table};
 use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
@@ -124,12 +124,13 @@ const NATIVE: &[Family] = &[
     .fold(),
     Family::native(
         "netskoop_packetloss_location_packets_total",
-        "Packets dropped, by the kernel function that dropped them, without what is left out above.",
+        "Packets dropped, by the kernel function that dropped them, without what is left out above. A function is shown \
+         from the scrape after the one that met it first, since its name is looked up meanwhile.",
         &TABLE,
         PACKETS,
     )
     .keys(&[("location", 2)])
-    .only(class(&["ignored"], false))
+    .only(Only { key: 2, values: &[NOT_SHOWN], include: false })
     .fold(),
     Family::native(
         "netskoop_packetloss_class_packets_total",
@@ -216,6 +217,14 @@ const BENIGN: [&str; 9] = [
     "skb_rbtree_purge",
 ];
 
+/// Functions that stand for a class of their own.
+const CLASSIFIED: [&str; 6] =
+    ["nf_hook_slow", "tcp_rcv_state_process", "tcp_v4_do_rcv", "tcp_v4_rcv", "tcp_v6_do_rcv", "tcp_v6_rcv"];
+
+/// Stands for the place of packets that are not told by place: they are no loss, or its name is still looked up. Under a
+/// name of its own what is to be named would fall once it is, which looks like a counter that was reset.
+const NOT_SHOWN: &str = "";
+
 /// Stands in the counters for no reason of the kernel's: the last segments of a connection, which its socket in
 /// TIME_WAIT has answered, are freed like a drop without a reason, once per connection closed in good order.
 const IN_TIME_WAIT: u32 = u32::MAX;
@@ -249,7 +258,9 @@ fn run(session: Session) -> Result<(), Refused> {
     let mut skel = session.load(open)?;
     // Hidden symbols cost the filter, not the probe: then benign drops are events too.
     let known = session.known();
-    let benign = known.symbols.ranges(&BENIGN).unwrap_or_default();
+    let functions = [&BENIGN[..], &CLASSIFIED].concat();
+    let benign =
+        known.symbols.learn(&functions).map(|landmarks| landmarks.ranges(&BENIGN)).unwrap_or_default();
     if let Some(hidden) = known.symbols.hidden() {
         session.limited(hidden);
     }
@@ -303,19 +314,21 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
             Some((plain::read::<types::packetloss_key>(key)?, plain::read::<types::packetloss_value>(value)?))
         })
     };
-    // All that are new are resolved in one pass over the symbols.
-    let mut locations: Vec<u64> = entries().map(|(key, _)| key.location).collect();
+    let mut locations: Vec<u64> =
+        entries().filter(|(key, _)| key.reason != IN_TIME_WAIT).map(|(key, _)| key.location).collect();
     locations.sort_unstable();
     locations.dedup();
     let places = known.symbols.places(&locations);
-    let function = |location: u64| {
-        let at = locations.binary_search(&location).ok()?;
-        places[at].as_ref().map(Place::function)
+    let landmarks = known.symbols.landmarks();
+    let spot = |address: u64| Spot {
+        address,
+        found: locations.binary_search(&address).map_or(&Found::Later, |at| &places[at]),
+        landmarks: &landmarks,
     };
     let mut rows: Vec<(RowKey<'_>, u64, u64)> = entries()
         .filter_map(|(key, value)| {
             let subject = (counters.subject)(key.netns, key.cookie)?;
-            let row = row_key(counters, known, subject, key.reason, function(key.location));
+            let row = row_key(counters, known, subject, key.reason, &spot(key.location))?;
             Some((row, value.packets, value.segments))
         })
         .collect();
@@ -330,30 +343,56 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
     }
 }
 
+/// Where packets were dropped, as far as it is known.
+struct Spot<'a> {
+    address: u64,
+    found: &'a Found,
+    landmarks: &'a Landmarks,
+}
+
+impl<'a> Spot<'a> {
+    fn function(&self) -> Option<&'a str> {
+        match self.found {
+            Found::At(place) => Some(place.function()),
+            Found::Nameless | Found::Later => None,
+        }
+    }
+
+    /// Which class a drop belongs to; `None` if that is not known yet, since only its name can tell.
+    fn class(&self, reason: &str) -> Option<&'static str> {
+        if self.landmarks.cover(self.address) {
+            return Some(class_of(self.landmarks.function(self.address), reason));
+        }
+        (*self.found != Found::Later).then(|| class_of(self.function(), reason))
+    }
+}
+
+/// `None` if what was counted cannot be shown yet: in a sum that it leaves again it must not be, even for one scrape.
 fn row_key<'a>(
     counters: &Counters<'_>,
     known: &'a Known,
     subject: Subject,
     reason: u32,
-    function: Option<&'a str>,
-) -> RowKey<'a> {
+    spot: &Spot<'a>,
+) -> Option<RowKey<'a>> {
     if reason == IN_TIME_WAIT {
-        return (subject, "TIME_WAIT".into(), "ignored", "".into());
+        return Some((subject, "TIME_WAIT".into(), "ignored", NOT_SHOWN.into()));
     }
     let name = known.drop_reasons.name(reason);
-    let class = class_of(function, &name);
+    let class = spot.class(&name)?;
     let shown = counters.integer("reasons").unwrap_or(24);
     let own = counters.memory.admit(SET_OF_REASONS, reason.into(), shown);
     let reason = if own { name } else { "other".into() };
     let shown = counters.integer("locations").unwrap_or(32);
-    let location = match function {
-        None => "unknown",
+    let location = match (spot.found, spot.function()) {
+        (Found::Later, _) => NOT_SHOWN,
         // What is left out must not take the room of what is shown.
-        Some(_) if class == "ignored" => "",
-        Some(name) if counters.memory.admit(SET_OF_LOCATIONS, number_of(name), shown) => name,
-        Some(_) => "other",
+        _ if class == "ignored" => NOT_SHOWN,
+        (_, None) => "unknown",
+        (_, Some(name)) if counters.memory.admit(SET_OF_LOCATIONS, number_of(name), shown) => name,
+        (_, Some(_)) => "other",
     };
-    (subject, reason, class, location.into())
+    Some((subject, reason, class, location.into()))
 }
 
 /// A number that stands for a function: addresses of one function differ from call to call.
@@ -396,16 +435,34 @@ mod tests {
         (key, [packets.to_ne_bytes(), segments.to_ne_bytes()].concat())
     }
 
+    /// Waits until names were looked up.
+    fn named(known: &Known, pairs: &[(Vec<u8>, Vec<u8>)]) {
+        let address =
+            |(key, _): &(Vec<u8>, Vec<u8>)| plain::read::<types::packetloss_key>(key).unwrap().location;
+        let addresses: Vec<u64> = pairs.iter().map(address).collect();
+        while known.symbols.places(&addresses).contains(&Found::Later) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn filled(known: &Known, pairs: &[(Vec<u8>, Vec<u8>)], shown: u64, memory: &Memory) -> Table {
+        let (entries, subject) = (Entries::from_pairs(pairs), |netns, _| Some(Subject(netns)));
+        let options = Options::from([("reasons", OptionValue::Integer(shown))]);
+        let counters = Counters::new(&entries, &subject, &options, memory);
+        let mut table = Table::new(&TABLE, 100);
+        fill(&counters, known, &mut table);
+        table
+    }
+
+    /// What is shown once names were looked up.
     fn rows(
         pairs: &[(Vec<u8>, Vec<u8>)],
         shown: u64,
         memory: &Memory,
     ) -> Vec<(u32, String, Option<u64>, Option<u64>)> {
-        let (entries, subject) = (Entries::from_pairs(pairs), |netns, _| Some(Subject(netns)));
-        let options = Options::from([("reasons", OptionValue::Integer(shown))]);
-        let counters = Counters::new(&entries, &subject, &options, memory);
-        let mut table = Table::new(&TABLE, 100);
-        fill(&counters, &known(), &mut table);
+        let known = known();
+        named(&known, pairs);
+        let table = filled(&known, pairs, shown, memory);
         let keys = |row| [table.key(row, 0), b" ", table.key(row, 1)].concat();
         (0..table.len())
             .map(|row| {
@@ -432,6 +489,42 @@ mod tests {
         assert_eq!(rows(&first, 1, &memory), [row("3 other", 7)]);
         assert_eq!(rows(&more, 1, &memory), [row("3 other", 7), row("other other", 9)]);
         assert_eq!(rows(&more, 99, &memory), [row("3 other", 7), row("other other", 9)]);
+    }
+
+    #[test]
+    fn sums_are_whole_before_places_have_names_and_nothing_moves_then() {
+        let dir = std::env::temp_dir().join(format!("netskoop-packetloss-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = "1000 T _stext\n1100 T nf_hook_slow\n1200 T udp_rcv\n1300 T skb_release_data\n1400 T _etext\n\
+                    9000 t nfnetlink_rcv_batch [nfnetlink]\n9100 t other_module [other]\n";
+        std::fs::write(dir.join("kallsyms"), text).unwrap();
+        let known = Known::new(&dir, &Features::default());
+        known.symbols.learn(&[&BENIGN[..], &CLASSIFIED].concat()).unwrap();
+        let places = [0x1110, 0x1210, 0x1220, 0x1310, 0x9010, 0x9110];
+        let pairs: Vec<_> =
+            places.iter().zip([1, 10, 20, 300, 4000, 50000]).map(|(at, n)| entry(5, 2, *at, n, n)).collect();
+        let memory = Memory::default();
+        let rows = || {
+            let table = filled(&known, &pairs, 24, &memory);
+            let key = |row, at| String::from_utf8(table.key(row, at).to_vec()).unwrap();
+            let mut rows: Vec<_> =
+                (0..table.len()).map(|row| (key(row, 1), key(row, 2), table.cell(row, 0).unwrap())).collect();
+            rows.sort();
+            rows
+        };
+        let row = |class: &str, place: &str, packets| (class.to_owned(), place.to_owned(), packets);
+        // A module's function might be one of those that are left out of sums, so it is waited for.
+        let at_once = [row("ignored", "", 300), row("netfilter", "", 1), row("other", "", 30)];
+        assert_eq!(rows(), at_once);
+        named(&known, &pairs);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let then = [
+            row("ignored", "", 4300),
+            row("netfilter", "nf_hook_slow", 1),
+            row("other", "other_module", 50000),
+            row("other", "udp_rcv", 30),
+        ];
+        assert_eq!(rows(), then);
     }
 
     #[test]

@@ -103,10 +103,22 @@ pub fn comm(proc_root: &Path, pid: i32) -> Option<String> {
 /// When a process started, in clock ticks since the boot: field 22 of `/proc/<pid>/stat`. Together with the pid it is
 /// never used again.
 pub fn start_time(proc_root: &Path, pid: i32) -> Option<u64> {
+    stat_field(proc_root, pid, 22)
+}
+
+/// Whether a process has begun to end: `PF_EXITING` among its flags, field 9 of `/proc/<pid>/stat`. Until its memory is
+/// given back, which takes a while if that is much, its links lead on to where it lived.
+pub fn is_ending(proc_root: &Path, pid: i32) -> bool {
+    const PF_EXITING: u64 = 4;
+    stat_field(proc_root, pid, 9).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
+/// A number of `/proc/<pid>/stat`, counted as proc_pid_stat(5) counts.
+fn stat_field(proc_root: &Path, pid: i32, number: usize) -> Option<u64> {
     let text = read_small(&proc_root.join(pid.to_string()).join("stat"))?;
-    // The command name may contain anything, also parentheses.
+    // The command name, which is the second, may contain anything, also parentheses.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
 /// Mounts of namespaces anywhere, from `mountinfo` (proc_pid_mountinfo(5)), whose fourth field is then `net:[<inode>]`.
@@ -207,6 +219,20 @@ mod tests {
         let ours = namespace_of(Path::new("/proc"), pid).unwrap();
         assert!(found.members[&ours].pids.contains(&pid));
         assert!(start_time(Path::new("/proc"), pid).unwrap() > 0);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_types, reason = "a process that ends is needed")]
+    fn a_process_that_ends_is_told_from_one_that_lives() {
+        let proc = Path::new("/proc");
+        assert!(!is_ending(proc, i32::try_from(std::process::id()).unwrap()));
+        // Nobody has asked yet how it ended, so its number is still its own.
+        let mut child =
+            std::process::Command::new("true").stdout(std::process::Stdio::piped()).spawn().unwrap();
+        io::Read::read_to_end(&mut child.stdout.take().unwrap(), &mut Vec::new()).unwrap();
+        assert!(is_ending(proc, i32::try_from(child.id()).unwrap()));
+        child.wait().unwrap();
+        assert!(!is_ending(proc, 4_194_999), "there is none of this number");
     }
 
     #[test]

@@ -247,9 +247,22 @@ impl Drop for Watcher {
 
 /// Something to look at again.
 enum Again {
-    Process { pid: i32, tries: usize },
-    File { path: PathBuf, tries: usize },
-    Namespace { inode: u32 },
+    Process {
+        pid: i32,
+        tries: usize,
+    },
+    File {
+        path: PathBuf,
+        tries: usize,
+    },
+    Namespace {
+        inode: u32,
+    },
+    /// One whose leader has begun to end.
+    Ending {
+        inode: u32,
+        tries: usize,
+    },
 }
 
 struct Worker {
@@ -476,12 +489,15 @@ impl Worker {
                     _ => self.again_process(pid, tries + 1),
                 },
                 Again::Namespace { inode } => self.refresh(inode),
+                Again::Ending { inode, tries } => self.look_at_end(inode, tries),
                 Again::File { path, tries } => self.look_at_files(vec![path], Some(tries + 1)),
             }
         }
-        // A storm of short-lived creators must not grow this list: one scan tells as much.
-        if self.again.len() > 256 {
-            self.again.clear();
+        // A storm of short-lived creators must not grow this list: one scan tells as much. Not of what is about to end, of
+        // which there is one for each namespace at most.
+        let is_end = |(_, what): &(Instant, Again)| matches!(what, Again::Ending { .. });
+        if self.again.iter().filter(|what| !is_end(what)).count() > 256 {
+            self.again.retain(is_end);
             self.unfinished.clear();
             self.scan_soon();
         }
@@ -516,11 +532,31 @@ impl Worker {
         self.rearm(ns);
         let (leader, mounted) = (ns.facts.leader, ns.facts.mount.is_some());
         match self.living_member(inode) {
-            Some(pid) if Some(pid) == leader => {}
+            Some(pid) if Some(pid) == leader => self.await_end(inode, pid, 0),
             Some(_) => self.refresh(inode),
             // The mount leads there as well. Who else may be inside is told by the next scan.
             None if mounted => self.refresh(inode),
             None => self.scan_soon(),
+        }
+    }
+
+    /// The kernel tells of an exit as it begins, and until it is over the process seems to be in its namespace. It is told
+    /// only once, so a leader that ends is looked at until it has.
+    fn await_end(&mut self, inode: u32, leader: i32, tries: usize) {
+        let same = |(_, what): &(Instant, Again)| matches!(what, Again::Ending { inode: other, .. } if *other == inode);
+        if !self.again.iter().any(same) && scan::is_ending(&self.roots.proc, leader) {
+            let delay = LOOK_AGAIN[tries.min(LOOK_AGAIN.len() - 1)];
+            self.again.push((Instant::now() + delay, Again::Ending { inode, tries }));
+        }
+    }
+
+    /// Looks whether the leader has ended by now.
+    fn look_at_end(&mut self, inode: u32, tries: usize) {
+        let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
+        match leader.filter(|pid| self.is_inside(*pid, inode) && scan::is_ending(&self.roots.proc, *pid)) {
+            Some(pid) => self.await_end(inode, pid, tries + 1),
+            None if self.namespaces.contains_key(&inode) => self.check_leader(inode),
+            None => {}
         }
     }
 

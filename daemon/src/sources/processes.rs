@@ -231,7 +231,10 @@ impl Processes {
                 continue;
             }
             match scan.sockets(pid) {
-                Some(sockets) => sum.sockets += sockets,
+                Some((seen, sockets)) => {
+                    sum.open = sum.open - open + seen;
+                    sum.sockets += sockets;
+                }
                 None => (sum.lacks_sockets, report.late) = (true, report.late + 1),
             }
         }

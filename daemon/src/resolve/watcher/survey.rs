@@ -222,7 +222,7 @@ impl Worker {
         let Some(pid) = ns.facts.leader.filter(|_| self.hooks.is_some()) else { return };
         let inode = ns.facts.inode;
         if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
-            return;
+            return self.await_end(inode, pid, 0);
         }
         match ns.facts.mount {
             Some(_) => self.again.push((Instant::now(), Again::Namespace { inode })),

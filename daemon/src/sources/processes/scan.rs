@@ -83,7 +83,8 @@ impl Scan<'_> {
         tenant.or_else(|| owners.of_netns(inode)).map_or(Place::Nowhere, Place::Of)
     }
 
-    /// How many descriptors it has open; `None` if it ended.
+    /// How many descriptors it has open, or so: where the size of the directory tells, numbers are in it that a call such as
+    /// accept() has taken and waits to use. `None` if it ended.
     pub(super) fn open(&mut self, pid: i32) -> Option<u64> {
         if self.sized {
             let stat = path(pid, "fd", |path| statat(&self.root, path, AtFlags::empty())).ok()?;
@@ -93,8 +94,9 @@ impl Scan<'_> {
         self.descriptors(pid, |_, _| open += 1).then_some(open)
     }
 
-    /// How many of them are sockets; `None` if there was no time for all. One that ended has none.
-    pub(super) fn sockets(&mut self, pid: i32) -> Option<u64> {
+    /// How many it has open indeed, and how many of them are sockets; `None` if there was no time for all. One that ended has
+    /// none.
+    pub(super) fn sockets(&mut self, pid: i32) -> Option<(u64, u64)> {
         let (mut sockets, mut seen, mut in_time) = (0, 0, Instant::now() < self.end);
         let (end, beacon) = (self.end, self.beacon);
         beacon.enter(Subject::NODE, "descriptors");
@@ -109,7 +111,7 @@ impl Scan<'_> {
             let is_socket = |link: &[u8]| link.starts_with(b"socket:[");
             sockets += u64::from(read.is_some_and(|read| read.is_ok_and(|(link, _)| is_socket(link))));
         });
-        in_time.then_some(sockets)
+        in_time.then_some((seen, sockets))
     }
 
     /// The soft limit of its descriptors.

@@ -2,7 +2,7 @@ use super::*;
 use crate::declare::ColumnSet;
 use crate::sources::Beacon;
 use std::fs::File;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 
 /// Everything in the node's own namespace is the host's.
@@ -133,4 +133,34 @@ fn a_pass_allocates_nothing_for_any_process() {
     let allocations = crate::counting::allocations() - before;
     // One that may not be looked at makes an error, which is a text.
     assert!(report.error.is_some() || allocations <= 1, "{allocations}");
+}
+
+/// A call that waits for a connection has taken a number for it, which leads nowhere until then.
+#[test]
+fn numbers_that_are_only_reserved_are_not_open() {
+    const WAITING: u64 = 400;
+    let some = Few::new("reserved", &[std::process::id()]);
+    let mut source = Processes::new(&some.0);
+    source.meet(&(Arc::new(Host) as Arc<dyn Owners>));
+    // Before Linux 6.2 there is a list only, and nothing tells how many wait.
+    let waits_are_seen = source.sized;
+    let reserved = || std::fs::metadata("/proc/self/fd").unwrap().len();
+    let open = |source: &Processes| read(source, later()).1[0].cell(0, 0).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (before, numbers) = (open(&source), reserved());
+    std::thread::scope(|scope| {
+        for _ in 0..WAITING {
+            let wait = || listener.accept();
+            std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, wait).unwrap();
+        }
+        // Other tests of this process open and close files at the same time.
+        while waits_are_seen && reserved() < numbers + WAITING - 100 {
+            std::thread::yield_now();
+        }
+        let after = open(&source);
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+        assert!(after.abs_diff(before) < WAITING / 2, "{before} {after}");
+    });
+    source.sized = false;
+    assert!(open(&source).abs_diff(before) < WAITING / 2);
 }
