@@ -114,7 +114,7 @@ fn an_event_arrives(machine: &Machine) {
 /// Tab in `netskoopctl probes enable tcp<Tab>`, as bash does it.
 fn names_are_completed(machine: &Machine) {
     let script = "source /usr/share/bash-completion/completions/netskoopctl; \
-                  COMP_WORDS=(netskoopctl probes enable tcpr); COMP_CWORD=3; _netskoopctl; echo ${COMPREPLY[@]}";
+                  COMP_WORDS=(netskoopctl probes enable tcpres); COMP_CWORD=3; _netskoopctl; echo ${COMPREPLY[@]}";
     assert_eq!(machine.run("bash", &["-c", script]), "tcpreset\n");
 }
 

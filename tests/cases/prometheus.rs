@@ -118,7 +118,12 @@ fn is_stored(daemon: &Daemon, prometheus: &Prometheus, names: &str, shown_before
     let expected: BTreeSet<&String> = before.keys().filter(|name| now.contains_key(*name)).collect();
     let stored = prometheus.api("label/__name__/values", "match[]", &job);
     let stored: BTreeSet<String> = serde_json::from_value(stored).unwrap();
-    let missing: Vec<_> = expected.iter().filter(|name| !stored.contains(**name)).collect();
+    let parts = |name: &str| match now[name].0.as_str() {
+        "histogram" => ["_bucket", "_sum", "_count"].map(|part| format!("{name}{part}")).to_vec(),
+        _ => vec![name.to_owned()],
+    };
+    let missing: Vec<_> =
+        expected.iter().flat_map(|name| parts(name)).filter(|name| !stored.contains(name)).collect();
     assert!(missing.is_empty(), "{names}: not stored: {missing:?}");
     let mut described = BTreeMap::new();
     for entry in prometheus.api("targets/metadata", "match_target", &job).as_array().unwrap() {
