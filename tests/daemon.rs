@@ -90,6 +90,9 @@ mod systemd;
 /// TCP connections, compared with `ss`; for root.
 #[path = "cases/tcpsummary.rs"]
 mod tcpsummary;
+/// Data that waits in sockets; for root.
+#[path = "cases/waiting.rs"]
+mod waiting;
 /// Reads that do not return.
 #[path = "cases/wedged.rs"]
 mod wedged;

@@ -1,7 +1,9 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
+use crate::{
+    cpu, io, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv,
+};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -30,6 +32,9 @@ plain!(
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

@@ -19,6 +19,7 @@ pub mod qdisc;
 pub mod rdma;
 pub mod slab;
 pub mod sock;
+pub mod socketlatency;
 pub mod softirq;
 pub mod softnet;
 pub mod tcp;
@@ -62,6 +63,7 @@ pub static PROBES: &[&Probe] = &[
     &tcprtt::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &socketlatency::PROBE,
     &gone::PROBE,
 ];
 

@@ -10,6 +10,7 @@ mod resets;
 mod services;
 mod sockets;
 mod tracking;
+mod waiting;
 mod ways;
 
 use crate::support::{Daemon, Netns, Setup, run, series, tests_dir, until};
@@ -46,6 +47,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
