@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv,
+    cpu, dns, io, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt,
+    tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -24,6 +25,8 @@ macro_rules! plain {
 plain!(
     cpu::types::usage,
     cpu::types::usage_key,
+    dns::types::dns_event,
+    dns::types::dns_key,
     io::types::usage,
     io::types::usage_key,
     netns::types::event_head,

@@ -4,6 +4,7 @@ use crate::declare::Probe;
 
 pub mod conntrack;
 pub mod cpu;
+pub mod dns;
 pub mod fd;
 pub mod gone;
 pub mod icmp;
@@ -64,6 +65,7 @@ pub static PROBES: &[&Probe] = &[
     &packetloss::PROBE,
     &softirq::PROBE,
     &socketlatency::PROBE,
+    &dns::PROBE,
     &gone::PROBE,
 ];
 

@@ -4,6 +4,7 @@
 mod connections;
 mod drops;
 mod kernel;
+mod names;
 mod queues;
 mod rdma;
 mod resets;
@@ -48,6 +49,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
+    Scenario { probe: "dns", what: "a slow and a silent server", run: names::slow_and_silent },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
