@@ -14,6 +14,7 @@ pub mod record;
 mod refused;
 pub mod ring;
 mod settings;
+mod sweep;
 pub mod symbols;
 pub mod tasks;
 pub mod ways;
