@@ -25,7 +25,7 @@ pub static PROBE: Probe = Probe {
     when: "A service answers late although the network is fast, or it is not known whether the application or the network is slow.",
     finds: "An application that does not come to read (too few threads, no CPU left of its quota, a lock), a peer that does not \
             read (a full window), a queue that is too long or Nagle's algorithm on the way out.",
-    cost: Cost::High,
+    cost: Cost::Medium,
     needs: "BTF tracepoints sk_data_ready, sock_recv_length, sock_send_length (Linux 6.3), tcp_rcv_space_adjust and net_dev_queue; \
             before, fentry or TCP alone. Of UDP, which is sent at once, only the reading is looked at.",
     default_on: false,
