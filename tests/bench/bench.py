@@ -421,7 +421,7 @@ mostly the kernel's walk through its table of all namespaces. "Memory": the most
 {process_table}
 
 The CPU of the source in a collection for one probe alone, and of `tests/bench/floor/processes.c`, which lists all processes of
-the machine, reads in which namespace each is, and asks for its number of descriptors with one call (fd), or reads the file of
+the machine, reads in which namespace each is (fd: each that has descriptors, whose number one call tells), or the file of
 each thread that has its own numbers (io, cpu), and looks at nothing. In turn, medians of {processes.ROUNDS - 2}. Descriptors without
 the option that counts sockets among them, which takes a call for each descriptor.
 
