@@ -4,6 +4,7 @@
 mod connections;
 mod drops;
 mod kernel;
+mod processors;
 mod queues;
 mod rdma;
 mod resets;
@@ -46,6 +47,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
