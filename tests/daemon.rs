@@ -94,5 +94,7 @@ mod systemd;
 #[path = "cases/tcpsummary.rs"]
 mod tcpsummary;
 /// Reads that do not return.
+#[path = "cases/transit.rs"]
+mod transit;
 #[path = "cases/wedged.rs"]
 mod wedged;

@@ -1,7 +1,9 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
+use crate::{
+    cpu, io, netiftxlat, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv,
+};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -24,6 +26,8 @@ plain!(
     cpu::types::usage_key,
     io::types::usage,
     io::types::usage_key,
+    netiftxlat::types::netiftxlat_event,
+    netiftxlat::types::netiftxlat_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,

@@ -8,22 +8,21 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-const PORT: u16 = 7410;
+pub(crate) const PORT: u16 = 7410;
 
-/// Lets each datagram to the port walk past so many rules that this takes milliseconds.
-pub(crate) fn slow_filter(netns: &Netns) {
-    let mut rules = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; \
-                     add chain inet slow input { type filter hook input priority 0; }; "
-        .to_owned();
+/// Lets each datagram to the port walk past so many rules at a hook that this takes milliseconds.
+pub(crate) fn slow_filter(netns: &Netns, hook: &str, port: u16) {
+    let mut rules = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; ".to_owned();
+    rules += &format!("add chain inet slow {hook} {{ type filter hook {hook} priority 0; }}; ");
     for _ in 0..120 {
         rules += "add rule inet slow leaf udp sport 1 drop; ";
         rules += "add rule inet slow branch jump leaf; ";
-        rules += &format!("add rule inet slow input udp dport {PORT} jump branch; ");
+        rules += &format!("add rule inet slow {hook} udp dport {port} jump branch; ");
     }
     netns.run("nft", &[&rules]);
 }
 
-fn number(event: &Event, field: &str) -> u64 {
+pub(crate) fn number(event: &Event, field: &str) -> u64 {
     match event.fields.get(field) {
         Some(Value::Number(number)) => *number,
         other => panic!("{field} is {other:?}: {event:#?}"),
@@ -110,7 +109,7 @@ pub(crate) fn while_datagrams_arrive(netns: &Netns, watch: impl Fn(&Mutex<Vec<u6
 fn softirqs_that_run_long_are_told_and_so_is_who_holds_others_up() {
     own_node!(Pids::Shared);
     let red = Netns::new("red");
-    slow_filter(&red);
+    slow_filter(&red, "input", PORT);
     let all = r#"["hi", "timer", "net_tx", "net_rx", "block", "tasklet", "sched", "hrtimer", "rcu"]"#;
     let options = format!("enabled = true\nslow = \"1ms\"\nvectors = {all}");
     let daemon = Setup::on_node().set("probes.softirq", &options).start();

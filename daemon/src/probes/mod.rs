@@ -14,6 +14,7 @@ pub mod limit;
 pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
+pub mod netiftxlat;
 pub mod packetloss;
 pub mod qdisc;
 pub mod rdma;
@@ -62,6 +63,7 @@ pub static PROBES: &[&Probe] = &[
     &tcprtt::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &netiftxlat::PROBE,
     &gone::PROBE,
 ];
 

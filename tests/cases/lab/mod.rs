@@ -11,6 +11,7 @@ mod resets;
 mod services;
 mod sockets;
 mod tracking;
+mod transit;
 mod ways;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
@@ -49,6 +50,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
+    Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },

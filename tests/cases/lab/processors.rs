@@ -2,12 +2,12 @@
 
 use super::Outcome::Seen;
 use super::{Lab, Outcome};
-use crate::latency::{runs_are_told, slow_filter, while_datagrams_arrive};
+use crate::latency::{PORT, runs_are_told, slow_filter, while_datagrams_arrive};
 use crate::support::{Netns, until};
 
 pub(super) fn slow_softirqs(lab: &Lab) -> Outcome {
     let red = Netns::new("red");
-    slow_filter(&red);
+    slow_filter(&red, "input", PORT);
     lab.option("softirq", "slow", "1ms");
     while_datagrams_arrive(&red, |took| runs_are_told(&lab.daemon, took));
     lab.option("softirq", "slow", "10ms");
