@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, netiftxlat, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv,
+    cpu, io, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt,
+    tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -34,6 +35,9 @@ plain!(
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

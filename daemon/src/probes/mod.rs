@@ -20,6 +20,7 @@ pub mod qdisc;
 pub mod rdma;
 pub mod slab;
 pub mod sock;
+pub mod socketlatency;
 pub mod softirq;
 pub mod softnet;
 pub mod tcp;
@@ -64,6 +65,7 @@ pub static PROBES: &[&Probe] = &[
     &packetloss::PROBE,
     &softirq::PROBE,
     &netiftxlat::PROBE,
+    &socketlatency::PROBE,
     &gone::PROBE,
 ];
 
