@@ -78,6 +78,9 @@ mod runtimes;
 /// What real container runtimes say of real containers; for root. Each test runs on a little node of its own.
 #[path = "cases/runtimes_root.rs"]
 mod runtimes_root;
+/// The proof that probes work on this kernel; for root.
+#[path = "cases/selftest.rs"]
+mod selftest;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;

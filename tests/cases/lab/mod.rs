@@ -4,6 +4,7 @@
 mod connections;
 mod drops;
 mod kernel;
+mod processors;
 mod queues;
 mod rdma;
 mod resets;
@@ -13,8 +14,8 @@ mod tracking;
 mod transit;
 mod ways;
 
-use crate::support::{Daemon, Netns, Setup, run, series, tests_dir, until};
-use netskoop_api::{Event, ProbeInfo, ProbeState, StateName};
+use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
+use netskoop_api::{Event, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
 use netskoopd::probes::PROBES;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -47,6 +48,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
@@ -279,6 +281,18 @@ fn report(probes: &[ProbeInfo], told: &[Told], expected: &BTreeMap<String, Strin
     (lines, problems)
 }
 
+/// What the self-test finds wrong.
+fn selftest(lab: &Lab) -> Vec<String> {
+    let answer = exchange(lab.daemon.unix(), "POST", "/v1/selftest", &[], b"");
+    let text = answer.text();
+    let _ = writeln!(std::io::stdout(), "selftest: {text}");
+    let Ok(test) = serde_json::from_str::<SelfTest>(&text) else { return vec![format!("selftest: {text}")] };
+    let tried = test.checks.iter().filter(|check| check.result == SelfResult::Ok).count();
+    let few = (tried < 10).then(|| format!("selftest: it tried {tried} only"));
+    let failed = test.checks.iter().filter(|check| check.result == SelfResult::Failed);
+    failed.map(|check| format!("selftest: {}: {}", check.probe, check.says)).chain(few).collect()
+}
+
 #[test]
 #[ignore = "runs in the kernels of the lab: make test-kernels"]
 fn every_probe_works_or_says_why_not() {
@@ -292,10 +306,11 @@ fn every_probe_works_or_says_why_not() {
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");
+    let failed = if only.as_deref().is_none_or(|only| only == "selftest") { selftest(&lab) } else { vec![] };
     let (lines, problems) = report(&listed(), &told, &expected);
     std::fs::write("/vm/out/probes.tsv", lines).unwrap();
     let loud = lab.daemon.log().into_iter().filter(|line| line.contains("ERROR"));
-    let problems: Vec<String> = problems.into_iter().chain(loud).collect();
+    let problems: Vec<String> = problems.into_iter().chain(failed).chain(loud).collect();
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
