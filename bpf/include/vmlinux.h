@@ -277,6 +277,11 @@ struct skb_shared_info {
 	u16 gso_segs;
 };
 
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
+};
+
 struct linux_mib {
 	unsigned long mibs[1];
 };

@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt,
-    tcptwrcv,
+    cpu, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
+    tcpretrans, tcprtt, tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -27,6 +27,7 @@ plain!(
     cpu::types::usage_key,
     io::types::usage,
     io::types::usage_key,
+    kernellatency::types::kernellatency_event,
     netiftxlat::types::netiftxlat_event,
     netiftxlat::types::netiftxlat_key,
     netns::types::event_head,

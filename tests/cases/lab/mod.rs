@@ -53,6 +53,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
+    Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },
@@ -301,8 +302,9 @@ fn every_probe_works_or_says_why_not() {
     let expected = expected(&kernel);
     let lab = Lab::start();
     let only = std::env::var("NETSKOOP_LAB_ONLY").ok().filter(|probe| !probe.is_empty());
-    let wanted =
-        SCENARIOS.iter().filter(|scenario| only.as_deref().is_none_or(|probe| probe == scenario.probe));
+    let wanted = SCENARIOS.iter().filter(|scenario| {
+        only.as_deref().is_none_or(|probes| probes.split(',').any(|probe| probe == scenario.probe))
+    });
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");
