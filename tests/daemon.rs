@@ -24,6 +24,9 @@ mod conntrack;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
+/// Questions to name servers; for root.
+#[path = "cases/dns.rs"]
+mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;

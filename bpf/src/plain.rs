@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
+    cpu, dns, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
     tcpretrans, tcprtt, tcptwrcv,
 };
 
@@ -25,6 +25,8 @@ macro_rules! plain {
 plain!(
     cpu::types::usage,
     cpu::types::usage_key,
+    dns::types::dns_event,
+    dns::types::dns_key,
     io::types::usage,
     io::types::usage_key,
     kernellatency::types::kernellatency_event,

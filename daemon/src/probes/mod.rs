@@ -4,6 +4,7 @@ use crate::declare::Probe;
 
 pub mod conntrack;
 pub mod cpu;
+pub mod dns;
 pub mod fd;
 pub mod gone;
 pub mod icmp;
@@ -68,6 +69,7 @@ pub static PROBES: &[&Probe] = &[
     &netiftxlat::PROBE,
     &socketlatency::PROBE,
     &kernellatency::PROBE,
+    &dns::PROBE,
     &gone::PROBE,
 ];
 
