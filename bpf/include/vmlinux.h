@@ -26,6 +26,7 @@ enum { false, true };
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
@@ -51,6 +52,7 @@ enum {
 enum {
 	ETH_P_IP = 0x0800,
 	ETH_P_IPV6 = 0x86dd,
+	ETH_P_8021Q = 0x8100,
 };
 
 enum {
@@ -178,7 +180,14 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct Qdisc {
+	void *enqueue;
+	unsigned int flags;
+};
+
 struct net_device {
+	char name[16];
+	struct Qdisc *qdisc;
 	possible_net_t nd_net;
 };
 
@@ -290,6 +299,7 @@ struct tcp_skb_cb {
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
+	s64 tstamp;
 	char cb[48];
 	__be16 protocol;
 	u16 mac_header;
@@ -303,6 +313,11 @@ struct sk_buff {
 
 struct skb_shared_info {
 	u16 gso_segs;
+};
+
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
 };
 
 struct linux_mib {

@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, dns, io, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt,
-    tcptwrcv,
+    cpu, dns, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
+    tcpretrans, tcprtt, tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -29,6 +29,9 @@ plain!(
     dns::types::dns_key,
     io::types::usage,
     io::types::usage_key,
+    kernellatency::types::kernellatency_event,
+    netiftxlat::types::netiftxlat_event,
+    netiftxlat::types::netiftxlat_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,

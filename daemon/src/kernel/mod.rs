@@ -13,6 +13,7 @@ pub mod procfs;
 pub mod record;
 mod refused;
 pub mod ring;
+pub mod rooms;
 mod settings;
 mod sweep;
 pub mod symbols;

@@ -11,10 +11,12 @@ pub mod icmp;
 pub mod io;
 pub mod ip;
 pub mod ipvs;
+pub mod kernellatency;
 pub mod limit;
 pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
+pub mod netiftxlat;
 pub mod packetloss;
 pub mod qdisc;
 pub mod rdma;
@@ -64,7 +66,9 @@ pub static PROBES: &[&Probe] = &[
     &tcprtt::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &netiftxlat::PROBE,
     &socketlatency::PROBE,
+    &kernellatency::PROBE,
     &dns::PROBE,
     &gone::PROBE,
 ];
@@ -124,8 +128,14 @@ mod tests {
                 Names::Kubeskoop => format!("kubeskoop_{}_", probe.name),
                 Names::Inspector => format!("inspector_pod_{}", probe.name),
             };
-            // The inspector had these two beside names that follow its own rule.
-            let second = ["inspector_pod_totalloss", "inspector_pod_abnormalloss"].contains(&family.name);
+            // The inspector had these beside names that follow its own rule.
+            let second = [
+                "inspector_pod_totalloss",
+                "inspector_pod_abnormalloss",
+                "kernellatency_rxslow100ms",
+                "kernellatency_txslow100ms",
+            ]
+            .contains(&family.name);
             // The newest documentation has names that are half of one generation and half of the other.
             let hybrid = family.names == Names::Kubeskoop
                 && family.name.starts_with(&format!("kubeskoop_pod_{}", probe.name));
