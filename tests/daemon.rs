@@ -96,5 +96,8 @@ mod tcpsummary;
 /// Reads that do not return.
 #[path = "cases/transit.rs"]
 mod transit;
+/// Data that waits in sockets; for root.
+#[path = "cases/waiting.rs"]
+mod waiting;
 #[path = "cases/wedged.rs"]
 mod wedged;

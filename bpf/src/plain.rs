@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, kernellatency, netiftxlat, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt,
-    tcptwrcv,
+    cpu, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
+    tcpretrans, tcprtt, tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -36,6 +36,9 @@ plain!(
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

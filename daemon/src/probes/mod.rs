@@ -21,6 +21,7 @@ pub mod qdisc;
 pub mod rdma;
 pub mod slab;
 pub mod sock;
+pub mod socketlatency;
 pub mod softirq;
 pub mod softnet;
 pub mod tcp;
@@ -65,6 +66,7 @@ pub static PROBES: &[&Probe] = &[
     &packetloss::PROBE,
     &softirq::PROBE,
     &netiftxlat::PROBE,
+    &socketlatency::PROBE,
     &kernellatency::PROBE,
     &gone::PROBE,
 ];

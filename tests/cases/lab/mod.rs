@@ -12,6 +12,7 @@ mod services;
 mod sockets;
 mod tracking;
 mod transit;
+mod waiting;
 mod ways;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
@@ -49,6 +50,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
+    Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
