@@ -26,6 +26,7 @@ enum { false, true };
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -64,6 +65,10 @@ enum {
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_NEW_SYN_RECV = 12,
+};
+
+enum cgroup_subsys_id {
+	io_cgrp_id,
 };
 
 enum skb_drop_reason {
@@ -124,7 +129,12 @@ typedef struct {
 } possible_net_t;
 
 struct net_device {
+	char name[16];
 	possible_net_t nd_net;
+};
+
+struct virtnet_info {
+	struct net_device *dev;
 };
 
 struct in6_addr {
@@ -160,12 +170,18 @@ struct cgroup_subsys_state {
 	struct cgroup_subsys_state *parent;
 };
 
+struct cgroup_root {
+	int hierarchy_id;
+};
+
 struct cgroup {
 	struct cgroup_subsys_state self;
+	struct cgroup_root *root;
 	struct kernfs_node *kn;
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[1];
 	struct cgroup *dfl_cgrp;
 };
 
@@ -177,12 +193,21 @@ struct sock_cgroup_data___shared {
 	u64 val;
 };
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	struct socket *sk_socket;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
 	int sk_err;
 	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct socket {
+	struct sock *sk;
 };
 
 struct inet_sock {
@@ -202,6 +227,7 @@ struct minmax {
 };
 
 struct tcp_sock {
+	bool is_mptcp;
 	u32 srtt_us;
 	struct minmax rtt_min;
 };
@@ -256,7 +282,63 @@ struct sched_entity {
 	u64 sum_exec_runtime;
 };
 
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg;
+};
+
+struct gendisk {
+	char disk_name[32];
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	u32 cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	u64 start_time_ns;
+};
+
+struct request___before_5_17 {
+	struct gendisk *rq_disk;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+/* What a system call was: each processor keeps its number somewhere else. */
+struct pt_regs___on_x86 {
+	unsigned long orig_ax;
+};
+
+struct pt_regs___on_arm64 {
+	s32 syscallno;
+};
+
 struct task_struct {
+	struct files_struct *files;
+	unsigned int flags;
+	int on_rq;
 	int pid;
 	int tgid;
 	char comm[16];

@@ -1,7 +1,10 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
+use crate::{
+    biolatency, cpu, io, listen, netns, packetloss, softirq, tasklatency, tcpconnect, tcpreset, tcpretrans,
+    tcprtt, tcptwrcv, virtcmdlatency,
+};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -20,10 +23,14 @@ macro_rules! plain {
 }
 
 plain!(
+    biolatency::types::biolatency_event,
+    biolatency::types::biolatency_key,
     cpu::types::usage,
-    cpu::types::usage_key,
+    cpu::types::owner,
     io::types::usage,
-    io::types::usage_key,
+    io::types::owner,
+    listen::types::listen_event,
+    listen::types::listen_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,
@@ -33,6 +40,7 @@ plain!(
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,
+    tasklatency::types::tasklatency_event,
     tcpreset::types::tcpreset_event,
     tcpreset::types::tcpreset_key,
     tcpconnect::types::histogram_key,
@@ -46,6 +54,8 @@ plain!(
     tcpretrans::types::tcpretrans_event,
     tcpretrans::types::tcpretrans_key,
     tcpretrans::types::tcpretrans_value,
+    virtcmdlatency::types::virtcmdlatency_event,
+    virtcmdlatency::types::virtcmdlatency_key,
 );
 
 /// The structure that `bytes` begin with; `None` if they are too short.

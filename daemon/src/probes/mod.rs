@@ -2,6 +2,7 @@
 
 use crate::declare::Probe;
 
+pub mod biolatency;
 pub mod conntrack;
 pub mod cpu;
 pub mod fd;
@@ -11,6 +12,7 @@ pub mod io;
 pub mod ip;
 pub mod ipvs;
 pub mod limit;
+pub mod listen;
 pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
@@ -21,6 +23,7 @@ pub mod slab;
 pub mod sock;
 pub mod softirq;
 pub mod softnet;
+pub mod tasklatency;
 pub mod tcp;
 pub mod tcpconnect;
 pub mod tcpext;
@@ -31,6 +34,7 @@ pub mod tcpsummary;
 pub mod tcptwrcv;
 pub mod udp;
 pub mod udplite;
+pub mod virtcmdlatency;
 
 /// Every probe, in the order in which they are listed.
 pub static PROBES: &[&Probe] = &[
@@ -60,8 +64,12 @@ pub static PROBES: &[&Probe] = &[
     &tcptwrcv::PROBE,
     &tcpconnect::PROBE,
     &tcprtt::PROBE,
+    &listen::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &tasklatency::PROBE,
+    &biolatency::PROBE,
+    &virtcmdlatency::PROBE,
     &gone::PROBE,
 ];
 

@@ -11,6 +11,7 @@ mod services;
 mod sockets;
 mod tracking;
 mod ways;
+mod work;
 
 use crate::support::{Daemon, Netns, Setup, run, series, tests_dir, until};
 use netskoop_api::{Event, ProbeInfo, ProbeState, StateName};
@@ -46,6 +47,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "listen", what: "late accept", run: sockets::late_accept },
+    Scenario { probe: "listen", what: "full accept queue", run: sockets::overflow },
+    Scenario { probe: "tasklatency", what: "two for one CPU", run: work::two_for_one_cpu },
+    Scenario { probe: "biolatency", what: "a slow disk", run: work::slow_disk },
+    Scenario { probe: "biolatency", what: "written later", run: work::written_later },
+    Scenario { probe: "virtcmdlatency", what: "new addresses", run: work::commands_to_a_device },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
