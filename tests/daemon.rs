@@ -84,6 +84,9 @@ mod runtimes;
 /// What real container runtimes say of real containers; for root. Each test runs on a little node of its own.
 #[path = "cases/runtimes_root.rs"]
 mod runtimes_root;
+/// The proof that probes work on this kernel; for root.
+#[path = "cases/selftest.rs"]
+mod selftest;
 /// What a scraper meets on the TCP port, and what bad clients do to others.
 #[path = "cases/serving.rs"]
 mod serving;
@@ -100,5 +103,10 @@ mod tasks;
 #[path = "cases/tcpsummary.rs"]
 mod tcpsummary;
 /// Reads that do not return.
+#[path = "cases/transit.rs"]
+mod transit;
+/// Data that waits in sockets; for root.
+#[path = "cases/waiting.rs"]
+mod waiting;
 #[path = "cases/wedged.rs"]
 mod wedged;

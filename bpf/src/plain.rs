@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    biolatency, cpu, io, listen, netns, packetloss, softirq, tasklatency, tcpconnect, tcpreset, tcpretrans,
-    tcprtt, tcptwrcv, virtcmdlatency,
+    biolatency, cpu, io, kernellatency, listen, netiftxlat, netns, packetloss, socketlatency, softirq,
+    tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -31,12 +31,18 @@ plain!(
     io::types::owner,
     listen::types::listen_event,
     listen::types::listen_key,
+    kernellatency::types::kernellatency_event,
+    netiftxlat::types::netiftxlat_event,
+    netiftxlat::types::netiftxlat_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

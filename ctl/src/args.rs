@@ -84,6 +84,10 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Current values of one entity.
     Metrics(MetricsArgs),
+    /// Prove on this kernel that probes, names and metrics work: in two network namespaces of its own the daemon refuses
+    /// connections, loses packets and delays them, over IPv4 and IPv6, and looks whether it is told. Takes seconds and leaves
+    /// nothing behind; each probe that is on is tried, if it can be.
+    Selftest,
     /// Make the daemon read its configuration again.
     Reload,
     /// The configuration: what is in force, what a reload would change, an older one in our words.
@@ -235,6 +239,7 @@ mod tests {
             "netskoopctl status",
             "netskoopctl probes",
             "netskoopctl probes list -o name",
+            "netskoopctl selftest -o json",
             "netskoopctl probes enable tcpreset --for 10m",
             "netskoopctl probes enable a b -s stack=true --set x=1,2",
             "netskoopctl probes disable tcpreset --runtime",

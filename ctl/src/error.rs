@@ -26,7 +26,7 @@ pub(crate) enum Exit {
 pub(crate) const EPILOGUE: &str = "\
 Exit codes:
   0  success
-  1  failure: netskoopd refused the request, or its answer cannot be used
+  1  failure: netskoopd refused the request, its answer cannot be used, or a check of the self-test failed
   2  usage: the command line makes no sense
   3  netskoopd is not running or does not answer
   4  no probe or entity of that name

@@ -68,9 +68,13 @@ fn paths_and_methods_that_do_not_exist_are_explained() {
         assert_eq!((answer.status, &*error_of(&answer).code), (404, "no_such_path"), "{path}");
         assert!(error_of(&answer).hint.unwrap().contains("/v1/status"));
     }
-    for (method, path) in
-        [("POST", "/v1/status"), ("DELETE", "/v1/probes/tcp"), ("GET", "/v1/reload"), ("PATCH", "/v1/config")]
-    {
+    for (method, path) in [
+        ("POST", "/v1/status"),
+        ("DELETE", "/v1/probes/tcp"),
+        ("GET", "/v1/reload"),
+        ("GET", "/v1/selftest"),
+        ("PATCH", "/v1/config"),
+    ] {
         let answer = exchange(daemon.unix(), method, path, &[], b"");
         assert_eq!((answer.status, &*error_of(&answer).code), (405, "wrong_method"), "{method} {path}");
     }

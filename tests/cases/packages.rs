@@ -61,6 +61,8 @@ fn it_is_installed_runs_in_its_sandbox_and_is_scraped() {
     assert!(number <= 3.9, "{line}");
 
     every_probe_works_as_without_a_sandbox(&machine);
+    let said = machine.run("netskoopctl", &["selftest"]);
+    assert!(said.contains(" ok, 0 failed, "), "{said}");
     an_event_arrives(&machine);
     names_are_completed(&machine);
     append(&machine, CONFIG, "\n[metrics]\nset = \"full\"\n");
@@ -144,7 +146,7 @@ fn the_group_reads_and_whom_the_configuration_names_changes() {
 
     append(&machine, CONFIG, "\n[control]\ngroup = \"operators\"\n");
     machine.run("systemctl", &["reload", "netskoopd"]);
-    for command in [&["probes", "disable", "cpu", "--runtime"][..], &["reload"]] {
+    for command in [&["probes", "disable", "cpu", "--runtime"][..], &["reload"], &["selftest"]] {
         let (code, said) = until("the new rule", || {
             Some(machine.ctl_as("reader", command)).filter(|(code, _)| *code == Some(5))
         });

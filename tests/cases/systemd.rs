@@ -1,6 +1,6 @@
 use crate::support::nspawn::{Machine, inside_own_node};
 use crate::support::{test_name, until};
-use netskoop_api::{Entity, Kind, SourceStatus};
+use netskoop_api::{Entity, Kind, SelfResult, SelfTest, SourceStatus};
 use netskoopd::resolve::book::{Book, Wanted};
 use netskoopd::resolve::runtimes::{self, Choice, Runtimes, Settings};
 use netskoopd::resolve::workload::Workload;
@@ -86,6 +86,22 @@ fn units_with_a_network_of_their_own_are_told_by_systemd() {
     until("two are left", || (workloads(&machine) == 2).then_some(()));
     machine.run("systemctl", &["stop", "first", SECOND]);
     until("none is left", || (workloads(&machine) == 0).then_some(()));
+}
+
+/// What the unit takes away from the daemon is not what a self-test needs.
+#[test]
+fn a_self_test_passes_in_the_sandbox_of_the_unit() {
+    if !inside_own_node(test_name!()) {
+        return;
+    }
+    let Some(machine) = Machine::boot(&[]) else { return };
+    machine.run("systemctl", &["start", "netskoopd"]);
+    let answer = machine.post("/v1/selftest");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let test: SelfTest = serde_json::from_slice(&answer.body).unwrap();
+    assert!(test.passed, "{test:#?}");
+    let tried = test.checks.iter().filter(|check| check.result == SelfResult::Ok).count();
+    assert!(tried > 10, "{test:#?}");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use netskoop_api::{
     Claim, CollectionStatus, ContainerInfo, CostStatus, EVENT_SCHEMA, Entities, Entity, EntityMetrics,
     EntityRef, ErrorBody, ErrorInfo, Event, EventInfo, EventLine, EventStatus, Imported, Kind, KindCount,
     MetricInfo, MetricValue, Net, OptionInfo, OptionValue, ProbeChanged, ProbeCounts, ProbeInfo, ProbePatch,
-    ProbeState, Process, Reloaded, SourceCounts, SourceStatus, StateName, Status, StreamCounts, Value,
-    WedgedRead,
+    ProbeState, Process, Reloaded, SelfCheck, SelfEvent, SelfResult, SelfTest, SourceCounts, SourceStatus,
+    StateName, Status, StreamCounts, Value, WedgedRead,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -336,6 +336,25 @@ fn answers_keep_their_shape() {
     check("entity_metrics.json", &metrics());
     let imported = Imported { toml: "[metrics]\n".into(), notes: vec!["event.sinks: why".into()] };
     check("imported.json", &imported);
+    let self_check = SelfCheck {
+        probe: "tcpreset".into(),
+        result: SelfResult::Ok,
+        says: "TCP_RESET_NOSOCK event in 0.2 ms (v4), attributed, counter +1".into(),
+        events: vec![SelfEvent {
+            kind: "TCP_RESET_NOSOCK".into(),
+            version: "v4".into(),
+            seq: 7,
+            milliseconds: 0.2,
+            entity: "netskoop-selftest-server".into(),
+        }],
+        metric: Some("netskoop_tcpreset_resets_total{cause=\"no_socket\"}".into()),
+        grown: Some(1.0),
+        expected: Some(1.0),
+    };
+    let others =
+        [SelfResult::Failed, SelfResult::Skipped].map(|result| SelfCheck { result, ..self_check.clone() });
+    let checks = [self_check].into_iter().chain(others).collect();
+    check("selftest.json", &SelfTest { passed: false, seconds: 1.5, checks });
     check("reloaded.json", &Reloaded { changes: vec!["events.history: 1 -> 2".into()] });
     let error = ErrorInfo {
         code: "no_such_probe".into(),

@@ -1,7 +1,7 @@
 //! A little Debian with a real systemd as its process 1, in a container of systemd-nspawn on this kernel.
 
 use super::docker::{installed, remove_cgroups};
-use super::{Dir, LIMIT, Pids, get, run, skip, until};
+use super::{Answer, Dir, LIMIT, Pids, exchange, get, run, skip, until};
 use netskoop_api::{Entities, Status};
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -123,6 +123,13 @@ impl Machine {
         let socket = self.inside("run/netskoop/netskoopd.sock");
         let stream = until("the daemon listens", || UnixStream::connect(&socket).ok());
         serde_json::from_slice(&get(stream, path).body).unwrap()
+    }
+
+    /// Asks the daemon for an action; its answer.
+    pub(crate) fn post(&self, path: &str) -> Answer {
+        let socket = self.inside("run/netskoop/netskoopd.sock");
+        let stream = until("the daemon listens", || UnixStream::connect(&socket).ok());
+        exchange(stream, "POST", path, &[], b"")
     }
 
     pub(crate) fn entities(&self) -> Entities {

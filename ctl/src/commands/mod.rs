@@ -8,6 +8,7 @@ mod events;
 mod metrics;
 mod probes;
 mod reload;
+mod selftest;
 mod status;
 mod version;
 
@@ -86,6 +87,7 @@ pub(crate) async fn run<'s>(cli: Cli, stdout: &mut Screen<'s>, stderr: &mut Scre
         Command::Entities { name } => entities::run(&mut context, &name).await,
         Command::Events(args) => events::run(&mut context, &args).await,
         Command::Metrics(args) => metrics::run(&mut context, &args).await,
+        Command::Selftest => selftest::run(&mut context).await,
         Command::Reload => reload::run(&mut context).await,
         Command::Config { action } => config::run(&mut context, action).await,
         Command::Complete { words } => complete::run(&mut context, &words).await,

@@ -244,3 +244,76 @@ pub struct Reloaded {
     /// What changed, one sentence each; empty if nothing did.
     pub changes: Vec<String>,
 }
+
+/// Answer of `POST /v1/selftest`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// Whether no check failed.
+    pub passed: bool,
+    /// How long it took.
+    pub seconds: f64,
+    /// The checks, in the order of the probes.
+    pub checks: Vec<SelfCheck>,
+}
+
+/// One check of a self-test.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelfCheck {
+    /// The probe that was tried; `selftest` for what was left behind.
+    pub probe: String,
+    /// How it ended.
+    pub result: SelfResult,
+    /// What was found, or why nothing was tried: one sentence.
+    pub says: String,
+    /// The events that came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<SelfEvent>,
+    /// The metric that was read, with the labels beside the entity's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// By how much it grew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grown: Option<f64>,
+    /// By how much it had to grow at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<f64>,
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SelfResult {
+    /// Everything came as it should.
+    Ok,
+    /// Something did not, or not under the right name.
+    Failed,
+    /// It was not tried.
+    Skipped,
+}
+
+impl SelfResult {
+    /// The word used in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SelfResult::Ok => "ok",
+            SelfResult::Failed => "failed",
+            SelfResult::Skipped => "skipped",
+        }
+    }
+}
+
+/// An event that came as it should.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelfEvent {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Version of IP: `v4` or `v6`.
+    pub version: String,
+    /// Its number in the stream.
+    pub seq: u64,
+    /// Time from the beginning of what it tells of to the kernel's own time of it, milliseconds.
+    pub milliseconds: f64,
+    /// Name of the entity that it was told of.
+    pub entity: String,
+}

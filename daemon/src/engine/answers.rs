@@ -4,8 +4,8 @@ use super::status::nanoseconds;
 use super::{Engine, governor};
 use crate::config::{option_default, option_kind, option_range};
 use crate::declare::{ColumnSet, EventDecl, Names, Points, Probe};
-use crate::engine::pass::PassError;
-use crate::engine::select::Selection;
+use crate::engine::pass::{PassError, Snapshot};
+use crate::engine::select::{Chosen, Selection};
 use crate::probes::PROBES;
 use crate::resolve::describe;
 use crate::resolve::directory::Entry;
@@ -170,18 +170,7 @@ impl Engine {
         let found = directory.find(text).map(|entry| (entry.namespace.subject, &entry.id));
         let found = found.or_else(|| directory.find_tenant(text).map(|tenant| (tenant.subject, &tenant.id)));
         let Some((subject, id)) = found else { return Ok(Err(NoSuchEntity::Unknown(text.into()))) };
-        let host = subject == directory.host();
-        let mut values = Vec::new();
-        for chosen in &chosen {
-            let table = &snapshot.tables[chosen.table];
-            exposition::points(chosen.family, table, |point| {
-                // Of a histogram the number of values and their sum say what a reader wants to see move.
-                let is_bucket = point.shape.suffix == "_bucket";
-                if !is_bucket && (point.subject == subject || (host && point.subject == Subject::NODE)) {
-                    values.push(value(chosen.probe, chosen.family, table, point));
-                }
-            });
-        }
+        let values = self.values(&snapshot, &chosen, subject);
         if values.is_empty() && subject.is_tenant() {
             return Ok(Err(NoSuchEntity::HostNetwork(id.name.clone())));
         }
@@ -195,6 +184,28 @@ impl Engine {
             monotonic_ns: nanoseconds(now.saturating_sub(age)),
             values,
         }))
+    }
+
+    /// The native values of a subject in a snapshot.
+    pub(super) fn values(
+        &self,
+        snapshot: &Snapshot,
+        chosen: &[Chosen],
+        subject: Subject,
+    ) -> Vec<MetricValue> {
+        let host = subject == snapshot.directory.host();
+        let mut values = Vec::new();
+        for chosen in chosen {
+            let table = &snapshot.tables[chosen.table];
+            exposition::points(chosen.family, table, |point| {
+                // Of a histogram the number of values and their sum say what a reader wants to see move.
+                let is_bucket = point.shape.suffix == "_bucket";
+                if !is_bucket && (point.subject == subject || (host && point.subject == Subject::NODE)) {
+                    values.push(value(chosen.probe, chosen.family, table, point));
+                }
+            });
+        }
+        values
     }
 
     /// Reads the addresses of all namespaces; without them in time the entities are shown as they are.

@@ -44,6 +44,9 @@ pub enum ChangeError {
     /// The probe cannot run here.
     #[error("{0}")]
     NotAvailable(String),
+    /// Somebody else does the same.
+    #[error("{0}")]
+    Busy(String),
     /// The configuration on disk is invalid.
     #[error("{0}")]
     BadConfig(String),

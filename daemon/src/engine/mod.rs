@@ -11,6 +11,7 @@ pub mod pass;
 pub mod room;
 pub mod select;
 pub mod self_metrics;
+mod selftest;
 mod status;
 pub mod tracking;
 
@@ -70,6 +71,8 @@ pub struct Engine {
     shares: Mutex<Vec<governor::Share>>,
     /// Where events of the daemon itself go.
     intake: Mutex<Option<Intake>>,
+    /// Locked while a self-test runs.
+    testing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What does not change while the daemon runs.
@@ -232,6 +235,7 @@ impl Engine {
             absent: Mutex::new(vec![None; sources]),
             shares: Mutex::default(),
             intake: Mutex::new(Some(parts.intake)),
+            testing: Arc::default(),
         }
     }
 

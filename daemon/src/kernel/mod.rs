@@ -12,6 +12,7 @@ pub mod procfs;
 pub mod record;
 mod refused;
 pub mod ring;
+pub mod rooms;
 mod settings;
 pub mod symbols;
 pub mod tasks;

@@ -25,8 +25,10 @@ pub const CONNTRACK_NETLINK: Part = Part { module: "nf_conntrack_netlink", funct
 pub const IP_VS: Part = Part { module: "ip_vs", function: "ip_vs_stats_show" };
 /// Remote memory access.
 pub const RDMA: Part = Part { module: "ib_core", function: "rdma_nl_rcv" };
+/// Pairs of interfaces that are joined by a cable.
+pub const VETH: Part = Part { module: "veth", function: "veth_newlink" };
 
-const ALL: [Part; 4] = [TCP_DIAG, CONNTRACK_NETLINK, IP_VS, RDMA];
+const ALL: [Part; 5] = [TCP_DIAG, CONNTRACK_NETLINK, IP_VS, RDMA, VETH];
 
 impl Part {
     /// Whether it is there now.

@@ -3,12 +3,14 @@
 
 mod crowd;
 mod files;
+mod guests;
 mod hooks;
 mod join;
 mod mounts;
 mod status;
 mod survey;
 
+pub use guests::Guest;
 pub use hooks::{KernelEvent, KernelWatch};
 use survey::file_name;
 
@@ -68,6 +70,7 @@ enum Command {
     Kernel(KernelEvent),
     Scan(oneshot::Sender<()>),
     Labels(Labels),
+    Guest(Guest),
     Hooks(Option<Arc<dyn KernelWatch>>),
 }
 
@@ -129,6 +132,7 @@ impl Watcher {
             displaced: Vec::new(),
             crowds: FxHashMap::default(),
             at_home: Vec::new(),
+            guests: Vec::new(),
             mounts: Mounts::default(),
             unfinished: Vec::new(),
             missing: 0,
@@ -289,6 +293,8 @@ struct Worker {
     crowds: FxHashMap<u32, Crowd>,
     /// Owners of processes in the node's own namespace, at the last scan.
     at_home: Vec<cgroup::CgroupOwner>,
+    /// Namespaces of the daemon's own.
+    guests: Vec<Guest>,
     /// Files that lead to namespaces, at the last look.
     mounts: Mounts,
     /// Those of `/run/netns` that led nowhere yet.
@@ -384,6 +390,7 @@ impl Worker {
                 self.labels = Labels { changed: true, ..labels };
                 self.changed = true;
             }
+            Command::Guest(guest) => self.welcome(guest),
             Command::Hooks(hooks) => {
                 self.hooks = hooks;
                 self.health().hooked = self.hooks.is_some();
@@ -600,6 +607,7 @@ impl Worker {
             mount: mounts.first().cloned(),
             mounts: mounts.iter().map(|path| file_name(path)).collect(),
             claims: Vec::new(),
+            guest: self.guest(inode).map(|guest| Arc::clone(&guest.name)),
         })
     }
 

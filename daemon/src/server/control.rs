@@ -30,6 +30,10 @@ const MAX_FOLLOWERS: usize = 64;
 /// A request that waits for a change is answered after this time even without one.
 const LONG_POLL: Duration = Duration::from_secs(30);
 
+/// What there is below `/v1/`.
+const PATHS: [&str; 8] =
+    ["status", "probes", "entities", "events", "metrics", "config", "reload", "selftest"];
+
 type Result<T> = std::result::Result<T, Refusal>;
 
 /// Answers a request on the control socket.
@@ -73,7 +77,11 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
             tracing::info!(uid = peer.uid, pid = peer.pid, "reload requested");
             Ok(answer::json(&Reloaded { changes: engine.reload().await? }))
         }
-        (_, ["v1", "status" | "probes" | "entities" | "events" | "metrics" | "config" | "reload", ..]) => {
+        (&Method::POST, ["v1", "selftest"]) => {
+            allow_change(engine, &peer)?;
+            Ok(answer::json(&engine.self_test(&peer).await?))
+        }
+        (_, ["v1", known, ..]) if PATHS.contains(known) => {
             Err(Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "wrong_method",
@@ -85,7 +93,7 @@ async fn route(engine: &Arc<Engine>, request: Request<Incoming>, peer: Peer) -> 
             "no_such_path",
             format!("there is nothing at '{path}'"),
         )
-        .hint("see /v1/status, /v1/probes, /v1/entities, /v1/events, /v1/metrics, /v1/config, /v1/reload")),
+        .hint("see /v1/status, /v1/probes, /v1/entities, /v1/events, /v1/metrics, /v1/config, /v1/reload, /v1/selftest")),
     }
 }
 
@@ -306,6 +314,9 @@ impl From<ChangeError> for Refusal {
                 let suggested = message.contains("Did you mean");
                 let refusal = Refusal::new(StatusCode::NOT_FOUND, "no_such_probe", message);
                 if suggested { refusal } else { refusal.hint("netskoopctl probes list shows them") }
+            }
+            ChangeError::Busy(_) => {
+                Refusal::new(StatusCode::CONFLICT, "busy", message).hint("try again in a moment")
             }
             ChangeError::BadRequest(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message),
             ChangeError::NotAvailable(_) => {

@@ -4,17 +4,20 @@
 mod connections;
 mod drops;
 mod kernel;
+mod processors;
 mod queues;
 mod rdma;
 mod resets;
 mod services;
 mod sockets;
 mod tracking;
+mod transit;
+mod waiting;
 mod ways;
 mod work;
 
-use crate::support::{Daemon, Netns, Setup, run, series, tests_dir, until};
-use netskoop_api::{Event, ProbeInfo, ProbeState, StateName};
+use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
+use netskoop_api::{Event, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
 use netskoopd::probes::PROBES;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -53,7 +56,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "biolatency", what: "a slow disk", run: work::slow_disk },
     Scenario { probe: "biolatency", what: "written later", run: work::written_later },
     Scenario { probe: "virtcmdlatency", what: "new addresses", run: work::commands_to_a_device },
+    Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
+    Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
+    Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
+    Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },
@@ -283,6 +290,18 @@ fn report(probes: &[ProbeInfo], told: &[Told], expected: &BTreeMap<String, Strin
     (lines, problems)
 }
 
+/// What the self-test finds wrong.
+fn selftest(lab: &Lab) -> Vec<String> {
+    let answer = exchange(lab.daemon.unix(), "POST", "/v1/selftest", &[], b"");
+    let text = answer.text();
+    let _ = writeln!(std::io::stdout(), "selftest: {text}");
+    let Ok(test) = serde_json::from_str::<SelfTest>(&text) else { return vec![format!("selftest: {text}")] };
+    let tried = test.checks.iter().filter(|check| check.result == SelfResult::Ok).count();
+    let few = (tried < 10).then(|| format!("selftest: it tried {tried} only"));
+    let failed = test.checks.iter().filter(|check| check.result == SelfResult::Failed);
+    failed.map(|check| format!("selftest: {}: {}", check.probe, check.says)).chain(few).collect()
+}
+
 #[test]
 #[ignore = "runs in the kernels of the lab: make test-kernels"]
 fn every_probe_works_or_says_why_not() {
@@ -290,15 +309,17 @@ fn every_probe_works_or_says_why_not() {
     let expected = expected(&kernel);
     let lab = Lab::start();
     let only = std::env::var("NETSKOOP_LAB_ONLY").ok().filter(|probe| !probe.is_empty());
-    let wanted =
-        SCENARIOS.iter().filter(|scenario| only.as_deref().is_none_or(|probe| probe == scenario.probe));
+    let wanted = SCENARIOS.iter().filter(|scenario| {
+        only.as_deref().is_none_or(|probes| probes.split(',').any(|probe| probe == scenario.probe))
+    });
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");
+    let failed = if only.as_deref().is_none_or(|only| only == "selftest") { selftest(&lab) } else { vec![] };
     let (lines, problems) = report(&listed(), &told, &expected);
     std::fs::write("/vm/out/probes.tsv", lines).unwrap();
     let loud = lab.daemon.log().into_iter().filter(|line| line.contains("ERROR"));
-    let problems: Vec<String> = problems.into_iter().chain(loud).collect();
+    let problems: Vec<String> = problems.into_iter().chain(failed).chain(loud).collect();
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 

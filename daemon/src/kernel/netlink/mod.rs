@@ -4,6 +4,7 @@ pub mod all_namespaces;
 pub mod conntrack;
 pub mod flows;
 pub mod ipvs;
+pub mod link;
 pub mod message;
 pub mod neigh;
 pub mod nsid;
@@ -175,6 +176,26 @@ impl Netlink {
             Round::Whole(found) => Ok(found),
             Round::Again => Err(NetlinkError::Restless),
         }
+    }
+
+    /// Asks for a change, with these flags beside the usual ones. Only for namespaces of the daemon's own.
+    pub fn change(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), NetlinkError> {
+        self.send(kind, RECEIPT | flags, body)?;
+        match self.receive(buffer, (), &mut |(), _| ())? {
+            Round::Whole(()) => Ok(()),
+            Round::Again => Err(NetlinkError::Restless),
+        }
+    }
+
+    /// Number of an interface of this namespace.
+    pub fn interface_index(&self, name: &str) -> Result<u32, Errno> {
+        netdevice::name_to_index(&self.socket, name)
     }
 
     /// Name of an interface of this namespace; `None` if it is gone.

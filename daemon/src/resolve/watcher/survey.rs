@@ -50,6 +50,7 @@ impl Worker {
         let mut health = self.health();
         (health.error, health.last_scan, health.hidden) = (None, Some(self.last_scan), hidden);
         drop(health);
+        self.see_guests_off();
         self.changed |= self.remove_vanished(&members);
         for (inode, found) in &members {
             self.crowds.entry(*inode).or_default().set(&self.cgroups, &found.pids);
@@ -58,14 +59,17 @@ impl Worker {
         self.at_home = self.owners_at_home();
         self.displace_ended();
         self.join_changed();
-        let mut inodes: Vec<u32> = members.keys().copied().chain(self.mounts.inodes()).collect();
+        let guests = self.guests.iter().map(|guest| guest.inode);
+        let mut inodes: Vec<u32> =
+            members.keys().copied().chain(self.mounts.inodes()).chain(guests).collect();
         inodes.sort_unstable();
         inodes.dedup();
         (self.doubtful, self.scanning) = (true, true);
         for inode in inodes {
             let pids = members.get(&inode).map_or(&[][..], |members| &members.pids);
             let old = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
-            let leader = old.filter(|pid| pids.contains(pid)).or(pids.iter().min().copied());
+            let guest = || self.guest(inode).map(|guest| guest.thread);
+            let leader = old.filter(|pid| pids.contains(pid)).or(pids.iter().min().copied()).or_else(guest);
             // One that went a moment ago is told by its own going, which starts the next scan.
             self.changed |= self.look(inode, leader);
         }
@@ -96,7 +100,10 @@ impl Worker {
     }
 
     fn remove_vanished(&mut self, members: &FxHashMap<u32, scan::Members>) -> bool {
-        let lives = |inode: &u32| members.contains_key(inode) || !self.mounts.of(*inode).is_empty();
+        let is_guest = |inode: u32| self.guests.iter().any(|guest| guest.inode == inode);
+        let lives = |inode: &u32| {
+            members.contains_key(inode) || !self.mounts.of(*inode).is_empty() || is_guest(*inode)
+        };
         let gone: Vec<u32> = self.namespaces.keys().copied().filter(|inode| !lives(inode)).collect();
         gone.iter().for_each(|inode| self.remove(*inode));
         !gone.is_empty()

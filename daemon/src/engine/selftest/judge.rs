@@ -1,0 +1,242 @@
+//! Compares what was told with what was done.
+
+use super::checks::{Check, Whose};
+use super::stage::{PORTS, Role, Stage, Version};
+use super::{Attempt, Planned};
+use crate::engine::selftest::deeds::Done;
+use crate::events::history::History;
+use jiff::Timestamp;
+use netskoop_api::{Event, MetricValue, Net, SelfCheck, SelfEvent, SelfResult, Value};
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Events looked at in one go, and kept at most.
+const BATCH: usize = 256;
+const MOST: usize = 4096;
+
+/// The events that are of the self-test, by namespace or by address.
+pub(super) struct Events {
+    after: u64,
+    inodes: [u32; 2],
+    addresses: Vec<String>,
+    ports: Range<u16>,
+    found: Vec<Arc<Event>>,
+}
+
+impl Events {
+    /// Those that come from now on.
+    pub(super) fn new(stage: &Stage, after: u64) -> Events {
+        let first = stage.at(Role::Client, Version::Four, 0).port();
+        let addresses =
+            Role::ALL.into_iter().flat_map(|role| Version::ALL.map(|version| role.address(version)));
+        Events {
+            after,
+            inodes: Role::ALL.map(|role| stage.room(role).inode),
+            addresses: addresses.map(|address: IpAddr| address.to_string()).collect(),
+            ports: first..first + PORTS,
+            found: Vec::new(),
+        }
+    }
+
+    /// Takes what has come since the last time.
+    pub(super) fn gather(&mut self, history: &History) {
+        loop {
+            let batch = history.read(self.after, BATCH);
+            self.after = batch.next_after;
+            if batch.events.is_empty() {
+                return;
+            }
+            let ours: Vec<_> = batch.events.into_iter().filter(|event| self.is_ours(event)).collect();
+            let room = MOST - self.found.len();
+            self.found.extend(ours.into_iter().take(room));
+        }
+    }
+
+    fn is_ours(&self, event: &Event) -> bool {
+        let inside = event.entity.as_ref().is_some_and(|entity| self.inodes.contains(&entity.netns));
+        let end =
+            |address: &String, port: u16| self.addresses.contains(address) && self.ports.contains(&port);
+        inside || event.net.as_ref().is_some_and(|net| end(&net.src, net.sport) && end(&net.dst, net.dport))
+    }
+
+    fn inode(&self, role: Role) -> u32 {
+        self.inodes[usize::from(role == Role::Server)]
+    }
+
+    /// Whether an event of a type came of each of the namespaces.
+    pub(super) fn told_of_all(&self, kind: &str) -> bool {
+        let of = |inode: &u32| {
+            let is_its = |event: &&Arc<Event>| event.entity.as_ref().is_some_and(|e| e.netns == *inode);
+            self.found.iter().filter(|event| event.kind == kind).any(|event| is_its(&event))
+        };
+        self.inodes.iter().all(of)
+    }
+
+    /// Events of what was done that a check wants.
+    fn of<'a>(&'a self, check: &'a Check, done: &'a Done) -> impl Iterator<Item = &'a Event> {
+        self.found.iter().map(Arc::as_ref).filter(move |event| {
+            let fits = |(name, wanted): &(&str, &str)| match event.fields.get(*name) {
+                Some(Value::Text(value)) => value == wanted,
+                // This kernel does not tell.
+                _ => true,
+            };
+            let between = event.net.as_ref().is_some_and(|net| is_between(net, &done.ends));
+            event.kind == check.event && between && check.fields.iter().all(fits)
+        })
+    }
+
+    /// The event under the right name.
+    fn right<'a>(&'a self, check: &'a Check, done: &'a Done) -> Option<&'a Event> {
+        let Whose::Of(role) = check.whose else { return None };
+        let inode = self.inode(role);
+        self.of(check, done).find(|event| event.entity.as_ref().is_some_and(|entity| entity.netns == inode))
+    }
+}
+
+/// Whether a packet went from one to the other, or back.
+fn is_between(net: &Net, [client, server]: &[SocketAddr; 2]) -> bool {
+    let is = |address: &str, port: u16, end: &SocketAddr| {
+        port == end.port() && address.parse::<IpAddr>() == Ok(end.ip())
+    };
+    let way =
+        |from: &SocketAddr, to: &SocketAddr| is(&net.src, net.sport, from) && is(&net.dst, net.dport, to);
+    way(client, server) || way(server, client)
+}
+
+/// Values of the native metrics of both namespaces, and of the node (`None`).
+#[derive(Default)]
+pub(super) struct Readings(Vec<(Option<Role>, Vec<MetricValue>)>);
+
+impl Readings {
+    /// Adds what was read.
+    pub(super) fn put(&mut self, whose: Option<Role>, values: Vec<MetricValue>) {
+        self.0.push((whose, values));
+    }
+
+    fn sum(&self, check: &Check) -> f64 {
+        let whose = match check.whose {
+            Whose::Of(role) => Some(role),
+            Whose::Node => None,
+        };
+        let values = self.0.iter().filter(|(of, _)| *of == whose).flat_map(|(_, values)| values);
+        let ours = values.filter(|value| value.metric == check.metric && value.labels.contains(check.label));
+        ours.map(|value| value.value).sum()
+    }
+}
+
+/// All that is known when everything is over.
+pub(super) struct Judge {
+    /// What was done.
+    pub(super) done: Vec<Attempt>,
+    /// What was counted before.
+    pub(super) before: Readings,
+    /// What was counted afterwards.
+    pub(super) after: Readings,
+}
+
+impl Judge {
+    fn done(&self, check: &Check) -> impl Iterator<Item = &Done> {
+        self.done.iter().filter_map(|done| done.as_ref().ok()).filter(|done| done.deed == check.deed)
+    }
+
+    /// Whether every event that a check wants has come.
+    pub(super) fn has_all(&self, plan: &Planned, events: &Events) -> bool {
+        plan.check.event.is_empty()
+            || plan.silent.is_some()
+            || self.done(plan.check).all(|done| events.right(plan.check, done).is_some())
+    }
+
+    /// How a check ended.
+    pub(super) fn verdict(&self, plan: &Planned, events: &Events) -> SelfCheck {
+        let check = plan.check;
+        let mut wrong: Vec<String> = self
+            .done
+            .iter()
+            .filter_map(|done| done.as_ref().err())
+            .filter(|(deed, _)| *deed == check.deed)
+            .map(|(_, why)| why.clone())
+            .collect();
+        let mut told = Vec::new();
+        if !check.event.is_empty() && plan.silent.is_none() {
+            for done in self.done(check) {
+                match events.right(check, done) {
+                    Some(event) => told.push(self_event(event, done)),
+                    None => wrong.push(missing(check, done, events)),
+                }
+            }
+        }
+        let grown = self.after.sum(check) - self.before.sum(check);
+        let expected = self.done(check).map(|done| done.times as f64).sum::<f64>();
+        if grown < expected {
+            wrong.push(format!("{} grew by {grown} instead of {expected}", named(check)));
+        }
+        let result = if wrong.is_empty() { SelfResult::Ok } else { SelfResult::Failed };
+        let says = match wrong.is_empty() {
+            true => good(check, &told, grown, plan.silent.as_deref()),
+            false => wrong.join("; "),
+        };
+        SelfCheck {
+            probe: check.probe.to_owned(),
+            result,
+            says,
+            events: told,
+            metric: Some(named(check)),
+            grown: Some(grown),
+            expected: Some(expected),
+        }
+    }
+}
+
+fn named(check: &Check) -> String {
+    match check.label {
+        "" => check.metric.to_owned(),
+        label => format!("{}{{{label}}}", check.metric),
+    }
+}
+
+fn self_event(event: &Event, done: &Done) -> SelfEvent {
+    let time: Option<Timestamp> = event.time.parse().ok();
+    let since = time.map_or(0.0, |time| time.duration_since(done.began).as_secs_f64());
+    SelfEvent {
+        kind: event.kind.clone(),
+        version: done.version.as_str().to_owned(),
+        seq: event.seq,
+        // To the microsecond. The two clocks are read one after the other.
+        milliseconds: ((since * 1e6).round() / 1e3).max(0.0),
+        entity: event.entity.as_ref().map(|entity| entity.name.clone()).unwrap_or_default(),
+    }
+}
+
+/// Why there is no event under the right name.
+fn missing(check: &Check, done: &Done, events: &Events) -> String {
+    let version = done.version.as_str();
+    let Some(event) = events.of(check, done).next() else {
+        return format!("no {} event came ({version})", check.event);
+    };
+    let whose = event.entity.as_ref().map_or("nobody", |entity| &entity.name);
+    let wanted = match check.whose {
+        Whose::Of(role) => role.name(),
+        Whose::Node => "the node",
+    };
+    format!("the {} event ({version}) was told of {whose} and not of {wanted}", check.event)
+}
+
+/// `TCP_RESET_NOSOCK event in 0.2 ms (v4) and 0.1 ms (v6), attributed, counter +2`.
+fn good(check: &Check, told: &[SelfEvent], grown: f64, silent: Option<&str>) -> String {
+    let times: Vec<String> =
+        told.iter().map(|event| format!("{} ms ({})", event.milliseconds, event.version)).collect();
+    let mut says = match (check.whose, times.is_empty()) {
+        (_, false) => {
+            format!("{} event in {}, attributed, counter +{grown}", check.event, times.join(" and "))
+        }
+        (Whose::Node, true) => format!("{} +{grown}, of the node", named(check)),
+        (Whose::Of(_), true) => format!("{} +{grown}, attributed", named(check)),
+    };
+    if let Some(silent) = silent {
+        // Writing to a text does not fail.
+        let _ = write!(says, "; {silent}");
+    }
+    says
+}

@@ -1,0 +1,297 @@
+//! The proof on this kernel: in two namespaces of its own the daemon makes things go wrong, and looks whether events and
+//! metrics tell of them under the right name. All of it hangs on two threads, so nothing of it can stay.
+
+mod checks;
+mod deeds;
+mod judge;
+mod stage;
+
+use super::pass::PassError;
+use super::select::Selection;
+use super::{ChangeError, Engine, Peer};
+use crate::declare::{Names, Probe};
+use crate::probes::{PROBES, gone};
+use crate::resolve::watcher::Guest;
+use checks::{CHECKS, Check, IGNORED, SLOW, why_untried};
+use deeds::{Deed, Done};
+use judge::{Events, Judge, Readings};
+use netskoop_api::{OptionValue, SelfCheck, SelfResult, SelfTest, StateName};
+use stage::{Role, Stage};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What is not told by then is not told.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between looks at the events that have come.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long the slow handshake takes if nobody wants more, and at most: TCP would try again after a second.
+const HELD: Duration = Duration::from_millis(60);
+const HELD_AT_MOST: Duration = Duration::from_millis(950);
+
+/// A check of a probe that works.
+struct Planned {
+    check: &'static Check,
+    /// Why no event is to be expected, although there is one.
+    silent: Option<String>,
+}
+
+/// What is done with a probe.
+enum Plan {
+    Try(Vec<Planned>),
+    Skip(SelfResult, String),
+    /// It tells of the end of the namespaces.
+    AtTheEnd,
+}
+
+impl Engine {
+    /// `POST /v1/selftest`. It goes on to its end, which is seconds away, if whoever asked for it does not wait.
+    pub async fn self_test(self: &Arc<Engine>, peer: &Peer) -> Result<SelfTest, ChangeError> {
+        let busy = |_| ChangeError::Busy("a self-test runs already; it takes a few seconds".into());
+        let place = Arc::clone(&self.testing).try_lock_owned().map_err(busy)?;
+        tracing::info!(uid = peer.uid, pid = peer.pid, "self-test requested");
+        let engine = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let result = engine.play().await;
+            drop(place);
+            // Whether or not anybody waits.
+            note(&result);
+            result
+        });
+        let result = task.await.map_err(|error| format!("the self-test broke off: {error}"));
+        result.and_then(|result| result).map_err(ChangeError::NotAvailable)
+    }
+
+    async fn play(&self) -> Result<SelfTest, String> {
+        let begin = Instant::now();
+        let plans: Vec<(&'static Probe, Plan)> =
+            PROBES.iter().map(|probe| (*probe, self.plan(probe))).collect();
+        let planned = || plans.iter().filter_map(|(_, plan)| plan.tries()).flatten();
+        let wanted: Vec<Deed> =
+            Deed::ALL.into_iter().filter(|deed| planned().any(|plan| plan.check.deed == *deed)).collect();
+        let held = self.held(planned());
+        let proc = self.config.load().config.proc.clone();
+        let mut stage = blocking(move || Stage::build(&proc)).await??;
+        let mut events = Events::new(&stage, self.history.last_seq());
+        self.introduce(&stage).await?;
+        let probes: Vec<&'static Probe> =
+            plans.iter().filter(|(_, plan)| plan.tries().is_some()).map(|(probe, _)| *probe).collect();
+        let before = self.readings(&stage, &probes).await?;
+        let mut work = tokio::spawn(blocking(move || {
+            let done = deeds::all(&mut stage, &wanted, held);
+            (stage, done)
+        }));
+        let (stage, done) = loop {
+            tokio::select! {
+                result = &mut work => break result.map_err(|error| error.to_string())??,
+                () = tokio::time::sleep(LOOK) => events.gather(&self.history),
+            }
+        };
+        let mut judge = Judge { done, before, after: Readings::default() };
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end && !planned().all(|plan| judge.has_all(plan, &events)) {
+            tokio::time::sleep(LOOK).await;
+            events.gather(&self.history);
+        }
+        judge.after = self.readings(&stage, &probes).await?;
+        let inodes = Role::ALL.map(|role| stage.room(role).inode);
+        blocking(move || drop(stage)).await?;
+        let left = self.await_end(inodes).await;
+        let mut checks = Vec::new();
+        for (probe, plan) in &plans {
+            match plan {
+                Plan::Try(all) => checks.extend(all.iter().map(|plan| judge.verdict(plan, &events))),
+                Plan::Skip(result, says) => checks.push(plain(probe.name, *result, says.clone())),
+                Plan::AtTheEnd => checks.push(self.farewells(&mut events).await),
+            }
+        }
+        checks.push(left);
+        // To the millisecond.
+        let seconds = (begin.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+        let passed = checks.iter().all(|check| check.result != SelfResult::Failed);
+        Ok(SelfTest { passed, seconds, checks })
+    }
+
+    /// What to do with a probe as it stands.
+    fn plan(&self, probe: &'static Probe) -> Plan {
+        let is_gone = std::ptr::eq(probe, &raw const gone::PROBE);
+        if !is_gone && CHECKS.iter().all(|check| check.probe != probe.name) {
+            return Plan::Skip(SelfResult::Skipped, why_untried(probe.name).to_owned());
+        }
+        let info = self.probe_info(probe);
+        let reason = info.state.reason.unwrap_or_default();
+        match info.state.state {
+            StateName::On => {}
+            StateName::Off => {
+                let says = format!("it is off; to try it: netskoopctl probes enable {} --for 1m", probe.name);
+                return Plan::Skip(SelfResult::Skipped, says);
+            }
+            StateName::NotAvailable => return Plan::Skip(SelfResult::Skipped, reason),
+            StateName::Failed | StateName::Starting => {
+                return Plan::Skip(SelfResult::Failed, format!("it does not work: {reason}"));
+            }
+        }
+        if is_gone {
+            return Plan::AtTheEnd;
+        }
+        let checks = CHECKS.iter().filter(|check| check.probe == probe.name);
+        Plan::Try(checks.map(|check| Planned { check, silent: self.silence(check) }).collect())
+    }
+
+    /// The value of an option in force.
+    fn option(&self, probe: &str, option: &str) -> Option<OptionValue> {
+        let slots = self.slots();
+        let slot = slots.iter().find(|slot| slot.probe.name == probe)?;
+        slot.effective.options.get(option).cloned()
+    }
+
+    /// From when on something is slow enough for an event.
+    fn slow(&self, check: &Check) -> Option<Duration> {
+        let Some(OptionValue::Text(text)) = self.option(check.probe, SLOW) else { return None };
+        crate::config::parse_duration(&text).ok().filter(|_| check.deed == Deed::Slow)
+    }
+
+    /// Why the options in force let a probe send no event.
+    fn silence(&self, check: &Check) -> Option<String> {
+        if let Some(slow) = self.slow(check).filter(|slow| *slow >= HELD_AT_MOST) {
+            return Some(format!(
+                "no event is expected, since the option slow is {slow:?} and {HELD_AT_MOST:?} is the most that the self-test \
+                 makes"
+            ));
+        }
+        let Some(OptionValue::List(ignored)) = self.option(check.probe, IGNORED) else { return None };
+        let (_, reason) = check.fields.iter().find(|(_, value)| ignored.iter().any(|word| word == value))?;
+        Some(format!("no event is expected, since the option {IGNORED} names {reason}"))
+    }
+
+    /// How long the slow handshake has to take.
+    fn held<'a>(&self, planned: impl Iterator<Item = &'a Planned>) -> Duration {
+        let slow = planned.filter_map(|plan| self.slow(plan.check)).filter(|slow| *slow < HELD_AT_MOST);
+        slow.map(|slow| slow + HELD).fold(HELD, Duration::max).min(HELD_AT_MOST)
+    }
+
+    /// Makes the two namespaces known like any other, by the threads that live in them.
+    async fn introduce(&self, stage: &Stage) -> Result<(), String> {
+        if !stage.is_whole() {
+            return Err("the cable between two network namespaces vanished at once".into());
+        }
+        for role in Role::ALL {
+            let (room, name) = (stage.room(role), role.name());
+            self.watcher.welcome(Guest { inode: room.inode, thread: room.id, name: name.into() });
+        }
+        let is_known = |role: &Role| {
+            let directory = self.watcher.directory();
+            let entry = directory.by_inode(stage.room(*role).inode);
+            entry.is_some_and(|entry| entry.id.name.starts_with(role.name()))
+        };
+        let all = || Role::ALL.iter().all(is_known);
+        self.await_picture(all).await.then_some(()).ok_or_else(|| {
+            format!("its own network namespaces were not found in /proc within {PATIENCE:?}, so nothing could be tried")
+        })
+    }
+
+    /// Waits for a picture of the namespaces that is as wanted; whether there was one in time.
+    async fn await_picture(&self, is_good: impl Fn() -> bool) -> bool {
+        let mut changes = self.watcher.changes();
+        let wait = async { while !is_good() && changes.changed().await.is_ok() {} };
+        // Whatever came of it is looked at once more.
+        let _ = tokio::time::timeout(PATIENCE, wait).await;
+        is_good()
+    }
+
+    async fn readings(&self, stage: &Stage, probes: &[&'static Probe]) -> Result<Readings, String> {
+        let probes = Some(probes.to_vec());
+        let selection = Selection { names: vec![Names::Netskoop], target: false, full: true, probes };
+        let chosen = selection.choose(&self.active(), &self.sources);
+        let timeout = self.config.load().config.timeout;
+        let snapshot = self.collect(&chosen, Duration::ZERO, timeout).await;
+        let snapshot =
+            snapshot.map_err(|error: PassError| format!("the metrics could not be read: {error}"))?;
+        let directory = &snapshot.directory;
+        let mut readings = Readings::default();
+        for role in Role::ALL {
+            let entry = directory.by_inode(stage.room(role).inode);
+            let subject = entry.ok_or("its own network namespaces vanished while they were looked at")?;
+            readings.put(Some(role), self.values(&snapshot, &chosen, subject.namespace.subject));
+        }
+        readings.put(None, self.values(&snapshot, &chosen, directory.host()));
+        Ok(readings)
+    }
+
+    /// The threads have ended; now the namespaces have to be gone from the picture as well.
+    async fn await_end(&self, inodes: [u32; 2]) -> SelfCheck {
+        self.watcher.rescan().await;
+        let is_ours = |inode: &u32| {
+            let directory = self.watcher.directory();
+            directory
+                .by_inode(*inode)
+                .is_some_and(|entry| Role::ALL.iter().any(|role| entry.id.name.starts_with(role.name())))
+        };
+        match self.await_picture(|| !inodes.iter().any(is_ours)).await {
+            true => plain("selftest", SelfResult::Ok, "nothing is left of it".into()),
+            false => {
+                let says = format!("its network namespaces are still there after {PATIENCE:?}");
+                plain("selftest", SelfResult::Failed, says)
+            }
+        }
+    }
+
+    /// The probe that tells of namespaces that have ended.
+    async fn farewells(&self, events: &mut Events) -> SelfCheck {
+        let kind = gone::PROBE.events[0].name;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            events.gather(&self.history);
+            let told = events.told_of_all(kind);
+            if told || Instant::now() > end {
+                let says = match told {
+                    true => format!("{kind} event of each namespace, attributed"),
+                    false => format!("no {kind} event of each namespace within {PATIENCE:?}"),
+                };
+                let result = if told { SelfResult::Ok } else { SelfResult::Failed };
+                return plain(gone::PROBE.name, result, says);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Plan {
+    fn tries(&self) -> Option<&[Planned]> {
+        match self {
+            Plan::Try(planned) => Some(planned),
+            Plan::Skip(..) | Plan::AtTheEnd => None,
+        }
+    }
+}
+
+/// Writes down how it ended.
+fn note(result: &Result<SelfTest, String>) {
+    let test = match result {
+        Ok(test) => test,
+        Err(why) => return tracing::warn!("no self-test: {why}"),
+    };
+    let failed = test.checks.iter().filter(|check| check.result == SelfResult::Failed);
+    failed.for_each(|check| tracing::warn!(probe = check.probe, "self-test: {}", check.says));
+    tracing::info!(passed = test.passed, seconds = test.seconds, "self-test ended");
+}
+
+/// A check without numbers.
+fn plain(probe: &str, result: SelfResult, says: String) -> SelfCheck {
+    SelfCheck {
+        probe: probe.to_owned(),
+        result,
+        says,
+        events: vec![],
+        metric: None,
+        grown: None,
+        expected: None,
+    }
+}
+
+/// Runs what may block on a thread where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| format!("the self-test broke off: {error}"))
+}
+
+/// What was done, or why not.
+type Attempt = Result<Done, (Deed, String)>;
