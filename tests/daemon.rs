@@ -27,6 +27,9 @@ mod control;
 /// Requests to disks; for root.
 #[path = "cases/disks.rs"]
 mod disks;
+/// Questions to name servers; for root.
+#[path = "cases/dns.rs"]
+mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;

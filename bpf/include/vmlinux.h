@@ -110,6 +110,13 @@ struct ipv6hdr {
 	u32 daddr[4];
 };
 
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__sum16 check;
+};
+
 struct tcphdr {
 	__be16 source;
 	__be16 dest;
@@ -117,6 +124,35 @@ struct tcphdr {
 	__be32 ack_seq;
 	u8 doff; /* length of the header in words, in the upper half */
 	u8 flags;
+};
+
+/* A packet as programs of cgroups see it. The layout is that of the kernel's interface. */
+struct __sk_buff {
+	u32 len;
+	u32 pkt_type;
+	u32 mark;
+	u32 queue_mapping;
+	u32 protocol;
+	u32 vlan_present;
+	u32 vlan_tci;
+	u32 vlan_proto;
+	u32 priority;
+	u32 ingress_ifindex;
+	u32 ifindex;
+	u32 tc_index;
+	u32 cb[5];
+	u32 hash;
+	u32 tc_classid;
+	u32 data;
+	u32 data_end;
+	u32 napi_id;
+	u32 family;
+	u32 remote_ip4;
+	u32 local_ip4;
+	u32 remote_ip6[4];
+	u32 local_ip6[4];
+	u32 remote_port;
+	u32 local_port;
 };
 
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
@@ -399,6 +435,15 @@ struct bpf_iter_meta;
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+struct bpf_map;
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
 };
 
 #pragma clang attribute pop

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    biolatency, cpu, io, kernellatency, listen, netiftxlat, netns, packetloss, socketlatency, softirq,
+    biolatency, cpu, dns, io, kernellatency, listen, netiftxlat, netns, packetloss, socketlatency, softirq,
     tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
 };
 
@@ -27,6 +27,8 @@ plain!(
     biolatency::types::biolatency_key,
     cpu::types::usage,
     cpu::types::owner,
+    dns::types::dns_event,
+    dns::types::dns_key,
     io::types::usage,
     io::types::owner,
     listen::types::listen_event,

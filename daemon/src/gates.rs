@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 40] = [
+const INSTRUCTIONS: [(&str, u32, u32); 43] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -94,6 +94,9 @@ const INSTRUCTIONS: [(&str, u32, u32); 40] = [
     ("kernellatency/on_receive", 32, 40),
     ("kernellatency/on_segment", 2950, 880),
     ("kernellatency/on_queue_tcp", 2750, 905),
+    ("dns/on_egress", 1590, 990),
+    ("dns/on_ingress", 2480, 1290),
+    ("dns/on_sweep", 1040, 700),
     ("cpu/on_exit", 400, 300),
     ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),
@@ -386,8 +389,7 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
             (0..3).map(|kind| (bytes(&[netns, kind, 0, 0]), bytes(&[7, 0, 7, 0, 0, 0]))).collect()
         }
         // They are off unless somebody wants them.
-        "cpu" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" | "softirq" | "listen" | "tasklatency"
-        | "biolatency" | "virtcmdlatency" | "netiftxlat" | "socketlatency" | "kernellatency" => vec![],
+        other if PROBES.iter().any(|probe| probe.name == other && !probe.default_on) => vec![],
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }

@@ -1,5 +1,6 @@
 //! Data that waits in sockets for a known time: the test is the application that is late, and knows how late it was.
 
+use crate::anomalies::total;
 use crate::root::{address, find, tuple};
 use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
 use netskoop_api::{Event, Net, StateName, Value};
@@ -168,15 +169,9 @@ fn told(daemon: &Daemon, kind: &str, netns: &Netns, late: &Late) {
     }
 }
 
-fn value(text: &str, metric: &str, entity: &str, labels: &str) -> u64 {
-    let name = format!("{metric}{{kind=\"netns\",name=\"{entity}\"");
-    let ours = text.lines().filter(|line| line.starts_with(&name) && line.contains(labels));
-    ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
-}
-
 fn reads(text: &str, entity: &str, protocol: &str) -> u64 {
     let labels = format!("protocol=\"{protocol}\"");
-    value(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
+    total(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
 }
 
 #[test]
@@ -229,8 +224,8 @@ fn late_readers_and_writes_are_told_and_counted() {
         told(&daemon, "SOCKETLAT_SENDSLOW", &red, &late);
     }
     let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-    assert!(value(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
-    assert_eq!(value(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
+    assert!(total(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
+    assert_eq!(total(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
     crate::golden::lint(&text, "netskoop");
     let old = daemon.scrape("/metrics?names=inspector&collect[]=socketlatency");
     let late = |name: &str| {

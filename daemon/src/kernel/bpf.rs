@@ -9,7 +9,7 @@
 use super::features::Features;
 pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
-use super::ring::{Ring, wait_until};
+use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
 use crate::hooks::Known;
@@ -24,7 +24,6 @@ use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
-use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fmt;
@@ -212,11 +211,22 @@ impl Session {
     }
 
     /// Applies new settings as they come, until the object is to be unloaded.
+    pub fn serve(self, apply: impl FnMut(&Settings)) {
+        self.serve_every(apply, || Duration::MAX);
+    }
+
+    /// The same, and meanwhile does something again and again: its answer is when.
     #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
-    pub fn serve(self, mut apply: impl FnMut(&Settings)) {
-        while let Ok(Command::Set(settings, done)) = self.commands.recv() {
-            apply(&settings);
-            let _ = done.send(());
+    pub fn serve_every(self, mut apply: impl FnMut(&Settings), mut act: impl FnMut() -> Duration) {
+        loop {
+            match self.commands.recv_timeout(act()) {
+                Ok(Command::Set(settings, done)) => {
+                    apply(&settings);
+                    let _ = done.send(());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 
@@ -225,7 +235,7 @@ impl Session {
         if !object.maps().any(|map| map.name() == "tenants") {
             return Ok(None);
         }
-        let walk = object.progs_mut().find(|program| is_walk(&program.attach_type()));
+        let walk = object.progs_mut().find(|program| program.name() == "on_walk");
         let walk = walk.map(|walk| walk.attach()).transpose();
         let walk = walk.map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
         Ok(Some(Tasks::new(walk, self.map(object, "tenants")?)))
@@ -620,17 +630,6 @@ fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
         runs: info.run_cnt,
         missed: info.recursion_misses,
     })
-}
-
-/// Waits for the end of a thread, for a bounded time.
-pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
-    wait_until(limit, || thread.is_finished())
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -22,6 +22,21 @@ pub struct Tasks {
     told: Mutex<Vec<Tenant>>,
 }
 
+/// Runs a program for everything that it walks over.
+pub(super) fn walk(link: &Link) -> io::Result<()> {
+    let mut walk = Iter::new(link).map_err(io_error)?;
+    // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
+    let mut nothing = [0; 64];
+    loop {
+        match walk.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Tasks {
     pub(super) fn new(walk: Option<Link>, tenants: MapHandle) -> Tasks {
         Tasks { walk: walk.map(Mutex::new), tenants, told: Mutex::default() }
@@ -29,20 +44,8 @@ impl Tasks {
 
     /// Runs the object's program for every living task, if it has one.
     pub(super) fn walk(&self) -> io::Result<()> {
-        let Some(walk) = &self.walk else { return Ok(()) };
-        let link = walk.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut walk = Iter::new(&link).map_err(io_error)?;
-        // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
-        let mut nothing = [0; 64];
-        loop {
-            match walk.read(&mut nothing) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let Some(link) = &self.walk else { return Ok(()) };
+        walk(&link.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set_tenants(&self, tenants: &[Tenant]) -> io::Result<()> {

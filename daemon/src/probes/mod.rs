@@ -5,6 +5,7 @@ use crate::declare::Probe;
 pub mod biolatency;
 pub mod conntrack;
 pub mod cpu;
+pub mod dns;
 pub mod fd;
 pub mod gone;
 pub mod icmp;
@@ -76,6 +77,7 @@ pub static PROBES: &[&Probe] = &[
     &netiftxlat::PROBE,
     &socketlatency::PROBE,
     &kernellatency::PROBE,
+    &dns::PROBE,
     &gone::PROBE,
 ];
 

@@ -4,6 +4,7 @@
 mod connections;
 mod drops;
 mod kernel;
+mod names;
 mod processors;
 mod queues;
 mod rdma;
@@ -58,6 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "virtcmdlatency", what: "new addresses", run: work::commands_to_a_device },
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
+    Scenario { probe: "dns", what: "a slow and a silent server", run: names::slow_and_silent },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
