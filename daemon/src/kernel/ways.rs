@@ -2,8 +2,8 @@
 //! function's entry or exit (fentry, fexit), else a kprobe. What works is found out by trying, never by the version.
 
 use super::bpf::{Refused, Session, refused};
-use libbpf_rs::OpenObject;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, Object, OpenObject};
 use std::mem::MaybeUninit;
 
 /// One way: the programs that are needed for it.
@@ -42,6 +42,13 @@ pub fn load_only(object: &mut OpenObject, chosen: &[&Way]) {
 }
 
 impl Session {
+    /// Attaches the programs of these ways, of all that were loaded.
+    pub fn attach_ways(&self, object: &Object, chosen: &[&Way]) -> Result<Vec<Link>, Refused> {
+        self.attach_some(object, |name| {
+            chosen.iter().flat_map(|way| way.programs).any(|known| name == *known)
+        })
+    }
+
     /// The first of some ways that works here. Each is loaded and attached by itself, and taken back at once. If none
     /// works, the answer says why each does not.
     pub fn choose<B>(&self, ways: &[&'static Way]) -> Result<&'static Way, Refused>
