@@ -219,6 +219,7 @@ impl Engine {
             }
         }
         self.wake_farewell();
+        self.switched.notify_one();
     }
 
     /// Takes note that a probe must do without its hooks, if it can; the problem is given back if it cannot.
@@ -317,6 +318,7 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(errors) => {
                 self.reload_ok.store(false, Ordering::Relaxed);
+                self.switched.notify_one();
                 tracing::error!("the configuration is not valid; the running one stays:\n{errors}");
                 return Err(ChangeError::BadConfig(errors.to_string()));
             }

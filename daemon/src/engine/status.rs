@@ -188,6 +188,25 @@ impl Engine {
         limited.map(sentence).collect()
     }
 
+    /// How it stands in a few words. Unlike [`Engine::status`] it asks the kernel nothing, so it may be called often.
+    pub fn headline(&self) -> String {
+        let kinds = count_kinds(&self.watcher.directory());
+        let entities: u32 = kinds.iter().map(|kind| kind.count).sum();
+        let is_on =
+            |slot: &&Slot| self.works(slot) && slot.lacks.is_none() && self.absent(slot.probe).is_none();
+        let on = self.slots().iter().filter(is_on).count();
+        let plural = |count: u64| if count == 1 { "" } else { "s" };
+        let refused = match self.reload_ok.load(Ordering::Relaxed) {
+            true => "",
+            false => "; the configuration on disk was refused",
+        };
+        format!(
+            "{entities} network namespace{}, {on} probe{} on{refused}",
+            plural(entities.into()),
+            plural(on as u64)
+        )
+    }
+
     /// `GET /v1/status`.
     pub fn status(&self) -> Status {
         let pass = *lock(&self.last_pass);

@@ -2,7 +2,9 @@
 //! a client to read.
 
 use super::answer::Answer;
+use super::refuse;
 use super::stall::StallGuard;
+use super::users::Users;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -13,7 +15,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 
 /// A client must have sent its whole header by then; also the time an idle connection is kept.
@@ -25,6 +27,11 @@ const GRACE: Duration = Duration::from_millis(700);
 /// Wait after a failed accept (no descriptors left), so that it is not tried in a loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// The part of all connections that one user may have, unless it is root: others shall find a place, too.
+const USERS_PART: usize = 4;
+/// To tell somebody that there is no place. It takes no time, because the connection is new and empty.
+const REFUSAL_TIME: Duration = Duration::from_millis(100);
+
 /// Something that connections come from.
 pub trait Accept {
     /// The connection.
@@ -33,6 +40,10 @@ pub trait Accept {
     type Peer: Clone + Send + 'static;
     /// Waits for the next one.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
+    /// The user whose connections are bounded, if they are.
+    fn user(_peer: &Self::Peer) -> Option<u32> {
+        None
+    }
 }
 
 impl Accept for tokio::net::TcpListener {
@@ -54,6 +65,9 @@ impl Accept for tokio::net::UnixListener {
         let peer = super::peer::of(&stream)?;
         Ok((stream, peer))
     }
+    fn user(peer: &Self::Peer) -> Option<u32> {
+        (peer.uid != 0).then_some(peer.uid)
+    }
 }
 
 /// Serves until `stop` turns true, then lets open answers end for a moment.
@@ -65,12 +79,13 @@ where
 {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(max_connections));
+    let users = Users::default();
     loop {
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place,
             () = told(&mut stop) => break,
         };
-        let (stream, peer) = tokio::select! {
+        let (mut stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -80,6 +95,13 @@ where
                 }
             },
             () = told(&mut stop) => break,
+        };
+        let Some(counted) = users.count(A::user(&peer), max_connections / USERS_PART) else {
+            let answer =
+                refuse::answer("busy", "this user has too many connections to netskoopd already", None);
+            // Who does not listen is not told.
+            let _ = tokio::time::timeout(REFUSAL_TIME, stream.write_all(&answer)).await;
+            continue;
         };
         let handle = handle.clone();
         let service = service_fn(move |request| {
@@ -96,7 +118,7 @@ where
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(place);
+            drop((place, counted));
         });
     }
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
@@ -156,5 +178,47 @@ mod tests {
         // A scraper's usual patience.
         assert!(waited <= Duration::from_millis(10_100), "{waited:?}");
         drop(idle);
+    }
+
+    /// Connections that were made before, of one user.
+    struct OfUser(Made);
+
+    impl Accept for OfUser {
+        type Stream = DuplexStream;
+        type Peer = ();
+        async fn accept(&self) -> io::Result<(DuplexStream, ())> {
+            self.0.accept().await
+        }
+        fn user((): &()) -> Option<u32> {
+            Some(1000)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_has_a_part_of_the_places_and_has_it_again() {
+        let (made, listener) = mpsc::channel(8);
+        let (_stop, stopped) = watch::channel(false);
+        let handle = |_, ()| async { answer::text("text/plain", "here") };
+        tokio::spawn(serve(OfUser(Made(Mutex::new(listener))), 2 * USERS_PART, stopped, handle));
+        let connect = async || {
+            let (client, served) = tokio::io::duplex(1024);
+            made.send(served).await.unwrap();
+            client
+        };
+        let ask = async |mut client: DuplexStream| {
+            let _ = client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            text
+        };
+        let (idle, also_idle) = (connect().await, connect().await);
+        let refused = ask(connect().await).await;
+        assert!(
+            refused.starts_with("HTTP/1.1 503 ") && refused.contains("too many connections"),
+            "{refused}"
+        );
+        drop((idle, also_idle));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(ask(connect().await).await.ends_with("here"));
     }
 }
