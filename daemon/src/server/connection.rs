@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 
 /// A client must have sent its whole header by then; also the time an idle connection is kept.
@@ -29,8 +29,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The part of all connections that one user may have, unless it is root: others shall find a place, too.
 const USERS_PART: usize = 4;
-/// To tell somebody that there is no place. It takes no time, because the connection is new and empty.
+/// Who asks for too many connections is told so within this time.
 const REFUSAL_TIME: Duration = Duration::from_millis(100);
+/// How many are told so at the same time. Further ones are cut.
+const REFUSALS: usize = 16;
 
 /// Something that connections come from.
 pub trait Accept {
@@ -79,13 +81,13 @@ where
 {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(max_connections));
-    let users = Users::default();
+    let (users, refusals) = (Users::default(), Arc::new(Semaphore::new(REFUSALS)));
     loop {
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place,
             () = told(&mut stop) => break,
         };
-        let (mut stream, peer) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -97,10 +99,12 @@ where
             () = told(&mut stop) => break,
         };
         let Some(counted) = users.count(A::user(&peer), max_connections / USERS_PART) else {
-            let answer =
-                refuse::answer("busy", "this user has too many connections to netskoopd already", None);
-            // Who does not listen is not told.
-            let _ = tokio::time::timeout(REFUSAL_TIME, stream.write_all(&answer)).await;
+            if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
+                tokio::spawn(async move {
+                    say_busy(stream).await;
+                    drop(turn);
+                });
+            }
             continue;
         };
         let handle = handle.clone();
@@ -126,6 +130,15 @@ where
     }
 }
 
+/// Answers that there is no place. The request is read before, because a client that cannot send it looks for no answer.
+async fn say_busy(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let answer = refuse::answer("busy", "this user has too many connections to netskoopd already", None);
+    let mut request = [0_u8; 4096];
+    // Whether it comes or not, the answer is the same; and who does not listen is not told.
+    let _ = tokio::time::timeout(REFUSAL_TIME, stream.read(&mut request)).await;
+    let _ = tokio::time::timeout(REFUSAL_TIME, stream.write_all(&answer)).await;
+}
+
 /// Waits until the daemon is to stop.
 async fn told(stop: &mut watch::Receiver<bool>) {
     // The sender only goes away when the daemon is gone already.
@@ -136,7 +149,7 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 mod tests {
     use super::super::answer;
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::io::DuplexStream;
     use tokio::sync::{Mutex, mpsc};
     use tokio::time::Instant;
 
