@@ -446,7 +446,8 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
-            Keep::Lease(length, unix_now() + length.as_secs())
+            // The clock is read in whole seconds, and part of this one is gone: the lease is not to end too early.
+            Keep::Lease(length, unix_now() + length.as_secs() + 1)
         }
         (None, true) => Keep::Runtime,
         (None, false) => Keep::Always,

@@ -71,7 +71,7 @@ impl Engine {
                 .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
             via: reads.then(|| self.via(slot.probe)),
             decided_by: effective.decided_by.to_string(),
-            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
+            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now() + 1)),
             last_collection_ns: (state == StateName::On).then(|| self.last_cost(slot.probe)).flatten(),
             event_ns: None,
             bpf_cpu_ratio: None,
