@@ -135,7 +135,7 @@ int on_queue(u64 *ctx)
 
 	if (!dev || !has_queue(dev))
 		return 0;
-	place = place_of(number_of(ctx), 0);
+	place = place_of(number_of(ctx, 0), 0);
 	if (begins(&place, bpf_ktime_get_ns()))
 		return 0;
 	st = stats_here();
@@ -225,7 +225,7 @@ int on_start(u64 *ctx)
 	frame = &sending->frames[inside(depth, DEPTH)];
 	sending->depth = depth + 1;
 	sk = sender_of(skb, dev);
-	frame->skb = number_of(ctx);
+	frame->skb = number_of(ctx, 0);
 	frame->cgroup = cgroup_of_sock(sk);
 	keep_header(skb, frame);
 	frame->began = bpf_ktime_get_ns();
@@ -297,13 +297,13 @@ int on_xmit(u64 *ctx)
 
 	if (!sending || !st)
 		return 0;
-	frame = frame_of(sending, number_of(ctx));
+	frame = frame_of(sending, number_of(ctx, 0));
 	if (answer >= NET_XMIT_MASK) {
 		/* It goes on waiting, and that began when it came. */
 		if (frame && frame->word) {
 			struct place place = place_of(frame->skb, 0);
 
-			begins(&place, frame->word);
+			has_begun(&place, frame->word, bpf_ktime_get_ns());
 		}
 		return 0;
 	}

@@ -24,6 +24,9 @@ mod conntrack;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
+/// Questions to name servers; for root.
+#[path = "cases/dns.rs"]
+mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;
@@ -96,5 +99,8 @@ mod tcpsummary;
 /// Reads that do not return.
 #[path = "cases/transit.rs"]
 mod transit;
+/// Data that waits in sockets; for root.
+#[path = "cases/waiting.rs"]
+mod waiting;
 #[path = "cases/wedged.rs"]
 mod wedged;

@@ -52,13 +52,16 @@ static __always_inline struct netns netns_of_skb(const struct sk_buff *skb)
 
 /*
  * An argument of a program as a number to count with: the verifier lets nobody calculate with a
- * pointer whose type it knows. Of a kprobe the arguments are numbers anyhow.
+ * pointer whose type it knows. Of a kprobe the arguments are numbers anyhow. The empty asm keeps
+ * the compiler from reading the arguments themselves through an address that was moved, which is
+ * not allowed either.
  */
-static __always_inline u64 number_of(const u64 *argument)
+static __always_inline u64 number_of(const u64 *ctx, u32 argument)
 {
-	u64 number = 0;
+	u64 number = 0, at = (u64)ctx;
 
-	bpf_probe_read_kernel(&number, sizeof(number), argument);
+	asm volatile("" : "+r"(at));
+	bpf_probe_read_kernel(&number, sizeof(number), (void *)(at + argument * sizeof(u64)));
 	return number;
 }
 

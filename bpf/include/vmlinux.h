@@ -29,6 +29,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -60,11 +61,18 @@ enum {
 };
 
 enum {
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+};
+
+enum {
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
 	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LISTEN = 10,
 	TCP_NEW_SYN_RECV = 12,
 };
 
@@ -96,6 +104,51 @@ struct ipv6hdr {
 	u8 hop_limit;
 	u32 saddr[4];
 	u32 daddr[4];
+};
+
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__sum16 check;
+};
+
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	u8 doff; /* length of the header in words, in the upper half */
+	u8 flags;
+};
+
+/* A packet as programs of cgroups see it. The layout is that of the kernel's interface. */
+struct __sk_buff {
+	u32 len;
+	u32 pkt_type;
+	u32 mark;
+	u32 queue_mapping;
+	u32 protocol;
+	u32 vlan_present;
+	u32 vlan_tci;
+	u32 vlan_proto;
+	u32 priority;
+	u32 ingress_ifindex;
+	u32 ifindex;
+	u32 tc_index;
+	u32 cb[5];
+	u32 hash;
+	u32 tc_classid;
+	u32 data;
+	u32 data_end;
+	u32 napi_id;
+	u32 family;
+	u32 remote_ip4;
+	u32 local_ip4;
+	u32 remote_ip6[4];
+	u32 local_ip6[4];
+	u32 remote_port;
+	u32 local_port;
 };
 
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
@@ -186,8 +239,13 @@ struct sock_cgroup_data___shared {
 	u64 val;
 };
 
+struct sk_buff_head {
+	u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
 	int sk_err;
 	u16 sk_protocol;
@@ -210,7 +268,19 @@ struct minmax {
 	struct minmax_sample s[3];
 };
 
+struct udp_sock {
+	struct sk_buff_head reader_queue;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
 struct tcp_sock {
+	u32 rcv_nxt;
+	u32 copied_seq;
+	u32 snd_nxt;
+	u32 write_seq;
 	u32 srtt_us;
 	struct minmax rtt_min;
 };
@@ -220,6 +290,7 @@ struct request_sock {
 };
 
 struct tcp_skb_cb {
+	u32 seq;
 	u16 tcp_gso_segs;
 };
 
@@ -229,6 +300,7 @@ struct sk_buff {
 	s64 tstamp;
 	char cb[48];
 	__be16 protocol;
+	u16 mac_header;
 	u16 network_header;
 	u16 transport_header;
 	u32 len;
@@ -239,6 +311,11 @@ struct sk_buff {
 
 struct skb_shared_info {
 	u16 gso_segs;
+};
+
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
 };
 
 struct linux_mib {
@@ -282,6 +359,15 @@ struct bpf_iter_meta;
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+struct bpf_map;
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
 };
 
 #pragma clang attribute pop

@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, netiftxlat, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv,
+    cpu, dns, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
+    tcpretrans, tcprtt, tcptwrcv,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -24,8 +25,11 @@ macro_rules! plain {
 plain!(
     cpu::types::usage,
     cpu::types::usage_key,
+    dns::types::dns_event,
+    dns::types::dns_key,
     io::types::usage,
     io::types::usage_key,
+    kernellatency::types::kernellatency_event,
     netiftxlat::types::netiftxlat_event,
     netiftxlat::types::netiftxlat_key,
     netns::types::event_head,
@@ -34,6 +38,9 @@ plain!(
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

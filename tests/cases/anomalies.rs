@@ -17,7 +17,7 @@ pub(crate) fn two(net: u8, setup: Setup) -> (Netns, Netns, Daemon) {
 }
 
 /// A number of the kernel's, as `/proc/net/snmp` and `/proc/net/netstat` show it: `Tcp.RetransSegs`.
-fn kernel(netns: &Netns, name: &str) -> u64 {
+pub(crate) fn kernel(netns: &Netns, name: &str) -> u64 {
     let (section, field) = name.split_once('.').unwrap();
     let text = netns.run("cat", &["/proc/net/snmp", "/proc/net/netstat"]);
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(section)?.strip_prefix(": "));

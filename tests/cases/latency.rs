@@ -10,16 +10,16 @@ use std::time::Instant;
 
 pub(crate) const PORT: u16 = 7410;
 
-/// Lets each datagram to the port walk past so many rules at a hook that this takes milliseconds.
-pub(crate) fn slow_filter(netns: &Netns, hook: &str, port: u16) {
-    let mut rules = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; ".to_owned();
-    rules += &format!("add chain inet slow {hook} {{ type filter hook {hook} priority 0; }}; ");
-    for _ in 0..120 {
-        rules += "add rule inet slow leaf udp sport 1 drop; ";
-        rules += "add rule inet slow branch jump leaf; ";
-        rules += &format!("add rule inet slow {hook} udp dport {port} jump branch; ");
+/// Lets each packet to a port (`udp dport 7`) walk past so many times so many rules at a hook.
+pub(crate) fn slow_filter(netns: &Netns, hook: &str, to: &str, rules: u32) {
+    let mut text = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; ".to_owned();
+    text += &format!("add chain inet slow {hook} {{ type filter hook {hook} priority 0; }}; ");
+    for _ in 0..rules {
+        text += "add rule inet slow leaf meta l4proto sctp drop; ";
+        text += "add rule inet slow branch jump leaf; ";
+        text += &format!("add rule inet slow {hook} {to} jump branch; ");
     }
-    netns.run("nft", &[&rules]);
+    netns.run("nft", &[&text]);
 }
 
 pub(crate) fn number(event: &Event, field: &str) -> u64 {
@@ -109,7 +109,8 @@ pub(crate) fn while_datagrams_arrive(netns: &Netns, watch: impl Fn(&Mutex<Vec<u6
 fn softirqs_that_run_long_are_told_and_so_is_who_holds_others_up() {
     own_node!(Pids::Shared);
     let red = Netns::new("red");
-    slow_filter(&red, "input", PORT);
+    // That many take milliseconds.
+    slow_filter(&red, "input", &format!("udp dport {PORT}"), 120);
     let all = r#"["hi", "timer", "net_tx", "net_rx", "block", "tasklet", "sched", "hrtimer", "rcu"]"#;
     let options = format!("enabled = true\nslow = \"1ms\"\nvectors = {all}");
     let daemon = Setup::on_node().set("probes.softirq", &options).start();

@@ -1,6 +1,6 @@
 //! What packets lose on their way through the kernel, produced for real and compared with what sender and receiver measured.
 
-use crate::anomalies::{total, two};
+use crate::anomalies::{kernel, total, two};
 use crate::latency::number;
 use crate::root::{address, tuple};
 use crate::support::{Daemon, Netns, Pids, Setup, own_node, run, until};
@@ -181,7 +181,7 @@ fn tcp_that_is_cut_in_the_queue_is_measured_too() {
 
 /// A tunnel that takes long, since what it sends is checked against so many rules.
 fn slow_tunnel(netns: &Netns, net: u8) {
-    crate::latency::slow_filter(netns, "output", 4789);
+    crate::latency::slow_filter(netns, "output", "udp dport 4789", 120);
     ip(&format!(
         "-n {} link add vx0 type vxlan id 7 local 10.9.{net}.1 remote 10.9.{net}.2 dstport 4789",
         netns.0
@@ -225,4 +225,85 @@ fn a_driver_that_takes_long_is_told_and_counted() {
     assert!(below("vx0", "+Inf") >= 2 && below("vx0", "0.000512") == 0, "{text}");
     assert!(below("c22a", "+Inf") >= 2 && below("c22a", "0.000512") > 0, "{text}");
     assert_eq!(total(&text, "netskoop_netiftxlat_unmeasured_packets_total", "red", "stage=\"driver\""), 0);
+}
+
+/// A connection whose ends answer each other at once.
+struct PingPong {
+    client: TcpStream,
+    server: TcpStream,
+    took: Vec<u64>,
+}
+
+impl PingPong {
+    fn new(from: &Netns, to: &Netns, target: SocketAddr) -> PingPong {
+        let listener = to.enter(|| TcpListener::bind(target).unwrap());
+        let client = from.enter(|| TcpStream::connect(target).unwrap());
+        PingPong { client, server: listener.accept().unwrap().0, took: Vec::new() }
+    }
+    /// The addresses of what the client sends.
+    fn forth(&self) -> Net {
+        tuple("tcp", self.client.local_addr().unwrap(), self.client.peer_addr().unwrap())
+    }
+    /// Once more; how long each took.
+    fn again(&mut self) -> Vec<u64> {
+        let began = Instant::now();
+        self.client.write_all(b"ping").unwrap();
+        self.server.read_exact(&mut [0; 4]).unwrap();
+        self.took.push(nanoseconds(began));
+        self.server.write_all(b"pong").unwrap();
+        self.client.read_exact(&mut [0; 4]).unwrap();
+        self.took.clone()
+    }
+}
+
+/// What a histogram of the probe has counted, and what it could not measure.
+fn measured(text: &str, path: &str, netns: &str) -> (u64, u64) {
+    let count = format!("netskoop_kernellatency_{path}_seconds_count");
+    let unmeasured = "netskoop_kernellatency_unmeasured_packets_total";
+    (total(text, &count, netns, ""), total(text, unmeasured, netns, &format!("path=\"{path}\"")))
+}
+
+#[test]
+fn time_lost_in_the_kernel_is_told_and_counted() {
+    own_node!(Pids::Own);
+    let options = "enabled = true\nslow = \"2ms\"";
+    let (red, blue, daemon) = two(23, Setup::on_node().set("probes.kernellatency", options));
+    let before = kernel(&red, "Tcp.OutSegs");
+    crate::latency::slow_filter(&blue, "input", "tcp dport 7421", 120);
+    crate::latency::slow_filter(&red, "output", "tcp dport 7422", 120);
+    for version in [4, 6] {
+        for (port, kind, netns) in [(7421, "RXKERNEL_SLOW", &blue), (7422, "TXKERNEL_SLOW", &red)] {
+            let mut pair = PingPong::new(&red, &blue, address(version, 23, 2, port));
+            let event = one_is_told(&daemon, netns, kind, &pair.forth(), || pair.again());
+            assert_eq!((event.kind.as_str(), event.probe.as_str()), (kind, "kernellatency"));
+        }
+    }
+    let text = until("each segment is counted", || {
+        let text = daemon.scrape("/metrics?collect[]=kernellatency&set=full");
+        let (count, unmeasured) = measured(&text, "transmit", "red");
+        (count + unmeasured == kernel(&red, "Tcp.OutSegs") - before).then_some(text)
+    });
+    let (sent, unmeasured) = measured(&text, "transmit", "red");
+    assert!(sent > 0 && unmeasured == 0, "nothing here is to leave later: {text}");
+    let (received, unmeasured) = measured(&text, "receive", "blue");
+    assert!(received > 0 && received + unmeasured <= kernel(&blue, "Tcp.InSegs"), "{text}");
+    // Nothing has taken long in the other directions.
+    for (names, prefix) in [("kubeskoop", "kubeskoop_"), ("inspector", "inspector_pod_")] {
+        let old = daemon.scrape(&format!("/metrics?names={names}&collect[]=kernellatency"));
+        let value = |metric: &str, netns: &str| {
+            let ours = |line: &&str| {
+                line.starts_with(&format!("{prefix}kernellatency_{metric}{{")) && line.contains(netns)
+            };
+            let line = old.lines().find(ours).unwrap_or_else(|| panic!("{metric} of {netns}: {old}"));
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        assert!(value("rxslow", "\"blue\"") > 0 && value("txslow", "\"red\"") > 0, "{old}");
+        assert!(value("rxslow", "\"red\"") < value("rxslow", "\"blue\""), "{old}");
+        assert!(
+            old.contains("kernellatency_rxslow100ms") && old.contains("kernellatency_txslow100ms"),
+            "{old}"
+        );
+        crate::golden::lint(&old, names);
+    }
+    crate::golden::lint(&text, "netskoop");
 }

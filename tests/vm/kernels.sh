@@ -1,7 +1,7 @@
 #!/bin/bash
 # kernels.sh [NAME...]: in each kernel of kernels.toml, or in those named (or in KERNEL), starts netskoopd with every probe
 # on, provokes what each probe is for, and compares how the probes stand with what kernels.toml expects. One line per
-# kernel and probe. docs/kernels.md is written if it was all of them. ONLY=tcpreset provokes only what that probe is for.
+# kernel and probe. docs/kernels.md is written if it was all of them. ONLY=tcpreset,qdisc provokes only what these probes are for.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=tests/vm/lab.sh

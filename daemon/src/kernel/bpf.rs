@@ -9,7 +9,7 @@
 use super::features::Features;
 pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
-use super::ring::{Ring, wait_until};
+use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
 use crate::hooks::Known;
@@ -24,7 +24,6 @@ use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
-use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -126,6 +125,11 @@ impl Session {
         self.loader.features.task_storage()
     }
 
+    /// Whether tracing programs can keep something for each socket, or why not.
+    pub fn socket_storage(&self) -> Result<(), Refused> {
+        self.loader.features.socket_storage()
+    }
+
     /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
     pub fn limited(&self, sentence: impl Into<String>) {
         self.limits.borrow_mut().push(sentence.into());
@@ -205,11 +209,22 @@ impl Session {
     }
 
     /// Applies new settings as they come, until the object is to be unloaded.
+    pub fn serve(self, apply: impl FnMut(&Settings)) {
+        self.serve_every(apply, || Duration::MAX);
+    }
+
+    /// The same, and meanwhile does something again and again: its answer is when.
     #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
-    pub fn serve(self, mut apply: impl FnMut(&Settings)) {
-        while let Ok(Command::Set(settings, done)) = self.commands.recv() {
-            apply(&settings);
-            let _ = done.send(());
+    pub fn serve_every(self, mut apply: impl FnMut(&Settings), mut act: impl FnMut() -> Duration) {
+        loop {
+            match self.commands.recv_timeout(act()) {
+                Ok(Command::Set(settings, done)) => {
+                    apply(&settings);
+                    let _ = done.send(());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 
@@ -237,7 +252,7 @@ impl Session {
 
     /// What an object has that counts by task.
     fn tasks(&self, object: &Object) -> Result<Option<Tasks>, Refused> {
-        let Some(walk) = object.progs_mut().find(|program| is_walk(&program.attach_type())) else {
+        let Some(walk) = object.progs_mut().find(|program| program.name() == "on_walk") else {
             return Ok(None);
         };
         let walk =
@@ -634,17 +649,6 @@ fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
         runs: info.run_cnt,
         missed: info.recursion_misses,
     })
-}
-
-/// Waits for the end of a thread, for a bounded time.
-pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
-    wait_until(limit, || thread.is_finished())
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]

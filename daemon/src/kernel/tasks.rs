@@ -20,6 +20,21 @@ pub struct Tasks {
     told: Mutex<Vec<Tenant>>,
 }
 
+/// Runs a program for everything that it walks over.
+pub(super) fn walk(link: &Link) -> io::Result<()> {
+    let mut walk = Iter::new(link).map_err(io_error)?;
+    // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
+    let mut nothing = [0; 64];
+    loop {
+        match walk.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Tasks {
     pub(super) fn new(walk: Link, tenants: MapHandle) -> Tasks {
         Tasks { walk: Mutex::new(walk), tenants, told: Mutex::default() }
@@ -27,19 +42,7 @@ impl Tasks {
 
     /// Runs the object's program for every living task.
     pub(super) fn walk(&self) -> io::Result<()> {
-        let link = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut walk = Iter::new(&link).map_err(io_error)?;
-        // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
-        let mut nothing = [0; 64];
-        loop {
-            match walk.read(&mut nothing) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        walk(&self.walk.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set_tenants(&self, tenants: &[Tenant]) -> io::Result<()> {

@@ -60,8 +60,7 @@ static MAPS: [CountersMap; 2] = [
     CountersMap { name: "counters", table: &DRIVER, fill: fill_driver },
 ];
 
-static QDISC: TableDecl =
-    TableDecl { name: "netiftxlat_qdisc", keys: &["device"], columns: &LATENCY, node: false };
+static QDISC: TableDecl = TableDecl { name: "netiftxlat", keys: &["device"], columns: &LATENCY, node: false };
 
 static DRIVER: TableDecl =
     TableDecl { name: "netiftxlat_driver", keys: &["device"], columns: &LATENCY, node: false };

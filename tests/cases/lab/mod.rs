@@ -4,6 +4,7 @@
 mod connections;
 mod drops;
 mod kernel;
+mod names;
 mod processors;
 mod queues;
 mod rdma;
@@ -12,6 +13,7 @@ mod services;
 mod sockets;
 mod tracking;
 mod transit;
+mod waiting;
 mod ways;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
@@ -49,8 +51,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
+    Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
+    Scenario { probe: "dns", what: "a slow and a silent server", run: names::slow_and_silent },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
+    Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },
@@ -299,8 +304,9 @@ fn every_probe_works_or_says_why_not() {
     let expected = expected(&kernel);
     let lab = Lab::start();
     let only = std::env::var("NETSKOOP_LAB_ONLY").ok().filter(|probe| !probe.is_empty());
-    let wanted =
-        SCENARIOS.iter().filter(|scenario| only.as_deref().is_none_or(|probe| probe == scenario.probe));
+    let wanted = SCENARIOS.iter().filter(|scenario| {
+        only.as_deref().is_none_or(|probes| probes.split(',').any(|probe| probe == scenario.probe))
+    });
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");

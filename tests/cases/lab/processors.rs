@@ -7,7 +7,7 @@ use crate::support::{Netns, until};
 
 pub(super) fn slow_softirqs(lab: &Lab) -> Outcome {
     let red = Netns::new("red");
-    slow_filter(&red, "input", PORT);
+    slow_filter(&red, "input", &format!("udp dport {PORT}"), 120);
     lab.option("softirq", "slow", "1ms");
     while_datagrams_arrive(&red, |took| runs_are_told(&lab.daemon, took));
     lab.option("softirq", "slow", "10ms");
