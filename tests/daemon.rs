@@ -57,6 +57,9 @@ mod listen;
 /// Neighbours of real namespaces, and the tables that they share; for root.
 #[path = "cases/neigh.rs"]
 mod neigh;
+/// Rare things that break networks; for root.
+#[path = "cases/netanomaly.rs"]
+mod netanomaly;
 /// The Debian package, installed from a repository on a little node with systemd; for root.
 #[path = "cases/packages.rs"]
 mod packages;

@@ -195,6 +195,17 @@ struct net_device {
 	possible_net_t nd_net;
 };
 
+struct neigh_table {
+	int family;
+};
+
+struct neighbour {
+	struct neigh_table *tbl;
+	u8 nud_state;
+	struct net_device *dev;
+	u8 primary_key[0];
+};
+
 struct virtnet_info {
 	struct net_device *dev;
 };

@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    biolatency, cpu, dns, io, kernellatency, listen, netiftxlat, netns, packetloss, socketlatency, softirq,
-    tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
+    biolatency, cpu, dns, io, kernellatency, listen, netanomaly, netiftxlat, netns, packetloss,
+    socketlatency, softirq, tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -34,6 +34,8 @@ plain!(
     listen::types::listen_event,
     listen::types::listen_key,
     kernellatency::types::kernellatency_event,
+    netanomaly::types::netanomaly_event,
+    netanomaly::types::netanomaly_key,
     netiftxlat::types::netiftxlat_event,
     netiftxlat::types::netiftxlat_key,
     netns::types::event_head,

@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 44] = [
+const INSTRUCTIONS: [(&str, u32, u32); 47] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -98,6 +98,9 @@ const INSTRUCTIONS: [(&str, u32, u32); 44] = [
     ("dns/on_egress", 1590, 990),
     ("dns/on_ingress", 2480, 1290),
     ("dns/on_sweep", 1040, 700),
+    ("netanomaly/on_timer", 390, 285),
+    ("netanomaly/on_create", 410, 290),
+    ("netanomaly/on_exceed", 770, 370),
     ("cpu/on_exit", 400, 300),
     ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),

@@ -17,6 +17,7 @@ pub mod limit;
 pub mod listen;
 pub mod mptcp;
 pub mod neigh;
+pub mod netanomaly;
 pub mod netdev;
 pub mod netiftxlat;
 pub mod packetloss;
@@ -78,6 +79,7 @@ pub static PROBES: &[&Probe] = &[
     &socketlatency::PROBE,
     &kernellatency::PROBE,
     &dns::PROBE,
+    &netanomaly::PROBE,
     &gone::PROBE,
 ];
 

@@ -1,6 +1,7 @@
 //! What runs inside each kernel of the lab (`tests/vm/`): the daemon with every probe on, and what each probe is there for
 //! made to happen. Elsewhere these tests are left out: they load modules and change what all namespaces share.
 
+mod anomalies;
 mod connections;
 mod drops;
 mod kernel;
@@ -60,6 +61,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "dns", what: "a slow and a silent server", run: names::slow_and_silent },
+    Scenario { probe: "netanomaly", what: "silent neighbours", run: anomalies::silent_neighbours },
+    Scenario { probe: "netanomaly", what: "full neighbour table", run: anomalies::full_neighbour_table },
+    Scenario { probe: "netanomaly", what: "udp_mem", run: anomalies::no_memory_for_sockets },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
