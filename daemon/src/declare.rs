@@ -6,6 +6,7 @@
 //! from these.
 
 use crate::hooks::Hooks;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub mod histogram;
@@ -419,6 +420,21 @@ pub struct OptionDecl {
     pub kind: OptionType,
     /// A sentence.
     pub help: &'static str,
+}
+
+impl OptionDecl {
+    /// Stacks for the events of a probe with hooks.
+    pub const STACK: OptionDecl = OptionDecl {
+        name: "stack",
+        kind: OptionType::Bool { default: false },
+        help: "Adds the kernel stack to each event, which costs several microseconds each.",
+    };
+
+    /// From when on something that takes long is an event.
+    pub const fn slow(default: Duration, within: RangeInclusive<Duration>, help: &'static str) -> OptionDecl {
+        let kind = OptionType::Duration { default, min: *within.start(), max: *within.end() };
+        OptionDecl { name: "slow", kind, help }
+    }
 }
 
 /// A type of event that a probe sends.

@@ -1,8 +1,7 @@
 //! What sockets wait for: data until its application reads it, and what an application has written until it is sent.
 
 use crate::declare::{
-    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
-    histogram,
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
@@ -31,20 +30,12 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(100),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(600),
-            },
-            help: "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(100),
+            Duration::from_millis(1)..=Duration::from_secs(600),
+            "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
+        ),
+        OptionDecl::STACK,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
