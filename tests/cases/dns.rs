@@ -260,3 +260,17 @@ fn a_server_behind_nat_is_one_that_answers() {
     }
     assert_eq!(results(&daemon, "red"), BTreeMap::from([("noerror", 2)]));
 }
+
+/// As on a machine that knows the first version of cgroups only.
+#[test]
+fn without_the_unified_hierarchy_it_is_not_available() {
+    own_node!(Pids::Own);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
+        crate::support::run("umount", &["-l", line.split(' ').nth(4).unwrap()]);
+    }
+    let daemon = Setup::on_node().set("probes.dns", "enabled = true").start();
+    let state = daemon.probe("dns").state;
+    let reason = state.reason.unwrap_or_default();
+    assert!(state.state == StateName::NotAvailable && reason.contains("is not mounted"), "{reason}");
+}

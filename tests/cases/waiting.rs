@@ -94,6 +94,13 @@ pub(crate) fn udp_read_late([client, server]: &[UdpSocket; 2]) -> Late {
     Late { net, at_least: LATE, at_most: sent.elapsed() }
 }
 
+/// A request that nobody reads, and its addresses.
+pub(crate) fn never_read((client, server): &mut (TcpStream, TcpStream)) -> Net {
+    client.write_all(b"please").unwrap();
+    wait_for(server, PollFlags::IN);
+    tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap())
+}
+
 /// Writes more than the peer takes, which reads it too late. The last write waits longest.
 pub(crate) fn sent_late((client, server): &mut (TcpStream, TcpStream)) -> Late {
     let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
@@ -218,6 +225,24 @@ fn late_readers_and_writes_are_told_and_counted() {
     let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=socketlatency");
     assert!(old.contains("kubeskoop_socketlatency_read1ms{"), "{old}");
     crate::golden::lint(&old, "kubeskoop");
+
+    // What was late may have been met by the look for what nobody reads.
+    let unread = || {
+        let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
+        total(&text, "netskoop_socketlatency_unread_total", "blue", "")
+    };
+    let before = unread();
+    for pair in &mut tcp {
+        let net = never_read(pair);
+        let event = until("what nobody reads", || {
+            let text = daemon.ask("/v1/events?type=SOCKETLAT_UNREAD&entity=blue").text();
+            let mut events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+            events.find(|event| event.net.as_ref() == Some(&net))
+        });
+        assert_eq!(event.process, None, "nobody is known to be late");
+        pair.1.read_exact(&mut [0; 6]).unwrap();
+    }
+    assert_eq!(unread() - before, 2);
 
     for pair in &mut tcp {
         let late = sent_late(pair);

@@ -1,29 +1,16 @@
 //! Programs that look at the packets of sockets: they are attached to the root of the unified hierarchy of cgroups, beside
-//! those of others. And the walk over what they remember.
+//! those of others.
 
 use super::bpf::{Refused, Session, refused};
 use super::cgroup_mounts::Mounts;
-use super::tasks::walk;
-use libbpf_rs::{Link, MapCore, Object, ProgramType};
+use libbpf_rs::{Link, Object, ProgramType};
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Number of the directory of a hierarchy's root.
 const ROOT: u64 = 1;
-
-/// A program that runs for each entry of a map.
-#[derive(Debug)]
-pub struct Sweep(Link);
-
-impl Sweep {
-    /// Runs it for all entries.
-    pub fn run(&self) -> io::Result<()> {
-        walk(&self.0)
-    }
-}
 
 impl Session {
     /// Attaches the programs of an object that look at packets. They stay as long as the links live.
@@ -50,15 +37,5 @@ impl Session {
             program.attach_cgroup(root.as_raw_fd()).map_err(|error| refused(&doing(), &error))
         });
         attached.collect()
-    }
-
-    /// Makes a program that is to run for each entry of a map.
-    pub fn sweep(&self, object: &Object, program: &str, map: &str) -> Result<Sweep, Refused> {
-        let doing = || format!("walk over {map} with {program}");
-        let missing = || Refused::Failed { doing: doing(), cause: "the object has none".to_owned() };
-        let program = object.progs_mut().find(|found| found.name() == program).ok_or_else(missing)?;
-        let map = object.maps().find(|found| found.name() == map).ok_or_else(missing)?;
-        let link = program.attach_iter(map.as_fd()).map_err(|error| refused(&doing(), &error))?;
-        Ok(Sweep(link))
     }
 }

@@ -15,6 +15,7 @@ mod refused;
 pub mod ring;
 pub mod rooms;
 mod settings;
+mod sweep;
 pub mod symbols;
 pub mod tasks;
 pub mod ways;

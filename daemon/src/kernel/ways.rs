@@ -59,15 +59,30 @@ impl Session {
         for way in ways {
             match self.try_way::<B>(way) {
                 Ok(()) => return Ok(way),
-                Err(Refused::Failed { cause, .. }) => causes.push(format!("{}: {cause}", way.via)),
-                // Privileges are missing, which no other way does without.
-                Err(refused @ Refused::NotHere(_)) => return Err(refused),
+                Err(refused) => causes.push(cause(way, refused)?),
             }
         }
-        Err(Refused::NotHere(format!(
-            "this kernel takes none of the hooks that could see it ({})",
-            causes.join("; ")
-        )))
+        Err(none_works(&causes))
+    }
+
+    /// Runs an object in the first of some ways that works here, for one that is large: it is not loaded twice. `run` gives
+    /// the session back if it could not load or attach it.
+    pub fn run_first(
+        mut self,
+        ways: &[&'static Way],
+        run: impl Fn(Session, &'static Way) -> Result<(), Box<(Session, Refused)>>,
+    ) -> Result<(), Refused> {
+        let mut causes = Vec::new();
+        for way in ways {
+            match run(self, way) {
+                Ok(()) => return Ok(()),
+                Err(failed) => {
+                    causes.push(cause(way, failed.1)?);
+                    self = failed.0;
+                }
+            }
+        }
+        Err(none_works(&causes))
     }
 
     fn try_way<B>(&self, way: &Way) -> Result<(), Refused>
@@ -86,6 +101,18 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Why a way does not work. If privileges are missing, no other one does without them.
+fn cause(way: &Way, refused: Refused) -> Result<String, Refused> {
+    match refused {
+        Refused::Failed { cause, .. } => Ok(format!("{}: {cause}", way.via)),
+        refused @ Refused::NotHere(_) => Err(refused),
+    }
+}
+
+fn none_works(causes: &[String]) -> Refused {
+    Refused::NotHere(format!("this kernel takes none of the hooks that could see it ({})", causes.join("; ")))
 }
 
 #[cfg(test)]

@@ -176,9 +176,7 @@ fn run(session: Session) -> Result<(), Refused> {
         apply(skel.maps.bss_data.as_deref_mut(), settings);
     };
     session.serve_every(changed, || {
-        if let Err(error) = sweep.run() {
-            tracing::debug!("cannot look for questions without an answer: {error}");
-        }
+        sweep.run_or_say("questions without an answer");
         often.get()
     });
     Ok(())
