@@ -78,6 +78,10 @@ enum {
 	TCP_NEW_SYN_RECV = 12,
 };
 
+enum cgroup_subsys_id {
+	io_cgrp_id,
+};
+
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET = 0,
 	SKB_CONSUMED,
@@ -191,6 +195,10 @@ struct net_device {
 	possible_net_t nd_net;
 };
 
+struct virtnet_info {
+	struct net_device *dev;
+};
+
 struct in6_addr {
 	union {
 		u32 u6_addr32[4];
@@ -224,12 +232,18 @@ struct cgroup_subsys_state {
 	struct cgroup_subsys_state *parent;
 };
 
+struct cgroup_root {
+	int hierarchy_id;
+};
+
 struct cgroup {
 	struct cgroup_subsys_state self;
+	struct cgroup_root *root;
 	struct kernfs_node *kn;
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[1];
 	struct cgroup *dfl_cgrp;
 };
 
@@ -241,6 +255,8 @@ struct sock_cgroup_data___shared {
 	u64 val;
 };
 
+struct socket;
+
 struct sk_buff_head {
 	u32 qlen;
 };
@@ -249,6 +265,9 @@ struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
+	struct socket *sk_socket;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
 	int sk_err;
 	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
@@ -279,6 +298,7 @@ struct socket {
 };
 
 struct tcp_sock {
+	bool is_mptcp;
 	u32 rcv_nxt;
 	u32 copied_seq;
 	u32 snd_nxt;
@@ -345,7 +365,63 @@ struct sched_entity {
 	u64 sum_exec_runtime;
 };
 
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg;
+};
+
+struct gendisk {
+	char disk_name[32];
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	u32 cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	u64 start_time_ns;
+};
+
+struct request___before_5_17 {
+	struct gendisk *rq_disk;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+/* What a system call was: each processor keeps its number somewhere else. */
+struct pt_regs___on_x86 {
+	unsigned long orig_ax;
+};
+
+struct pt_regs___on_arm64 {
+	s32 syscallno;
+};
+
 struct task_struct {
+	struct files_struct *files;
+	unsigned int flags;
+	int on_rq;
 	int pid;
 	int tgid;
 	char comm[16];
