@@ -168,7 +168,7 @@ static READ_FENTRY: Way =
 static READ_SEGMENTS: Way = Way::new("tp_btf", &["on_segment", "on_tcp_read"]);
 static WRITE_TRACEPOINT: Way = Way::new("tp_btf", &["on_written", "on_queue"]);
 static WRITE_FEXIT: Way = Way::new("fentry", &["fexit_sendmsg", "on_queue"]);
-static SWEEP: Way = Way::new("tp_btf", &["on_sweep"]);
+static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
 static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
 
@@ -183,21 +183,34 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    ways::load_only(open.open_object_mut(), &chosen);
+    let looks = looks(&session);
+    let all: Vec<&Way> = chosen.iter().copied().chain(looks).collect();
+    ways::load_only(open.open_object_mut(), &all);
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let _links = session.attach(skel.object())?;
-    let sweep = session.sweep(skel.object(), "on_sweep", "sockets")?;
+    let sweep = looks.map(|_| session.sweep(skel.object(), "on_sweep", "sockets")).transpose()?;
     session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
     session.serve_every(
         |settings| apply(skel.maps.bss_data.as_deref_mut(), settings),
         || {
+            let Some(sweep) = &sweep else { return Duration::MAX };
             sweep.run_or_say("data that nobody reads");
             LOOK
         },
     );
     Ok(())
+}
+
+/// The look for data that nobody reads, which is no hook.
+fn looks(session: &Session) -> Option<&'static Way> {
+    let found = session.choose::<SocketlatencySkelBuilder>(&[&SWEEP]);
+    if let Err(refused) = &found {
+        tracing::debug!("socketlatency without a look for what nobody reads: {refused}");
+        session.limited("data that nobody reads cannot be looked for on this kernel");
+    }
+    found.ok()
 }
 
 /// The hooks for each side. Without those of reading there is nothing worth it; what else is missing is told.
@@ -217,7 +230,7 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
         tracing::debug!("socketlatency without blocked writes: {refused}");
         session.limited("the time that writes are blocked cannot be seen without fentry or kprobes");
     }
-    Ok([Some(read), write.ok(), blocked.ok(), Some(&SWEEP)].into_iter().flatten().collect())
+    Ok([Some(read), write.ok(), blocked.ok()].into_iter().flatten().collect())
 }
 
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
