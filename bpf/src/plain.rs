@@ -1,7 +1,7 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
+use crate::{cpu, flow, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -22,6 +22,9 @@ macro_rules! plain {
 plain!(
     cpu::types::usage,
     cpu::types::usage_key,
+    flow::types::flow_total_key,
+    flow::types::flow_traffic,
+    flow::types::flow_traffic_key,
     io::types::usage,
     io::types::usage_key,
     netns::types::event_head,

@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 21] = [
+const INSTRUCTIONS: [(&str, u32, u32); 23] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -73,6 +73,8 @@ const INSTRUCTIONS: [(&str, u32, u32); 21] = [
     ("softirq/on_switch", 150, 110),
     ("softirq/on_entry", 1200, 480),
     ("softirq/on_exit", 960, 340),
+    ("flow/netskoop_in", 950, 615),
+    ("flow/netskoop_out", 950, 620),
     ("cpu/on_exit", 400, 300),
     ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),
@@ -365,7 +367,7 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
             (0..3).map(|kind| (bytes(&[netns, kind, 0, 0]), bytes(&[7, 0, 7, 0, 0, 0]))).collect()
         }
         // They are off unless somebody wants them.
-        "cpu" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" | "softirq" => vec![],
+        "cpu" | "flow" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" | "softirq" => vec![],
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }

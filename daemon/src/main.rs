@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     if let Err(error) = start_log(&args.log_level) {
         return fail(1, &format!("--log-level: {error}"));
     }
+    if args.cleanup {
+        return clean_up();
+    }
     let loaded = match config::load(args.config.as_deref()) {
         Ok(loaded) => loaded,
         Err(errors) => return fail(EX_CONFIG, &errors.to_string()),
@@ -32,6 +35,18 @@ fn main() -> ExitCode {
     match open(&loaded) {
         Ok(listeners) => serve(args, loaded, listeners),
         Err(error) => fail(1, &error.to_string()),
+    }
+}
+
+/// What a daemon leaves behind that is killed.
+fn clean_up() -> ExitCode {
+    match netskoopd::clean_up() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(interfaces) => {
+            tracing::info!(interfaces, "filters of a daemon that was killed were removed");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(1, &format!("cannot remove what a daemon left on interfaces: {error}")),
     }
 }
 

@@ -213,6 +213,21 @@ impl Session {
         }
     }
 
+    /// The same, and calls `tick` again and again, so long after it was called last or new settings were applied.
+    #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
+    pub fn serve_ticking(self, period: Duration, mut tick: impl FnMut(Option<&Settings>)) {
+        loop {
+            match self.commands.recv_timeout(period) {
+                Ok(Command::Set(settings, done)) => {
+                    tick(Some(&settings));
+                    let _ = done.send(());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => tick(None),
+                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
     /// Runs an object that counts by task, and nothing else, until it is to be unloaded. `settle` puts what it is told into
     /// its read-only data, whose type is its own.
     pub fn count_tasks<'o, B: SkelBuilder<'o>>(

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod cgroup_mounts;
+pub mod default_route;
 pub mod drop_reasons;
 pub mod features;
 pub mod netlink;
@@ -16,6 +17,7 @@ pub mod rooms;
 mod settings;
 pub mod symbols;
 pub mod tasks;
+pub mod tc;
 pub mod ways;
 
 #[cfg(test)]

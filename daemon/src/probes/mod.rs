@@ -5,6 +5,7 @@ use crate::declare::Probe;
 pub mod conntrack;
 pub mod cpu;
 pub mod fd;
+pub mod flow;
 pub mod gone;
 pub mod icmp;
 pub mod io;
@@ -62,6 +63,7 @@ pub static PROBES: &[&Probe] = &[
     &tcprtt::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &flow::PROBE,
     &gone::PROBE,
 ];
 

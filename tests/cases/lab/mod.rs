@@ -3,6 +3,7 @@
 
 mod connections;
 mod drops;
+mod flows;
 mod kernel;
 mod queues;
 mod rdma;
@@ -47,6 +48,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
+    Scenario {
+        probe: "flow",
+        what: "datagrams, a tag, filters left behind",
+        run: flows::through_an_interface,
+    },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },
@@ -278,6 +284,7 @@ fn report(probes: &[ProbeInfo], told: &[Told], expected: &BTreeMap<String, Strin
 
 /// What the self-test finds wrong.
 fn selftest(lab: &Lab) -> Vec<String> {
+    assert!(modprobe("veth"));
     let answer = exchange(lab.daemon.unix(), "POST", "/v1/selftest", &[], b"");
     let text = answer.text();
     let _ = writeln!(std::io::stdout(), "selftest: {text}");
