@@ -9,9 +9,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Softirq vectors; there have been ten since 2.6.28. */
 #define VECTORS 10
 
-#define TEN_MS 10000000ULL
-#define HUNDRED_MS 100000000ULL
-
 enum kind { SCHEDULED_LATE, RAN_LONG };
 
 struct softirq_options {

@@ -115,12 +115,25 @@ systemd() {
 	step "systemd" cargo test --locked -p netskoopd --test daemon -- systemd::
 }
 
+# The package that was built before, under a real systemd.
+package_on_kernel() {
+	local deb
+	for deb in "${CARGO_TARGET_DIR:-target}"/package/netskoop_*.deb; do
+		if [ -e "$deb" ]; then
+			step "package on kernel $1" tests/vm/package.sh "$1" "$deb"
+		else
+			skip "package on kernel $1" "there is no package to install; make deb"
+		fi
+	done
+}
+
 # One kernel with kprobes, trampolines and modules, which the machine of CI has not.
 kernel() {
 	local start=$SECONDS code=0
 	tests/vm/kernels.sh 6.1 >"$work/log" 2>&1 </dev/null || code=$?
 	if [ $code = 0 ]; then
 		echo "ok    kernel 6.1 ($((SECONDS - start)) s)"
+		package_on_kernel 6.1
 		step "kernel lab" tests/vm/selftest.sh
 	elif [ $code = 77 ] && [ "${CI:-}" != true ]; then
 		skip "kernel 6.1" "$(tail -1 "$work/log")"

@@ -97,5 +97,10 @@ mod systemd;
 #[path = "cases/tcpsummary.rs"]
 mod tcpsummary;
 /// Reads that do not return.
+#[path = "cases/transit.rs"]
+mod transit;
+/// Data that waits in sockets; for root.
+#[path = "cases/waiting.rs"]
+mod waiting;
 #[path = "cases/wedged.rs"]
 mod wedged;

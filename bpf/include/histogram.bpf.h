@@ -25,6 +25,18 @@ struct histogram_key {
 /* What a new one begins with; too large for the stack. */
 static const struct histogram no_values = {};
 
+/* Times, how many of them were long, and how many could not be measured. */
+struct latency {
+	struct histogram times;
+	u64 slow_10ms;
+	u64 slow_100ms;
+	u64 unmeasured;
+	u64 skipped; /* of the unmeasured: another packet had the place */
+};
+
+#define TEN_MS 10000000ULL
+#define HUNDRED_MS 100000000ULL
+
 /* A fixed number of steps: older verifiers know no loops, and the processor likes it too. */
 static __always_inline u32 log2_slot(u64 value)
 {
@@ -83,6 +95,22 @@ static __always_inline void observe_time(void *map, struct netns netns, u32 kind
 					 struct stats *st)
 {
 	observe_in(map, netns, kind, ns, ns / 1000, st);
+}
+
+/* Counts a time where its histogram is at hand. The sum has nanoseconds, as above. */
+static __always_inline void observe_latency(struct latency *latency, u64 ns)
+{
+	u32 slot = log2_slot(ns / 1000);
+
+	if (slot >= SLOTS)
+		return;
+	__sync_fetch_and_add(&latency->times.sum, ns);
+	__sync_fetch_and_add(&latency->times.slots[slot], 1);
+	if (ns < TEN_MS)
+		return;
+	__sync_fetch_and_add(&latency->slow_10ms, 1);
+	if (ns >= HUNDRED_MS)
+		__sync_fetch_and_add(&latency->slow_100ms, 1);
 }
 
 #endif

@@ -50,6 +50,21 @@ static __always_inline struct netns netns_of_skb(const struct sk_buff *skb)
 	return netns_of_skb_at(skb, true);
 }
 
+/*
+ * An argument of a program as a number to count with: the verifier lets nobody calculate with a
+ * pointer whose type it knows. Of a kprobe the arguments are numbers anyhow. The empty asm keeps
+ * the compiler from reading the arguments themselves through an address that was moved, which is
+ * not allowed either.
+ */
+static __always_inline u64 number_of(const u64 *ctx, u32 argument)
+{
+	u64 number = 0, at = (u64)ctx;
+
+	asm volatile("" : "+r"(at));
+	bpf_probe_read_kernel(&number, sizeof(number), (void *)(at + argument * sizeof(u64)));
+	return number;
+}
+
 /* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
 static __always_inline u16 segments_of(const struct sk_buff *skb)
 {
@@ -190,6 +205,15 @@ static __always_inline void tuple_of_ipv6(const struct bytes *b, u32 off, struct
 	read_ports(b, off, t);
 }
 
+static __always_inline void tuple_of_bytes(const struct bytes *b, u32 off, u16 protocol,
+					   struct tuple *t)
+{
+	if (protocol == ETH_P_IP)
+		tuple_of_ipv4(b, off, t);
+	else if (protocol == ETH_P_IPV6)
+		tuple_of_ipv6(b, off, t);
+}
+
 /*
  * The addresses as the packet carries them. Headers that are not in the linear part are not
  * followed. A network header at offset 0 was never set: there is always headroom before it.
@@ -200,12 +224,8 @@ static __always_inline void tuple_of_skb_at(const struct sk_buff *skb, u16 proto
 	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = load(typed, skb, tail)};
 	u32 off = load(typed, skb, network_header);
 
-	if (!off)
-		return;
-	if (protocol == ETH_P_IP)
-		tuple_of_ipv4(&b, off, t);
-	else if (protocol == ETH_P_IPV6)
-		tuple_of_ipv6(&b, off, t);
+	if (off)
+		tuple_of_bytes(&b, off, protocol, t);
 }
 
 static __always_inline void tuple_of_skb(const struct sk_buff *skb, u16 protocol, struct tuple *t)

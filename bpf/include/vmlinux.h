@@ -26,8 +26,10 @@ enum { false, true };
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -50,6 +52,7 @@ enum {
 enum {
 	ETH_P_IP = 0x0800,
 	ETH_P_IPV6 = 0x86dd,
+	ETH_P_8021Q = 0x8100,
 };
 
 enum {
@@ -58,11 +61,18 @@ enum {
 };
 
 enum {
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+};
+
+enum {
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
 	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LISTEN = 10,
 	TCP_NEW_SYN_RECV = 12,
 };
 
@@ -96,6 +106,15 @@ struct ipv6hdr {
 	u32 daddr[4];
 };
 
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	u8 doff; /* length of the header in words, in the upper half */
+	u8 flags;
+};
+
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
  * entry code. */
 struct pt_regs {
@@ -123,7 +142,14 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct Qdisc {
+	void *enqueue;
+	unsigned int flags;
+};
+
 struct net_device {
+	char name[16];
+	struct Qdisc *qdisc;
 	possible_net_t nd_net;
 };
 
@@ -177,8 +203,13 @@ struct sock_cgroup_data___shared {
 	u64 val;
 };
 
+struct sk_buff_head {
+	u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
 	int sk_err;
 	u16 sk_protocol;
@@ -201,7 +232,19 @@ struct minmax {
 	struct minmax_sample s[3];
 };
 
+struct udp_sock {
+	struct sk_buff_head reader_queue;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
 struct tcp_sock {
+	u32 rcv_nxt;
+	u32 copied_seq;
+	u32 snd_nxt;
+	u32 write_seq;
 	u32 srtt_us;
 	struct minmax rtt_min;
 };
@@ -211,14 +254,17 @@ struct request_sock {
 };
 
 struct tcp_skb_cb {
+	u32 seq;
 	u16 tcp_gso_segs;
 };
 
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
+	s64 tstamp;
 	char cb[48];
 	__be16 protocol;
+	u16 mac_header;
 	u16 network_header;
 	u16 transport_header;
 	u32 len;
@@ -229,6 +275,11 @@ struct sk_buff {
 
 struct skb_shared_info {
 	u16 gso_segs;
+};
+
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
 };
 
 struct linux_mib {

@@ -1,7 +1,10 @@
 //! The one place where bytes from the kernel become a structure.
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
-use crate::{cpu, flow, io, netns, packetloss, softirq, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv};
+use crate::{
+    cpu, flow, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect,
+    tcpreset, tcpretrans, tcprtt, tcptwrcv,
+};
 
 /// Structures that any bytes are a valid value of.
 ///
@@ -27,12 +30,18 @@ plain!(
     flow::types::flow_traffic_key,
     io::types::usage,
     io::types::usage_key,
+    kernellatency::types::kernellatency_event,
+    netiftxlat::types::netiftxlat_event,
+    netiftxlat::types::netiftxlat_key,
     netns::types::event_head,
     netns::types::stats,
     netns::types::bucket_key,
     packetloss::types::packetloss_event,
     packetloss::types::packetloss_key,
     packetloss::types::packetloss_value,
+    socketlatency::types::socketlatency_event,
+    socketlatency::types::socketlatency_key,
+    socketlatency::types::socketlatency_value,
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub mod histogram;
 
-pub use histogram::{Bucket, HISTOGRAM};
+pub use histogram::{Bucket, HISTOGRAM, LATENCY};
 
 /// Whether a value only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub enum Points {
     Cells(&'static [(&'static str, u16)]),
     /// One point: the sum of several columns (IPv4 and IPv6 parts of one number).
     Sum(&'static [u16]),
-    /// A histogram of a table with the columns [`HISTOGRAM`]: these buckets, the one of all values, sum and count.
+    /// A histogram of a table whose columns begin with [`HISTOGRAM`]: these buckets, the one of all values, sum and count.
     Histogram(&'static [Bucket]),
     /// The slots of such a table one by one, with their numbers as `le`, as the older systems showed histograms.
     Slots,

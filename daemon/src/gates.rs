@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 23] = [
+const INSTRUCTIONS: [(&str, u32, u32); 34] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -75,6 +75,18 @@ const INSTRUCTIONS: [(&str, u32, u32); 23] = [
     ("softirq/on_exit", 960, 340),
     ("flow/netskoop_in", 950, 615),
     ("flow/netskoop_out", 950, 620),
+    ("netiftxlat/on_queue", 320, 240),
+    ("netiftxlat/on_start", 630, 245),
+    ("netiftxlat/on_xmit", 5750, 1650),
+    ("socketlatency/on_ready", 140, 80),
+    ("socketlatency/on_tcp_read", 1510, 470),
+    ("socketlatency/on_udp_read", 1440, 495),
+    ("socketlatency/on_written", 85, 55),
+    ("socketlatency/on_queue", 1570, 540),
+    // As they are where only tracepoints can be had.
+    ("kernellatency/on_receive", 32, 40),
+    ("kernellatency/on_segment", 2950, 880),
+    ("kernellatency/on_queue_tcp", 2750, 905),
     ("cpu/on_exit", 400, 300),
     ("cpu/on_walk", 400, 300),
     ("io/on_exit", 470, 345),
@@ -367,7 +379,8 @@ fn hooked_entries(probe: &str, netns: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
             (0..3).map(|kind| (bytes(&[netns, kind, 0, 0]), bytes(&[7, 0, 7, 0, 0, 0]))).collect()
         }
         // They are off unless somebody wants them.
-        "cpu" | "flow" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" | "softirq" => vec![],
+        "cpu" | "flow" | "io" | "tcptwrcv" | "tcpconnect" | "tcprtt" | "softirq" | "netiftxlat"
+        | "socketlatency" | "kernellatency" => vec![],
         other => panic!("{other} is new: say here which counters it has in a namespace with some trouble"),
     }
 }

@@ -107,7 +107,7 @@ impl<'a> Counters<'a> {
         }
     }
 
-    /// Fills a table with the columns [`HISTOGRAM`]. Each of `kinds` is the row key of the histograms of that number; a table
+    /// Fills a table with the columns [`HISTOGRAM`] or [`LATENCY`](crate::declare::LATENCY). Each of `kinds` is the row key of the histograms of that number; a table
     /// without row keys has one kind.
     pub fn fill_histograms(&self, kinds: &[&str], table: &mut Table) {
         let mut rows: Vec<(Subject, usize, &[u8])> = self
@@ -125,9 +125,7 @@ impl<'a> Counters<'a> {
             let keys: &[&[u8]] = &[kinds.get(kind).map_or(&[], |kind| kind.as_bytes())];
             let keys = if kinds.is_empty() { &[] } else { keys };
             if let Some(cells) = table.row(subject, keys) {
-                for (cell, word) in cells.iter_mut().zip(value.as_chunks().0) {
-                    *cell = u64::from_ne_bytes(*word);
-                }
+                copy_words(value, cells);
             }
         }
     }
@@ -149,6 +147,13 @@ impl<'a> Counters<'a> {
                 *cell = of_one.iter().fold(0, |sum, (_, values)| sum.wrapping_add(values[at]));
             }
         }
+    }
+}
+
+/// Copies the numbers of a map's value into the cells of a row.
+pub fn copy_words(value: &[u8], cells: &mut [u64]) {
+    for (cell, word) in cells.iter_mut().zip(value.as_chunks().0) {
+        *cell = u64::from_ne_bytes(*word);
     }
 }
 

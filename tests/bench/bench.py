@@ -23,6 +23,7 @@ import time
 
 import crowd
 import identity
+import packets
 import processes
 import tracked
 
@@ -32,9 +33,9 @@ PORT = 9102
 # The files that the default probes read for each namespace.
 FILES = ["snmp", "netstat", "dev", "sockstat", "sockstat6", "snmp6"]
 # Probes with hooks whose cost per event is measured.
-HOOKED = ["tcpreset", "packetloss"]
+HOOKED = ["tcpreset", "packetloss", *packets.PROBES]
 IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
-# "names", "sockets", "processes", "tracked" and "reads" leave out everything but that; nothing is written then.
+# "names", "sockets", "processes", "tracked", "packets" and "reads" leave out everything but that; nothing is written then.
 ONLY = os.environ.get("ONLY", "")
 # The environment in which the unit runs it.
 UNIT = dict(re.findall(r"^Environment=(\w+)=(\S+)$", (HERE.parent.parent / "systemd" / "netskoopd.service").read_text(), re.M))
@@ -52,7 +53,8 @@ def main():
         rows, names, by_process = [], [], []
         sockets = crowd.measure(bench, PORT, note) if ONLY in ("", "sockets") else []
         connections = tracked.measure(bench, PORT, note) if ONLY in ("", "tracked") else []
-        for n in counts if ONLY not in ("sockets", "tracked") else []:
+        streams = packets.measure(bench, note) if ONLY in ("", "packets") else []
+        for n in counts if ONLY not in ("sockets", "tracked", "packets") else []:
             bench.make(n)
             if ONLY in ("", "reads"):
                 rows.append(bench.round(n))
@@ -60,10 +62,10 @@ def main():
                 by_process += processes.measure(bench, n, PORT, note)
             if ONLY in ("", "names") and n >= 100:
                 names.append(identity.measure(bench, runtime, n, IDLE_SECONDS))
-        programs = bench.programs() if not ONLY else []
+        programs = bench.programs() if ONLY in ("", "packets") else []
     finally:
         run(HERE / "floor" / "rmns.sh", env={"FLOOR_DIR": str(bench.work / "state")})
-    found = Found(rows, names, sockets, by_process, connections, programs)
+    found = Found(rows, names, sockets, by_process, connections, streams, programs)
     report = render(found, (pathlib.Path(work) / "commit").read_text().strip())
     print(report)
     if {100, 1000} <= set(counts) and not ONLY:
@@ -82,6 +84,7 @@ class Found:
     sockets: list
     by_process: list
     connections: list
+    streams: list
     programs: list
 
 
@@ -121,13 +124,15 @@ class Bench:
 
     def programs(self):
         """Nanoseconds per run of each BPF program, under traffic that makes them run."""
-        note("BPF programs under resets and drops")
+        note("BPF programs under resets, drops and packets")
         probes = "".join(f"[probes.{name}]\nenabled = true\n" for name in HOOKED)
         try:
-            with self.running('min_interval = "1s"', probes) as process:
+            with packets.veth(), self.running('min_interval = "1s"', probes) as process:
                 STATS.write_text("1")
                 before = process.programs()
                 refuse(20_000)
+                packets.send(self, "udp", packets.DATAGRAMS)
+                packets.send(self, "tcp", packets.KIB)
                 time.sleep(0.2)
                 after = process.programs()
                 STATS.write_text("0")
@@ -136,11 +141,14 @@ class Bench:
             note(f"no BPF numbers: {error}")
             return []
 
+    def netskoopctl(self, *words):
+        return run(self.ctl, "--socket", "/run/netskoop/netskoopd.sock", *words)
+
     def program_names(self):
         """Names by program id: the kernel's from bpftool, else the probe's from netskoopctl."""
         names = {}
         with contextlib.suppress(OSError, ValueError, KeyError, subprocess.CalledProcessError):
-            answer = json.loads(run(self.ctl, "--socket", "/run/netskoop/netskoopd.sock", "probes", "list", "-o", "json"))
+            answer = json.loads(self.netskoopctl("probes", "list", "-o", "json"))
             for probe in answer if isinstance(answer, list) else answer["probes"]:
                 names |= {id: probe["name"] for id in probe["state"].get("programs", [])}
         with contextlib.suppress(OSError, ValueError, subprocess.CalledProcessError):
@@ -314,6 +322,7 @@ def verdict(found):
     targets += crowd.targets(found.sockets) if found.sockets else []
     targets += processes.targets(found.by_process) if found.by_process else []
     targets += tracked.targets(found.connections) if found.connections else []
+    targets += packets.targets(found.streams) if found.streams else []
     return targets + (identity.targets(found.names[-1]) if found.names else [])
 
 
@@ -359,6 +368,7 @@ def render(found, commit):
     names_table = table(identity.HEAD, [identity.table_row(row) for row in found.names])
     socket_table = table(crowd.HEAD, crowd.table_rows(found.sockets)) if found.sockets else "Not measured."
     process_table = table(processes.HEAD, processes.table_rows(found.by_process)) if found.by_process else "Not measured."
+    packets_table = table(packets.HEAD, packets.table_rows(found.streams)) if found.streams else "Not measured."
     tracked_table = table(tracked.HEAD, tracked.table_rows(found.connections)) if found.connections else "Not measured."
     program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in found.programs])
     target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(found)])
@@ -421,7 +431,7 @@ mostly the kernel's walk through its table of all namespaces. "Memory": the most
 {process_table}
 
 The CPU of the source in a collection for one probe alone, and of `tests/bench/floor/processes.c`, which lists all processes of
-the machine, reads in which namespace each is, and asks for its number of descriptors with one call (fd), or reads the file of
+the machine, reads in which namespace each is (fd: each that has descriptors, whose number one call tells), or the file of
 each thread that has its own numbers (io, cpu), and looks at nothing. In turn, medians of {processes.ROUNDS - 2}. Descriptors without
 the option that counts sockets among them, which takes a call for each descriptor.
 
@@ -436,7 +446,13 @@ In one namespace, asked for in a collection for this probe alone, medians of {tr
 {program_table if found.programs else "Not measured: no program ran."}
 
 From `kernel.bpf_stats_enabled`, which is on only for this measurement: refused connections and datagrams to a closed port on
-loopback. It includes the cost of the kernel's own time stamps.
+loopback, then the streams of the next table. It includes the cost of the kernel's own time stamps.
+
+{packets_table}
+
+UDP: CPU time for each of {packets.DATAGRAMS:,} datagrams of 64 bytes that one process sends and receives. TCP: {packets.KIB // 1024} MiB from one process to
+another, in packets as large as they come, which are not cut. Through a veth pair between two namespaces; the fastest of {packets.ROUNDS}
+rounds, in which all take turns.
 
 ## Method
 

@@ -2,8 +2,8 @@
 # Measures netskoopd against the floor program, in namespaces of its own that are gone when it ends.
 #
 # N="1 10 100" chooses the numbers of namespaces. docs/benchmarks.md is written if they include 100 and 1000.
-# ONLY=names measures nothing but what names cost, ONLY=sockets, ONLY=processes and ONLY=tracked nothing but what these cost;
-# ONLY=reads nothing but collections.
+# ONLY=names measures nothing but what names cost, ONLY=sockets, ONLY=processes, ONLY=tracked and ONLY=packets nothing but what
+# these cost; ONLY=reads nothing but collections.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:${HOME:-/root}/.cargo/bin
@@ -36,6 +36,7 @@ trap 'exit 130' INT TERM
 cc -O2 -w -o "$work/floor" tests/bench/floor/floor.c
 cc -O2 -w -o "$work/sockets" tests/bench/floor/sockets.c
 cc -O2 -w -o "$work/processes" tests/bench/floor/processes.c
+cc -O2 -w -o "$work/packets" tests/bench/floor/packets.c
 git rev-parse --short HEAD >"$work/commit" 2>/dev/null || echo unknown >"$work/commit"
 
 # A node of its own: the daemon sees these namespaces and processes only, and all end with the first process.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 /// Two namespaces with a cable, and a daemon that knows them.
-fn two(net: u8, setup: Setup) -> (Netns, Netns, Daemon) {
+pub(crate) fn two(net: u8, setup: Setup) -> (Netns, Netns, Daemon) {
     let (red, blue) = (Netns::new("red"), Netns::new("blue"));
     red.cable(&blue, net);
     let daemon = setup.start();
@@ -17,7 +17,7 @@ fn two(net: u8, setup: Setup) -> (Netns, Netns, Daemon) {
 }
 
 /// A number of the kernel's, as `/proc/net/snmp` and `/proc/net/netstat` show it: `Tcp.RetransSegs`.
-fn kernel(netns: &Netns, name: &str) -> u64 {
+pub(crate) fn kernel(netns: &Netns, name: &str) -> u64 {
     let (section, field) = name.split_once('.').unwrap();
     let text = netns.run("cat", &["/proc/net/snmp", "/proc/net/netstat"]);
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(section)?.strip_prefix(": "));
@@ -26,7 +26,7 @@ fn kernel(netns: &Netns, name: &str) -> u64 {
 }
 
 /// What all series of a metric add up to for an entity, with these labels among its own.
-fn total(text: &str, metric: &str, entity: &str, labels: &str) -> u64 {
+pub(crate) fn total(text: &str, metric: &str, entity: &str, labels: &str) -> u64 {
     let name = format!("{metric}{{kind=\"netns\",name=\"{entity}\"");
     let ours = text.lines().filter(|line| line.starts_with(&name) && line.contains(labels));
     ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()

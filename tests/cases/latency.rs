@@ -8,22 +8,21 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-const PORT: u16 = 7410;
+pub(crate) const PORT: u16 = 7410;
 
-/// Lets each datagram to the port walk past so many rules that this takes milliseconds.
-fn slow_filter(netns: &Netns) {
-    let mut rules = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; \
-                     add chain inet slow input { type filter hook input priority 0; }; "
-        .to_owned();
-    for _ in 0..120 {
-        rules += "add rule inet slow leaf udp sport 1 drop; ";
-        rules += "add rule inet slow branch jump leaf; ";
-        rules += &format!("add rule inet slow input udp dport {PORT} jump branch; ");
+/// Lets each packet to a port (`udp dport 7`) walk past so many times so many rules at a hook.
+pub(crate) fn slow_filter(netns: &Netns, hook: &str, to: &str, rules: u32) {
+    let mut text = "add table inet slow; add chain inet slow leaf; add chain inet slow branch; ".to_owned();
+    text += &format!("add chain inet slow {hook} {{ type filter hook {hook} priority 0; }}; ");
+    for _ in 0..rules {
+        text += "add rule inet slow leaf meta l4proto sctp drop; ";
+        text += "add rule inet slow branch jump leaf; ";
+        text += &format!("add rule inet slow {hook} {to} jump branch; ");
     }
-    netns.run("nft", &[&rules]);
+    netns.run("nft", &[&text]);
 }
 
-fn number(event: &Event, field: &str) -> u64 {
+pub(crate) fn number(event: &Event, field: &str) -> u64 {
     match event.fields.get(field) {
         Some(Value::Number(number)) => *number,
         other => panic!("{field} is {other:?}: {event:#?}"),
@@ -64,7 +63,7 @@ fn send_until(done: &AtomicBool, local: IpAddr, took: &Mutex<Vec<u64>>) {
 }
 
 /// Waits for an event of a run that took as long as a datagram was on its way; the answer is how many took 10 ms.
-fn runs_are_told(daemon: &Daemon, took: &Mutex<Vec<u64>>) -> u64 {
+pub(crate) fn runs_are_told(daemon: &Daemon, took: &Mutex<Vec<u64>>) -> u64 {
     let mut seen = 0;
     events_until(&mut follow(daemon, "&type=SOFTIRQ_EXEC_SLOW"), &[], |event| {
         assert_eq!((event.probe.as_str(), event.process.as_ref()), ("softirq", None), "{event:#?}");
@@ -92,29 +91,36 @@ fn holders_are_told(daemon: &Daemon) {
     });
 }
 
+/// Has datagrams arrive in a namespace, v4 and v6, while `watch` is given how long each was on its way; the answer is the
+/// sum of what it says.
+pub(crate) fn while_datagrams_arrive(netns: &Netns, watch: impl Fn(&Mutex<Vec<u64>>) -> u64) -> u64 {
+    let one = |local| {
+        let (took, done) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| netns.enter(|| send_until(&done, local, &took)));
+            let _done = Done(&done);
+            watch(&took)
+        })
+    };
+    one(IpAddr::V4(Ipv4Addr::LOCALHOST)) + one(IpAddr::V6(Ipv6Addr::LOCALHOST))
+}
+
 #[test]
 fn softirqs_that_run_long_are_told_and_so_is_who_holds_others_up() {
     own_node!(Pids::Shared);
     let red = Netns::new("red");
-    slow_filter(&red);
+    // That many take milliseconds.
+    slow_filter(&red, "input", &format!("udp dport {PORT}"), 120);
     let all = r#"["hi", "timer", "net_tx", "net_rx", "block", "tasklet", "sched", "hrtimer", "rcu"]"#;
     let options = format!("enabled = true\nslow = \"1ms\"\nvectors = {all}");
     let daemon = Setup::on_node().set("probes.softirq", &options).start();
     let inode = red.inode();
     daemon.entities_until("red", |now| find(now, inode).is_some());
-    let seen: u64 = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
-        .into_iter()
-        .map(|local| {
-            let (took, done) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-            std::thread::scope(|scope| {
-                scope.spawn(|| red.enter(|| send_until(&done, local, &took)));
-                let _done = Done(&done);
-                let seen = runs_are_told(&daemon, &took);
-                holders_are_told(&daemon);
-                seen
-            })
-        })
-        .sum();
+    let seen = while_datagrams_arrive(&red, |took| {
+        let seen = runs_are_told(&daemon, took);
+        holders_are_told(&daemon);
+        seen
+    });
     // The older systems counted what took 10 ms.
     let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=softirq");
     let counted = |name: &str| {

@@ -39,6 +39,21 @@ pub const HISTOGRAM: [Column; SLOTS + 1] = [
     counter("slot27"),
 ];
 
+/// The columns of a table whose rows are `struct latency` of `bpf/include/histogram.bpf.h`: a histogram, how many of its times
+/// were 10 and 100 milliseconds or longer, how many could not be measured, and for how many of these there was no room.
+pub const LATENCY: [Column; HISTOGRAM.len() + 4] = {
+    let mut columns = [counter("slow_10ms"); HISTOGRAM.len() + 4];
+    let mut i = 0;
+    while i < HISTOGRAM.len() {
+        columns[i] = HISTOGRAM[i];
+        i += 1;
+    }
+    columns[i + 1] = counter("slow_100ms");
+    columns[i + 2] = counter("unmeasured");
+    columns[i + 3] = counter("skipped");
+    columns
+};
+
 /// A bucket that is shown: its label text, and the last slot that belongs to it.
 pub type Bucket = (&'static str, u8);
 

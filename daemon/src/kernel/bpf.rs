@@ -126,6 +126,11 @@ impl Session {
         self.loader.features.task_storage()
     }
 
+    /// Whether tracing programs can keep something for each socket, or why not.
+    pub fn socket_storage(&self) -> Result<(), Refused> {
+        self.loader.features.socket_storage()
+    }
+
     /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
     pub fn limited(&self, sentence: impl Into<String>) {
         self.limits.borrow_mut().push(sentence.into());

@@ -27,6 +27,7 @@ pub struct Features {
     tracepoints: FxHashMap<String, u8>,
     enums: FxHashMap<String, EnumNames>,
     task_storage: bool,
+    socket_storage: bool,
     charges_locked_memory: bool,
 }
 
@@ -61,6 +62,8 @@ impl Features {
         // Gone since maps are charged to the cgroup (80ee81e0403c "bpf: Eliminate rlimit-based memory accounting infra").
         features.charges_locked_memory = has_member(&btf, "bpf_map", "memory");
         features.task_storage = has_member(&btf, "task_struct", "bpf_storage");
+        // 8e4597c627fb ("bpf: Allow using bpf_sk_storage in FENTRY/FEXIT/RAW_TP", 5.11).
+        features.socket_storage = btf.type_by_name::<types::Func<'_>>("bpf_sk_storage_get_tracing").is_some();
         for name in enums {
             features.enums.insert((*name).to_owned(), EnumNames::read(&btf, name));
         }
@@ -89,6 +92,12 @@ impl Features {
     pub fn task_storage(&self) -> Result<(), Refused> {
         let sentence = "before Linux 5.12 BPF programs cannot remember anything of a task";
         if self.task_storage { Ok(()) } else { Err(Refused::NotHere(sentence.to_owned())) }
+    }
+
+    /// Whether tracing programs can keep something for each socket, or why not.
+    pub fn socket_storage(&self) -> Result<(), Refused> {
+        let sentence = "before Linux 5.11 BPF programs that trace cannot remember anything of a socket";
+        if self.socket_storage { Ok(()) } else { Err(Refused::NotHere(sentence.to_owned())) }
     }
 
     /// A refusal, with its likely cause where the kernel charges what programs and maps take against the limit of locked

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Size of the ring unless configured otherwise.
-pub const DEFAULT_SIZE: u32 = 1 << 20;
+/// Size of the ring. It holds 3000 events, or 800 with stacks, until the pump runs; what it holds is in memory all the time,
+/// and counted twice by those who look, because it is mapped twice in a row.
+pub const DEFAULT_SIZE: u32 = 512 << 10;
 
 /// Records that are taken out of the ring before any of them is looked at.
 const BATCH: usize = 256;

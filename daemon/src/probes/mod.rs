@@ -11,15 +11,18 @@ pub mod icmp;
 pub mod io;
 pub mod ip;
 pub mod ipvs;
+pub mod kernellatency;
 pub mod limit;
 pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
+pub mod netiftxlat;
 pub mod packetloss;
 pub mod qdisc;
 pub mod rdma;
 pub mod slab;
 pub mod sock;
+pub mod socketlatency;
 pub mod softirq;
 pub mod softnet;
 pub mod tcp;
@@ -64,6 +67,9 @@ pub static PROBES: &[&Probe] = &[
     &packetloss::PROBE,
     &softirq::PROBE,
     &flow::PROBE,
+    &netiftxlat::PROBE,
+    &socketlatency::PROBE,
+    &kernellatency::PROBE,
     &gone::PROBE,
 ];
 
@@ -122,8 +128,14 @@ mod tests {
                 Names::Kubeskoop => format!("kubeskoop_{}_", probe.name),
                 Names::Inspector => format!("inspector_pod_{}", probe.name),
             };
-            // The inspector had these two beside names that follow its own rule.
-            let second = ["inspector_pod_totalloss", "inspector_pod_abnormalloss"].contains(&family.name);
+            // The inspector had these beside names that follow its own rule.
+            let second = [
+                "inspector_pod_totalloss",
+                "inspector_pod_abnormalloss",
+                "kernellatency_rxslow100ms",
+                "kernellatency_txslow100ms",
+            ]
+            .contains(&family.name);
             // The newest documentation has names that are half of one generation and half of the other.
             let hybrid = family.names == Names::Kubeskoop
                 && family.name.starts_with(&format!("kubeskoop_pod_{}", probe.name));

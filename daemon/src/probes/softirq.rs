@@ -5,7 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, copy_words};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::{Subject, Table};
@@ -286,9 +286,7 @@ fn fill_histograms(counters: &Counters<'_>, _: &Known, table: &mut Table) {
         let Some(cells) = table.row(Subject::NODE, &[VECTORS[vector].as_bytes(), cpu.as_bytes()]) else {
             return;
         };
-        for (cell, word) in cells.iter_mut().zip(value.as_chunks().0) {
-            *cell = u64::from_ne_bytes(*word);
-        }
+        copy_words(value, cells);
     }
 }
 

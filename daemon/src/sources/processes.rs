@@ -180,9 +180,8 @@ impl Processes {
         let Memory { sums, queue, text } = memory;
         let mut scan = Scan { root, text, sized: self.sized, end, beacon: want.beacon };
         let (mut hidden, mut first_hidden) = (0_u32, 0);
-        scan.processes(|scan, pid| match scan.place(pid, owners) {
-            Place::Of(subject) => {
-                let Some(open) = scan.open(pid).filter(|open| *open > 0) else { return };
+        scan.processes(|scan, pid| match scan.holder(pid, owners) {
+            Some((Place::Of(subject), open)) => {
                 let sum = sums.entry(subject).or_default();
                 sum.open += open;
                 if wanted.limits
@@ -196,14 +195,14 @@ impl Processes {
                     queue.push(Queued { open, pid, subject });
                 }
             }
-            Place::Hidden(owner) => {
+            Some((Place::Hidden(owner), _)) => {
                 first_hidden = if hidden == 0 { pid } else { first_hidden };
                 hidden += 1;
                 if let Some(subject) = owner {
                     sums.entry(subject).or_default().lacks_process = true;
                 }
             }
-            Place::Nowhere => {}
+            Some((Place::Nowhere, _)) | None => {}
         })?;
         if hidden > 0 {
             let what = format!(

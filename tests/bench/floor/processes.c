@@ -1,7 +1,8 @@
 // processes fd|io|cpu: for each line of its input it asks the kernel, in the cheapest way that system calls have, for what the
 // probe of that name shows of all processes, looks at nothing, and prints the CPU time in microseconds.
 //
-// fd: of each process the namespace that it is in, and one stat of its descriptors, whose size is their number (Linux 6.2).
+// fd: of each process one stat of its descriptors, whose size is their number (Linux 6.2), and if there are any, the namespace
+// that it is in.
 // io, cpu: of each process the namespace, and of each of its threads the file with its own numbers.
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -50,13 +51,12 @@ static void thread(int directory, const char *name) {
 static void process(int directory, const char *name) {
 	char path[64], link[64];
 	struct stat found;
-	stpcpy(stpcpy(path, name), "/ns/net");
-	if (readlinkat(directory, path, link, sizeof link) < 0) return;
 	if (!file) {
 		stpcpy(stpcpy(path, name), "/fd");
-		fstatat(directory, path, &found, 0);
-		return;
+		if (fstatat(directory, path, &found, 0) < 0 || !found.st_size) return;
 	}
+	stpcpy(stpcpy(path, name), "/ns/net");
+	if (readlinkat(directory, path, link, sizeof link) < 0 || !file) return;
 	stpcpy(stpcpy(path, name), "/task");
 	int tasks = openat(directory, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tasks < 0) return;

@@ -5,12 +5,15 @@ mod connections;
 mod drops;
 mod flows;
 mod kernel;
+mod processors;
 mod queues;
 mod rdma;
 mod resets;
 mod services;
 mod sockets;
 mod tracking;
+mod transit;
+mod waiting;
 mod ways;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
@@ -47,12 +50,16 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
+    Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
     Scenario {
         probe: "flow",
         what: "datagrams, a tag, filters left behind",
         run: flows::through_an_interface,
     },
+    Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
+    Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
     Scenario { probe: "conntrack", what: "events", run: tracking::events },
     Scenario { probe: "ipvs", what: "service", run: services::balanced },
@@ -302,8 +309,9 @@ fn every_probe_works_or_says_why_not() {
     let expected = expected(&kernel);
     let lab = Lab::start();
     let only = std::env::var("NETSKOOP_LAB_ONLY").ok().filter(|probe| !probe.is_empty());
-    let wanted =
-        SCENARIOS.iter().filter(|scenario| only.as_deref().is_none_or(|probe| probe == scenario.probe));
+    let wanted = SCENARIOS.iter().filter(|scenario| {
+        only.as_deref().is_none_or(|probes| probes.split(',').any(|probe| probe == scenario.probe))
+    });
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");

@@ -6,10 +6,14 @@ use crate::root::{address, refused};
 use crate::support::{Netns, until};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
+use netskoop_bpf::kernellatency::KernellatencySkelBuilder;
 use netskoop_bpf::tcpreset::TcpresetSkelBuilder;
 use netskoop_bpf::tcptwrcv::TcptwrcvSkelBuilder;
+use netskoopd::declare::histogram::SLOTS;
 use netskoopd::kernel::features::Features;
 use netskoopd::kernel::ways::{Way, load_only};
+use netskoopd::probes::kernellatency::WAYS;
+use std::io::{Read, Write};
 use std::mem::MaybeUninit;
 
 /// In the programs' `enum cause` and `enum type`.
@@ -70,6 +74,51 @@ fn resets_without_a_socket_are_seen_in_every_way() {
                 refused(&near, address(version, 18, 1, 20_018), address(version, 18, 2, port));
             }
         });
+    }
+}
+
+/// How many times the programs have measured in a namespace: what the slots of a histogram add up to.
+fn times(object: &libbpf_rs::Object, netns: &Netns, path: u32) -> u64 {
+    let map = object.maps().find(|map| map.name() == "counters").unwrap();
+    let number = |bytes: &[u8]| u32::from_ne_bytes(*bytes.first_chunk().unwrap());
+    let key = map.keys().find(|key| (number(key), number(&key[4..])) == (netns.inode(), path));
+    let value = key.and_then(|key| map.lookup(&key, MapFlags::ANY).unwrap()).unwrap_or_default();
+    let slots = value.as_chunks().0.iter().skip(1).take(SLOTS);
+    slots.map(|word| u64::from_ne_bytes(*word)).sum()
+}
+
+#[test]
+#[ignore = "runs in the kernels of the lab: make test-kernels"]
+fn packets_are_measured_in_every_way() {
+    std::fs::create_dir_all("/run/netns").unwrap();
+    let (near, far) = (Netns::new("path-near"), Netns::new("path-far"));
+    near.cable(&far, 25);
+    for (receive, transmit) in WAYS[0].iter().zip(WAYS[1]) {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = KernellatencySkelBuilder::default().open(&mut storage).unwrap();
+        load_only(open.open_object_mut(), &[*receive, transmit]);
+        let skel = open.load().unwrap_or_else(|error| panic!("load {receive:?}: {error:#}"));
+        let mut links = Vec::new();
+        for program in skel.object().progs_mut().filter(|program| program.autoload()) {
+            links.push(program.attach().unwrap_or_else(|error| panic!("attach {receive:?}: {error:#}")));
+        }
+        let (mut received, mut sent) = (0, 0);
+        for version in [4, 6] {
+            let target = address(version, 25, 2, 7920);
+            let listener = far.enter(|| std::net::TcpListener::bind(target).unwrap());
+            let mut client = near.enter(|| std::net::TcpStream::connect(target).unwrap());
+            let mut server = listener.accept().unwrap().0;
+            for _ in 0..5 {
+                client.write_all(b"hello").unwrap();
+                server.read_exact(&mut [0; 5]).unwrap();
+            }
+            let (new_received, new_sent) =
+                until(&format!("{receive:?} and {transmit:?} have measured"), || {
+                    let now = (times(skel.object(), &far, 0), times(skel.object(), &near, 1));
+                    (now.0 >= received + 5 && now.1 >= sent + 5).then_some(now)
+                });
+            (received, sent) = (new_received, new_sent);
+        }
     }
 }
 

@@ -49,17 +49,35 @@ impl Scan<'_> {
             let entry = entry.map_err(|error| failed("list", "/proc".to_owned(), error))?;
             let name = entry.file_name().to_str().ok();
             let Some(pid) = name.and_then(|name| name.parse::<i32>().ok()) else { continue };
-            if Instant::now() >= self.end {
+            let now = Instant::now();
+            if now >= self.end {
                 return Err(failed("look at", "all processes in time".to_owned(), Errno::TIMEDOUT));
             }
-            self.beacon.enter(Subject::NODE, "processes");
+            self.beacon.enter_at(Subject::NODE, "processes", now);
             each(self, pid);
         }
         Ok(())
     }
 
+    /// Whose a process with descriptors is, and how many it has, or so (see [`Self::open`]): the second only if the first is
+    /// known. `None` if it has none or has ended.
+    pub(super) fn holder(&mut self, pid: i32, owners: &dyn Owners) -> Option<(Place, u64)> {
+        // Where one call tells the number it comes first: for kernel threads, which have no descriptors, it is the only one.
+        let open = if self.sized { Some(self.open(pid)?) } else { None };
+        if open == Some(0) {
+            return None;
+        }
+        let place = self.place(pid, owners);
+        let open = match (open, &place) {
+            (Some(open), _) => open,
+            (None, Place::Of(_)) => self.open(pid).filter(|open| *open > 0)?,
+            (None, _) => 0,
+        };
+        Some((place, open))
+    }
+
     /// Whose a process is.
-    pub(super) fn place(&mut self, pid: i32, owners: &dyn Owners) -> Place {
+    fn place(&mut self, pid: i32, owners: &dyn Owners) -> Place {
         let mut link = [MaybeUninit::<u8>::uninit(); 64];
         let read = path(pid, "ns/net", |path| {
             readlinkat_raw(&self.root, path, &mut link[..]).map(|(link, _)| inode(link))
@@ -85,7 +103,7 @@ impl Scan<'_> {
 
     /// How many descriptors it has open, or so: where the size of the directory tells, numbers are in it that a call such as
     /// accept() has taken and waits to use. `None` if it ended.
-    pub(super) fn open(&mut self, pid: i32) -> Option<u64> {
+    fn open(&mut self, pid: i32) -> Option<u64> {
         if self.sized {
             let stat = path(pid, "fd", |path| statat(&self.root, path, AtFlags::empty())).ok()?;
             return u64::try_from(stat.st_size).ok();

@@ -1,0 +1,285 @@
+//! What sockets wait for: data until its application reads it, and what an application has written until it is sent.
+
+use crate::declare::{
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
+    histogram,
+};
+use crate::facts::one;
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
+use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::record;
+use crate::kernel::ways::{self, Way};
+use crate::table::Table;
+use libbpf_rs::skel::{OpenSkel, Skel};
+use netskoop_api::Value;
+use netskoop_bpf::plain;
+use netskoop_bpf::socketlatency::{SocketlatencySkelBuilder, types};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// The probe.
+pub static PROBE: Probe = Probe {
+    name: "socketlatency",
+    aliases: &[],
+    summary: "How long data waits in a socket until its application reads it, and what an application writes until it is sent.",
+    when: "A service answers late although the network is fast, or it is not known whether the application or the network is slow.",
+    finds: "An application that does not come to read (too few threads, no CPU left of its quota, a lock), a peer that does not \
+            read (a full window), a queue that is too long or Nagle's algorithm on the way out.",
+    cost: Cost::High,
+    needs: "BTF tracepoints sk_data_ready, sock_recv_length, sock_send_length (Linux 6.3), tcp_rcv_space_adjust and net_dev_queue; \
+            before, fentry or TCP alone. Data that is never read is in no histogram, and UDP is sent at once.",
+    default_on: false,
+    section: None,
+    options: &[
+        OptionDecl {
+            name: "slow",
+            kind: OptionType::Duration {
+                default: Duration::from_millis(100),
+                min: Duration::from_millis(1),
+                max: Duration::from_secs(600),
+            },
+            help: "Data that is read, or sent, later than this is an event.",
+        },
+        OptionDecl {
+            name: "stack",
+            kind: OptionType::Bool { default: false },
+            help: "Adds the kernel stack to each event, which costs several microseconds each.",
+        },
+    ],
+    families: &[NATIVE, KUBESKOOP, INSPECTOR],
+    events: &EVENTS,
+    hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
+};
+
+static MAPS: [CountersMap; 4] = [
+    CountersMap { name: "counters", table: &SLOW, fill },
+    CountersMap { name: "reads", table: &READS, fill: fill_histograms },
+    CountersMap { name: "writes", table: &WRITES, fill: fill_histograms },
+    CountersMap { name: "blocks", table: &BLOCKS, fill: fill_histograms },
+];
+
+static SLOW: TableDecl = TableDecl {
+    name: "socketlatency",
+    keys: &[],
+    columns: &[
+        counter("read_1ms"),
+        counter("read_100ms"),
+        counter("read_300ms"),
+        counter("write_1ms"),
+        counter("write_100ms"),
+    ],
+    node: false,
+};
+
+const fn histograms(name: &'static str) -> TableDecl {
+    TableDecl { name, keys: &["protocol"], columns: &HISTOGRAM, node: false }
+}
+
+static READS: TableDecl = histograms("socketlatency_reads");
+static WRITES: TableDecl = histograms("socketlatency_writes");
+static BLOCKS: TableDecl = histograms("socketlatency_blocks");
+
+/// In the order of `enum protocol`.
+const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
+
+/// In the order of `enum kind`.
+static EVENTS: [EventDecl; 2] = [
+    EventDecl {
+        name: "SOCKETLAT_READSLOW",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "Data waited longer than the option slow before the process read it. The process is the one that read it at last.",
+    },
+    EventDecl {
+        name: "SOCKETLAT_SENDSLOW",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "What the process wrote waited longer than the option slow before the first of it was sent: the peer did not read, or \
+               did not acknowledge what was sent before.",
+    },
+];
+
+/// 16, 64 and 256 microseconds, 1, 4, 16 and 131 milliseconds, 1 second.
+static BUCKETS: [Bucket; 8] = histogram::microseconds([3, 5, 7, 9, 11, 13, 16, 19]);
+
+const fn by_protocol(name: &'static str, help: &'static str, table: &'static TableDecl) -> Family {
+    Family::native(name, help, table, Points::Histogram(&BUCKETS)).decimals(9).core().keys(&[("protocol", 0)])
+}
+
+const NATIVE: &[Family] = &[
+    by_protocol(
+        "netskoop_socketlatency_read_seconds",
+        "Time that data was ready before its application read it, for each piece that was read. Of a piece that is read in parts \
+         the later ones count from the last data that came.",
+        &READS,
+    ),
+    by_protocol(
+        "netskoop_socketlatency_write_seconds",
+        "Time from the end of a write to the packet with the first byte of it, of writes that were not sent at once (TCP).",
+        &WRITES,
+    ),
+    by_protocol(
+        "netskoop_socketlatency_blocked_seconds",
+        "Time that threads were held up in writes because there was no room in the socket's buffer (TCP).",
+        &BLOCKS,
+    ),
+];
+
+const READ_1MS: Points = one(&SLOW, "read_1ms");
+const READ_100MS: Points = one(&SLOW, "read_100ms");
+const WRITE_1MS: Points = one(&SLOW, "write_1ms");
+const WRITE_100MS: Points = one(&SLOW, "write_100ms");
+
+const READ_1MS_HELP: &str = "Data that was read 1 ms or more after it was ready.";
+const READ_100MS_HELP: &str = "Data that was read 100 ms or more after it was ready.";
+const WRITE_1MS_HELP: &str = "Writes of which nothing was sent for 1 ms or longer.";
+const WRITE_100MS_HELP: &str = "Writes of which nothing was sent for 100 ms or longer.";
+
+const KUBESKOOP: &[Family] = &[
+    Family::kubeskoop("kubeskoop_socketlatency_read1ms", READ_1MS_HELP, &SLOW, READ_1MS),
+    Family::kubeskoop("kubeskoop_socketlatency_read100ms", READ_100MS_HELP, &SLOW, READ_100MS),
+    Family::kubeskoop("kubeskoop_socketlatency_write1ms", WRITE_1MS_HELP, &SLOW, WRITE_1MS),
+    Family::kubeskoop("kubeskoop_socketlatency_write100ms", WRITE_100MS_HELP, &SLOW, WRITE_100MS),
+];
+
+const INSPECTOR: &[Family] = &[
+    Family::inspector("inspector_pod_socketlatencyread1ms", READ_1MS_HELP, &SLOW, READ_1MS),
+    Family::inspector("inspector_pod_socketlatencyread100ms", READ_100MS_HELP, &SLOW, READ_100MS),
+    Family::inspector(
+        "inspector_pod_socketlatencyread300ms",
+        "Data that was read 300 ms or more after it was ready.",
+        &SLOW,
+        one(&SLOW, "read_300ms"),
+    ),
+    Family::inspector("inspector_pod_socketlatencywrite1ms", WRITE_1MS_HELP, &SLOW, WRITE_1MS),
+    Family::inspector("inspector_pod_socketlatencywrite100ms", WRITE_100MS_HELP, &SLOW, WRITE_100MS),
+];
+
+static READ_TRACEPOINTS: Way = Way::new("tp_btf", &["on_ready", "on_tcp_read", "on_udp_read"]);
+static READ_FENTRY: Way =
+    Way::new("fentry", &["fentry_ready", "on_tcp_read", "fexit_inet_recvmsg", "fexit_inet6_recvmsg"]);
+/// Of TCP alone.
+static READ_SEGMENTS: Way = Way::new("tp_btf", &["on_segment", "on_tcp_read"]);
+static WRITE_TRACEPOINT: Way = Way::new("tp_btf", &["on_written", "on_queue"]);
+static WRITE_FEXIT: Way = Way::new("fentry", &["fexit_sendmsg", "on_queue"]);
+static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
+static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
+
+fn run(session: Session) -> Result<(), Refused> {
+    session.socket_storage()?;
+    let chosen = chosen(&session)?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = session.open(SocketlatencySkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.probe = session.number();
+    }
+    ways::load_only(open.open_object_mut(), &chosen);
+    session.share_ring(&mut open.maps.events)?;
+    let mut skel = session.load(open)?;
+    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
+    let _links = session.attach(skel.object())?;
+    session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
+    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+    Ok(())
+}
+
+/// The hooks for each side. Without those of reading there is nothing worth it; what else is missing is told.
+fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
+    let read =
+        session.choose::<SocketlatencySkelBuilder>(&[&READ_TRACEPOINTS, &READ_FENTRY, &READ_SEGMENTS])?;
+    if std::ptr::eq(read, &raw const READ_SEGMENTS) {
+        session.limited("this kernel does not tell when UDP data is read (Linux 6.3, or fentry)");
+    }
+    let write = session.choose::<SocketlatencySkelBuilder>(&[&WRITE_TRACEPOINT, &WRITE_FEXIT]);
+    if let Err(refused) = &write {
+        tracing::debug!("socketlatency without writes: {refused}");
+        session.limited("this kernel does not tell what applications write (Linux 6.3, or fentry)");
+    }
+    let blocked = session.choose::<SocketlatencySkelBuilder>(&[&BLOCKED_FENTRY, &BLOCKED_KPROBE]);
+    if let Err(refused) = &blocked {
+        tracing::debug!("socketlatency without blocked writes: {refused}");
+        session.limited("the time that writes are blocked cannot be seen without fentry or kprobes");
+    }
+    Ok([Some(read), write.ok(), blocked.ok()].into_iter().flatten().collect())
+}
+
+fn apply(data: Option<&mut types::bss>, settings: &Settings) {
+    let Some(options) = data.map(|data| &mut data.options) else { return };
+    (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    options.slow_ns = settings.nanoseconds("slow");
+    options.stack = settings.bool("stack").into();
+}
+
+fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
+    let (head, event, stack) = record::parse::<types::socketlatency_event>(bytes)?;
+    let decl = EVENTS.get(usize::from(head.kind))?;
+    let fields = vec![("latency_ns", Value::Number(event.latency_ns))];
+    let t = event.tuple;
+    let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
+    Some(head.event(decl, tuple, fields, stack))
+}
+
+fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    let mut rows: Vec<_> = counters
+        .entries
+        .iter()
+        .filter_map(|(key, value)| {
+            let key: types::socketlatency_key = plain::read(key)?;
+            let value: types::socketlatency_value = plain::read(value)?;
+            let cells =
+                [value.read_1ms, value.read_100ms, value.read_300ms, value.write_1ms, value.write_100ms];
+            Some(((counters.subject)(key.netns, key.cookie)?, cells))
+        })
+        .collect();
+    rows.sort_unstable();
+    for (subject, values) in rows {
+        if let Some(cells) = table.row(subject, &[]) {
+            cells.copy_from_slice(&values);
+        }
+    }
+}
+
+fn fill_histograms(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    counters.fill_histograms(&PROTOCOLS, table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::{Memory, Options};
+    use crate::kernel::bpf::Entries;
+    use crate::kernel::features::Features;
+    use crate::table::Subject;
+    use std::path::Path;
+
+    fn known() -> Known {
+        Known::new(Path::new("/nonexistent"), &Features::default())
+    }
+
+    #[test]
+    fn what_was_slow_is_a_row_of_each_namespace() {
+        let entry = |netns: u32, values: [u64; 5]| {
+            let key = [&netns.to_ne_bytes()[..], &[0; 4], &9_u64.to_ne_bytes()].concat();
+            (key, values.map(u64::to_ne_bytes).concat())
+        };
+        let pairs = [entry(6, [5, 4, 3, 2, 1]), entry(5, [1, 0, 0, 7, 0]), entry(99, [1; 5])];
+        let (entries, options, memory) = (Entries::from_pairs(&pairs), Options::new(), Memory::default());
+        let subject = |netns, cookie| (netns < 10 && cookie == 9).then_some(Subject(netns));
+        let mut table = Table::new(&SLOW, 100);
+        fill(&Counters::new(&entries, &subject, &options, &memory), &known(), &mut table);
+        let row = |row| (table.subject(row).0, table.cell(row, 0), table.cell(row, 3));
+        assert_eq!((table.len(), row(0), row(1)), (2, (5, Some(1), Some(7)), (6, Some(5), Some(2))));
+    }
+
+    #[test]
+    fn short_records_and_unknown_kinds_are_refused() {
+        let whole = vec![0; size_of::<types::socketlatency_event>()];
+        assert_eq!(decode(&whole, &known()).unwrap().decl.name, "SOCKETLAT_READSLOW");
+        for length in 0..whole.len() {
+            assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
+        }
+        let mut strange = whole;
+        strange[std::mem::offset_of!(types::event_head, kind)] = 2;
+        assert!(decode(&strange, &known()).is_none());
+    }
+}

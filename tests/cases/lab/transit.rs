@@ -1,0 +1,85 @@
+//! What packets lose on their way through the kernel.
+
+use super::Outcome::Seen;
+use super::{Lab, Outcome, Pair, run};
+use crate::latency::{number, slow_filter};
+use crate::root::tuple;
+use crate::support::Netns;
+use netskoop_api::{Net, Value};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+
+/// Sends a few datagrams to the far side; the addresses of all.
+fn send(from: &Netns, own: SocketAddr, target: SocketAddr) -> Net {
+    let socket = from.enter(|| UdpSocket::bind(own).unwrap());
+    for _ in 0..3 {
+        socket.send_to(b"hello", target).unwrap();
+    }
+    tuple("udp", own, target)
+}
+
+pub(super) fn netem_delay(lab: &Lab) -> Outcome {
+    let pair = Pair::new(lab, "delay", 20);
+    run("tc", &["-n", &pair.near.0, "qdisc", "add", "dev", "c20a", "root", "netem", "delay", "300ms"]);
+    for version in [4, 6] {
+        let net = send(&pair.near, pair.near(version, 20_020), pair.far(version, 7820));
+        let event = lab.event("NETIFTXLAT_QDISC", &pair.near, |event| event.net.as_ref() == Some(&net));
+        assert_eq!(event.fields.get("device"), Some(&Value::Text("c20a".into())), "{event:#?}");
+        assert!(number(&event, "latency_ns") >= 299_000_000, "{event:#?}");
+    }
+    // Both and what it took to find the neighbour.
+    lab.wait("netiftxlat", "qdisc_seconds_count", &pair.near, "", |count| count >= 6.0);
+    lab.wait("netiftxlat", "driver_seconds_count", &pair.near, "", |count| count >= 6.0);
+    assert_eq!(lab.value("netiftxlat", "qdisc_seconds_count", &pair.far.0, ""), None, "it has no queue");
+    Seen("NETIFTXLAT_QDISC v4 v6, histograms".to_owned())
+}
+
+/// Sends something to the far side over TCP, as often; the addresses of what was sent.
+fn talk(pair: &Pair, target: SocketAddr) -> Net {
+    let listener = pair.far.enter(|| TcpListener::bind(target).unwrap());
+    let mut client = pair.near.enter(|| TcpStream::connect(target).unwrap());
+    let mut server = listener.accept().unwrap().0;
+    for _ in 0..3 {
+        client.write_all(b"hello").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+    }
+    tuple("tcp", client.local_addr().unwrap(), target)
+}
+
+/// Many rules at a hook, at either end: what is slow there, and which part of it is.
+const HOOKS: [(&str, &str, bool, &str); 4] = [
+    ("prerouting", "RXKERNEL_SLOW", true, "prerouting_ns"),
+    ("input", "RXKERNEL_SLOW", true, "local_in_ns"),
+    ("output", "TXKERNEL_SLOW", false, "local_out_ns"),
+    ("postrouting", "TXKERNEL_SLOW", false, "postrouting_ns"),
+];
+
+pub(super) fn many_rules(lab: &Lab) -> Outcome {
+    let whole = lab.cannot("kernellatency", "as a whole");
+    lab.option("kernellatency", "slow", "2ms");
+    for (at, (hook, kind, far, part)) in HOOKS.into_iter().enumerate() {
+        let pair = Pair::new(lab, hook, 21 + at as u8);
+        let netns = if far { &pair.far } else { &pair.near };
+        slow_filter(netns, hook, "meta l4proto { tcp, udp }", 60);
+        for version in [4, 6] {
+            let mut nets = vec![talk(&pair, pair.far(version, 7821))];
+            if !whole {
+                nets.push(send(&pair.near, pair.near(version, 20_021), pair.far(version, 7822)));
+            }
+            for net in nets {
+                let event = lab.event(kind, netns, |event| event.net.as_ref() == Some(&net));
+                if whole {
+                    assert_eq!(event.fields.len(), 1, "{event:#?}");
+                } else {
+                    assert!(number(&event, part) > number(&event, "latency_ns") / 2, "{event:#?}");
+                }
+            }
+        }
+        let path = if far { "receive" } else { "transmit" };
+        let least = if whole { 2.0 } else { 12.0 };
+        lab.wait("kernellatency", &format!("{path}_seconds_count"), netns, "", |count| count >= least);
+    }
+    lab.option("kernellatency", "slow", "10ms");
+    let protocols = if whole { "TCP" } else { "TCP and UDP, the slow part named," };
+    Seen(format!("RXKERNEL_SLOW and TXKERNEL_SLOW of {protocols} v4 v6"))
+}

@@ -1,0 +1,245 @@
+//! Data that waits in sockets for a known time: the test is the application that is late, and knows how late it was.
+
+use crate::root::{address, find, tuple};
+use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
+use netskoop_api::{Event, Net, StateName, Value};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+/// How late the application is, and so what a test waits for on purpose.
+const LATE: Duration = Duration::from_millis(60);
+
+/// What the daemon has to tell: between whom, and how long it took at least and at most.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) net: Net,
+    at_least: Duration,
+    at_most: Duration,
+}
+
+impl Late {
+    /// Whether an event tells of it.
+    pub(crate) fn is_in(&self, event: &Event) -> bool {
+        let Some(Value::Number(latency)) = event.fields.get("latency_ns") else { panic!("{event:#?}") };
+        let took = self.at_least.as_nanos()..=self.at_most.as_nanos();
+        event.net.as_ref() == Some(&self.net) && took.contains(&u128::from(*latency))
+    }
+}
+
+fn dawdle() -> Instant {
+    let began = Instant::now();
+    std::thread::sleep(LATE);
+    began
+}
+
+fn wait_for(socket: &impl AsFd, what: PollFlags) {
+    while poll(&mut [PollFd::new(socket, what)], None).is_err() {}
+}
+
+/// Waits until there is something to read, and then does not read it for a while.
+fn dawdle_with_data(socket: &impl AsFd) -> Instant {
+    wait_for(socket, PollFlags::IN);
+    dawdle()
+}
+
+/// Two connected TCP sockets.
+pub(crate) fn connection(from: &Netns, to: &Netns, target: SocketAddr) -> (TcpStream, TcpStream) {
+    let listener = to.enter(|| TcpListener::bind(target).unwrap());
+    let client = from.enter(|| TcpStream::connect(target).unwrap());
+    (client, listener.accept().unwrap().0)
+}
+
+/// Two UDP sockets that know each other.
+pub(crate) fn udp_pair(from: &Netns, to: &Netns, at: SocketAddr, target: SocketAddr) -> [UdpSocket; 2] {
+    let one = |netns: &Netns, own: SocketAddr, peer: SocketAddr| {
+        netns.enter(|| {
+            let socket = UdpSocket::bind(own).unwrap();
+            socket.connect(peer).unwrap();
+            socket
+        })
+    };
+    [one(from, at, target), one(to, target, at)]
+}
+
+/// A request that is looked at, and read in two parts too late, of which the second counts from the same moment.
+pub(crate) fn read_late((client, server): &mut (TcpStream, TcpStream)) -> [Late; 2] {
+    let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
+    let sent = Instant::now();
+    client.write_all(b"requests").unwrap();
+    let came = dawdle_with_data(server);
+    assert_eq!(server.peek(&mut [0; 8]).unwrap(), 8);
+    let part = |server: &mut TcpStream| {
+        server.read_exact(&mut [0; 4]).unwrap();
+        Late { net: net.clone(), at_least: LATE, at_most: sent.elapsed() }
+    };
+    let first = part(server);
+    std::thread::sleep(LATE);
+    let second = Late { at_least: came.elapsed(), ..part(server) };
+    [first, second]
+}
+
+/// Datagrams that are read too late.
+pub(crate) fn udp_read_late([client, server]: &[UdpSocket; 2]) -> Late {
+    let net = tuple("udp", client.local_addr().unwrap(), server.local_addr().unwrap());
+    let sent = Instant::now();
+    client.send(b"question").unwrap();
+    let _ = dawdle_with_data(server);
+    assert_eq!(server.peek(&mut [0; 8]).unwrap(), 8);
+    assert_eq!(server.recv(&mut [0; 8]).unwrap(), 8);
+    Late { net, at_least: LATE, at_most: sent.elapsed() }
+}
+
+/// Writes more than the peer takes, which reads it too late. The last write waits longest.
+pub(crate) fn sent_late((client, server): &mut (TcpStream, TcpStream)) -> Late {
+    let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
+    client.set_nonblocking(true).unwrap();
+    let piece = vec![7; 64 << 10];
+    let (mut written, mut quiet, began) = (0, false, Instant::now());
+    // The buffer grows while the peer takes something. Only the last attempt is made when nothing moves any more.
+    let full = loop {
+        match client.write(&piece) {
+            Ok(bytes) => written += bytes,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let full = dawdle();
+                if quiet && !writable(client) {
+                    break full;
+                }
+                quiet = !writable(client);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let at_least = full.elapsed();
+    let mut taken = vec![0; written];
+    server.read_exact(&mut taken).unwrap();
+    client.set_nonblocking(false).unwrap();
+    Late { net, at_least, at_most: began.elapsed() }
+}
+
+/// Writes more than there is room for, and is held up until the peer reads.
+pub(crate) fn blocked((client, server): &mut (TcpStream, TcpStream)) {
+    let all = vec![7; 16 << 20];
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.write_all(&all).unwrap());
+        let _ = dawdle_with_data(server);
+        server.read_exact(&mut vec![0; all.len()]).unwrap();
+    });
+}
+
+fn writable(socket: &impl AsFd) -> bool {
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&now)).unwrap() > 0
+}
+
+/// Answers one byte for each, at once.
+fn ping_pong(pair: &mut (TcpStream, TcpStream), times: usize) {
+    for _ in 0..times {
+        pair.0.write_all(b"?").unwrap();
+        pair.1.read_exact(&mut [0; 1]).unwrap();
+        pair.1.write_all(b"!").unwrap();
+        pair.0.read_exact(&mut [0; 1]).unwrap();
+    }
+}
+
+/// The event of a type that tells of it, as the daemon keeps it.
+#[track_caller]
+fn told(daemon: &Daemon, kind: &str, netns: &Netns, late: &Late) {
+    let events = || {
+        let text = daemon.ask(&format!("/v1/events?type={kind}")).text();
+        text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let of_it = |event: &Event| event.net.as_ref() == Some(&late.net);
+    let looked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        until("an event of these addresses", || {
+            let events: Vec<Event> = events().into_iter().filter(of_it).collect();
+            events.iter().any(|event| late.is_in(event)).then_some(events)
+        })
+    }));
+    let found = looked.unwrap_or_else(|_| panic!("no {late:#?} in {:#?}", events()));
+    for event in found {
+        assert_eq!(event.probe, "socketlatency");
+        assert_eq!(event.entity.as_ref().map(|entity| entity.netns), Some(netns.inode()), "{event:#?}");
+        let process = event.process.as_ref().expect("it is known who is late");
+        assert_eq!(process.pid, std::process::id(), "{event:#?}");
+    }
+}
+
+fn value(text: &str, metric: &str, entity: &str, labels: &str) -> u64 {
+    let name = format!("{metric}{{kind=\"netns\",name=\"{entity}\"");
+    let ours = text.lines().filter(|line| line.starts_with(&name) && line.contains(labels));
+    ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+}
+
+fn reads(text: &str, entity: &str, protocol: &str) -> u64 {
+    let labels = format!("protocol=\"{protocol}\"");
+    value(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
+}
+
+#[test]
+fn late_readers_and_writes_are_told_and_counted() {
+    own_node!(Pids::Shared);
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    red.cable(&blue, 12);
+    // What was there before the probe is looked at like anything else.
+    let target = |version, port| address(version, 12, 2, port);
+    let mut tcp = [4, 6].map(|version| connection(&red, &blue, target(version, 7410)));
+    let udp =
+        [4, 6].map(|version| udp_pair(&red, &blue, address(version, 12, 1, 7411), target(version, 7411)));
+    let daemon = Setup::on_node().set("probes.socketlatency", "enabled = true\nslow = \"40ms\"").start();
+    daemon.entities_until("both", |now| [&red, &blue].iter().all(|n| find(now, n.inode()).is_some()));
+    let state = daemon.probe("socketlatency").state;
+    assert_eq!(state.state, StateName::On, "{state:?}");
+    assert!(!state.reason.is_some_and(|reason| reason.contains("what applications write")));
+
+    for pair in &mut tcp {
+        ping_pong(pair, 100);
+    }
+    for [client, server] in &udp {
+        for _ in 0..100 {
+            client.send(b"?").unwrap();
+            assert_eq!(server.recv(&mut [0; 1]).unwrap(), 1);
+        }
+    }
+    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
+    assert_eq!((reads(&text, "red", "tcp"), reads(&text, "blue", "tcp")), (200, 200), "{text}");
+    assert_eq!(reads(&text, "red", "udp"), 0, "{text}");
+    // A reader on another CPU may be quicker than the sentence that there is something to read.
+    assert!((190..=200).contains(&reads(&text, "blue", "udp")), "{text}");
+
+    for pair in &mut tcp {
+        for late in read_late(pair) {
+            told(&daemon, "SOCKETLAT_READSLOW", &blue, &late);
+        }
+    }
+    for pair in &udp {
+        told(&daemon, "SOCKETLAT_READSLOW", &blue, &udp_read_late(pair));
+    }
+    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
+    assert_eq!(reads(&text, "blue", "tcp"), 204, "{text}");
+    let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=socketlatency");
+    assert!(old.contains("kubeskoop_socketlatency_read1ms{"), "{old}");
+    crate::golden::lint(&old, "kubeskoop");
+
+    for pair in &mut tcp {
+        let late = sent_late(pair);
+        told(&daemon, "SOCKETLAT_SENDSLOW", &red, &late);
+    }
+    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
+    assert!(value(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
+    assert_eq!(value(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
+    crate::golden::lint(&text, "netskoop");
+    let old = daemon.scrape("/metrics?names=inspector&collect[]=socketlatency");
+    let late = |name: &str| {
+        let mut lines =
+            old.lines().filter(|line| line.starts_with(&format!("inspector_pod_socketlatency{name}{{")));
+        let line = lines.find(|line| line.contains(&format!("netns=\"ns{}\"", red.inode())));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    assert!(late("write1ms").is_some_and(|writes| writes >= 2.0), "{old}");
+    assert!(late("read300ms").is_some(), "{old}");
+    crate::golden::lint(&old, "inspector");
+}
