@@ -1,6 +1,6 @@
 //! Bytes and packets by connection, compared with what was sent and with the counters of the interface.
 
-use crate::support::{Daemon, LIMIT, Netns, Pids, Setup, own_node, run, series, until};
+use crate::support::{Daemon, LIMIT, Netns, Pids, Setup, own_node, programs_vanish, run, series, until};
 use netskoop_api::StateName;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -214,9 +214,9 @@ fn tags_are_followed_and_interfaces_come_and_go() {
 }
 
 #[test]
-fn without_a_default_route_it_says_so() {
+fn without_a_default_route_it_says_so_and_nothing_stays_when_it_is_killed() {
     own_node!(Pids::Own);
-    let daemon = Setup::on_node().set("probes.flow", "enabled = true").start();
+    let mut daemon = Setup::on_node().set("probes.flow", "enabled = true").start();
     let state = daemon.probe("flow").state;
     assert_eq!(state.state, StateName::On);
     let says = "there was no default route at the start; name interfaces with the option devices";
@@ -228,4 +228,7 @@ fn without_a_default_route_it_says_so() {
         let pair = labels("wan0", "out", here(4, 65, 0), there(4, 65, 0), false);
         (value(&scrape(&daemon), "packets", &pair) > 0).then_some(())
     });
+    // What hangs on links ends with whoever made them, however that ended.
+    daemon.kill();
+    programs_vanish(&state.programs);
 }
