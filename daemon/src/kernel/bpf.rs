@@ -16,7 +16,7 @@ use crate::hooks::Known;
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
 };
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
 };
@@ -54,16 +54,6 @@ pub struct Loader {
 enum Command {
     Set(Settings, mpsc::SyncSender<()>),
     Stop,
-}
-
-/// What an object that counts by task is told.
-pub struct TaskSettings {
-    /// Number that its records carry.
-    pub probe: u16,
-    /// Inode of the host's network namespace.
-    pub host_netns: u32,
-    /// Process id of the daemon, whose threads visit other namespaces.
-    pub daemon: u32,
 }
 
 /// What an object's thread tells when it works.
@@ -233,28 +223,6 @@ impl Session {
         }
     }
 
-    /// Runs an object that counts by task, and nothing else, until it is to be unloaded. `settle` puts what it is told into
-    /// its read-only data, whose type is its own.
-    pub fn count_tasks<'o, B: SkelBuilder<'o>>(
-        self,
-        builder: B,
-        storage: &'o mut MaybeUninit<OpenObject>,
-        settle: impl FnOnce(&mut B::Output, &TaskSettings),
-    ) -> Result<(), Refused> {
-        self.tracepoint("sched_process_exit")?;
-        self.task_storage()?;
-        let mut open = self.open(builder, storage)?;
-        let (probe, host_netns, daemon) = (self.number, self.host_netns(), std::process::id());
-        settle(&mut open, &TaskSettings { probe, host_netns, daemon });
-        let events = open.open_object_mut().maps_mut().find(|map| map.name() == "events");
-        self.share_ring(&mut events.ok_or_else(|| self.failed("find a map", "events"))?)?;
-        let skel = self.load(open)?;
-        let _links = self.attach(skel.object())?;
-        self.ready(skel.object(), "tp_btf", &["counters"])?;
-        self.serve(|_| {});
-        Ok(())
-    }
-
     /// What an object has that counts by task.
     fn tasks(&self, object: &Object) -> Result<Option<Tasks>, Refused> {
         let Some(walk) = object.progs_mut().find(|program| is_walk(&program.attach_type())) else {
@@ -271,7 +239,7 @@ impl Session {
         MapHandle::try_from(&map).map_err(|error| refused(&format!("keep map {name}"), &error))
     }
 
-    fn failed(&self, doing: &str, cause: &str) -> Refused {
+    pub(super) fn failed(&self, doing: &str, cause: &str) -> Refused {
         Refused::Failed { doing: format!("{doing} of {}", self.name), cause: cause.to_owned() }
     }
 }
