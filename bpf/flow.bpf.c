@@ -14,40 +14,6 @@ enum direction { INGRESS, EGRESS };
 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after decides. */
 #define GO_ON -1
 
-/* What the kernel shows of a packet, as far as it is needed (linux/bpf.h). */
-struct __sk_buff {
-	u32 len;
-	u32 pkt_type;
-	u32 mark;
-	u32 queue_mapping;
-	u32 protocol;
-	u32 vlan_present;
-	u32 vlan_tci;
-	u32 vlan_proto;
-	u32 priority;
-	u32 ingress_ifindex;
-	u32 ifindex;
-	u32 tc_index;
-	u32 cb[5];
-	u32 hash;
-	u32 tc_classid;
-	u32 data;
-	u32 data_end;
-	u32 napi_id;
-	u32 family;
-	u32 remote_ip4;
-	u32 local_ip4;
-	u32 remote_ip6[4];
-	u32 local_ip6[4];
-	u32 remote_port;
-	u32 local_port;
-	u32 data_meta;
-	u64 flow_keys;
-	u64 tstamp;
-	u32 wire_len;
-	u32 gso_segs;
-};
-
 /* The mark of the tuple is the direction. */
 struct flow_traffic_key {
 	u32 netns;

@@ -6,7 +6,7 @@ use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
 use crate::kernel::symbols::Symbols;
 use crate::kernel::tasks;
-use crate::table::{Subject, Table};
+use crate::table::{ABSENT, Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use netskoop_bpf::plain;
 use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
@@ -99,6 +99,11 @@ impl<'a> Counters<'a> {
         Counters { entries, subject, options, memory, expired: RefCell::default(), beside: None }
     }
 
+    /// Whose an entry is that is counted by task: a tenant's of the node's own namespace, or a namespace's.
+    pub fn owner(&self, netns: u32, tenant: u32, cookie: u64) -> Option<Subject> {
+        if tenant == 0 { (self.subject)(netns, cookie) } else { Some(Subject(tenant)) }
+    }
+
     /// An integer option in force.
     pub fn integer(&self, name: &str) -> Option<usize> {
         match self.options.get(name) {
@@ -134,10 +139,7 @@ impl<'a> Counters<'a> {
     pub fn fill_usage<const N: usize>(&self, table: &mut Table) {
         let mut uses: Vec<(Subject, [u64; N])> = Vec::with_capacity(self.entries.len());
         for usage in tasks::usage::<N>(self.entries) {
-            let subject = match usage.tenant {
-                0 => (self.subject)(usage.netns, usage.cookie),
-                tenant => Some(Subject(tenant)),
-            };
+            let subject = self.owner(usage.netns, usage.tenant, usage.cookie);
             uses.extend(subject.map(|subject| (subject, usage.values)));
         }
         uses.sort_unstable_by_key(|(subject, _)| *subject);
@@ -146,6 +148,24 @@ impl<'a> Counters<'a> {
             for (at, cell) in cells.iter_mut().enumerate().take(N) {
                 *cell = of_one.iter().fold(0, |sum, (_, values)| sum.wrapping_add(values[at]));
             }
+        }
+    }
+}
+
+/// An entry as the row that it belongs to: whose it is, its keys, and its value as the kernel keeps it.
+pub type RawRow<'a> = (Subject, Vec<String>, &'a [u8]);
+
+/// Fills a table whose columns are the numbers of the values, in their order. What belongs to one row is added up; a number
+/// that no entry of a row has stays absent.
+pub fn add_up(mut rows: Vec<RawRow<'_>>, table: &mut Table) {
+    rows.sort_unstable();
+    for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
+        let keys: Vec<&[u8]> = group[0].1.iter().map(String::as_bytes).collect();
+        let Some(cells) = table.row(group[0].0, &keys) else { return };
+        for (at, cell) in cells.iter_mut().enumerate() {
+            let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
+            let numbers = numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
+            *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
         }
     }
 }

@@ -9,7 +9,7 @@ DATAGRAMS = 40_000
 KIB = 1_000_000
 # Loading programs leaves work behind in the kernel.
 SETTLED = 0.3
-PROBES = ["kernellatency", "netiftxlat"]
+PROBES = ["kernellatency", "netiftxlat", "socketlatency"]
 HEAD = ["probes", "UDP, ns per packet", "more", "TCP, MiB/s", "of that without"]
 SENDER, RECEIVER = "packets-a", "packets-b"
 ADDRESS = "10.98.0.2"

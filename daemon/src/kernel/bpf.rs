@@ -9,7 +9,7 @@
 use super::features::Features;
 pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
-use super::ring::{Ring, wait_until};
+use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
 use crate::hooks::Known;
@@ -24,8 +24,8 @@ use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
-use std::any::Any;
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -165,8 +165,19 @@ impl Session {
     /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
     /// kernel has are for [`Session::ready`].
     pub fn attach(&self, object: &Object) -> Result<Vec<Link>, Refused> {
+        self.attach_some(object, |_| true)
+    }
+
+    /// The same for programs with certain names.
+    pub(super) fn attach_some(
+        &self,
+        object: &Object,
+        wanted: impl Fn(&OsStr) -> bool,
+    ) -> Result<Vec<Link>, Refused> {
         let mut links = Vec::new();
-        let hooks = |program: &ProgramMut<'_>| program.autoload() && !is_walk(&program.attach_type());
+        let hooks = |program: &ProgramMut<'_>| {
+            program.autoload() && !is_walk(&program.attach_type()) && wanted(program.name())
+        };
         for program in object.progs_mut().filter(hooks) {
             let doing = || format!("attach {} of {}", program.name().display(), self.name);
             links.push(program.attach().map_err(|error| refused(&doing(), &error))?);
@@ -200,24 +211,20 @@ impl Session {
     }
 
     /// Applies new settings as they come, until the object is to be unloaded.
-    #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
-    pub fn serve(self, mut apply: impl FnMut(&Settings)) {
-        while let Ok(Command::Set(settings, done)) = self.commands.recv() {
-            apply(&settings);
-            let _ = done.send(());
-        }
+    pub fn serve(self, apply: impl FnMut(&Settings)) {
+        self.serve_every(apply, || Duration::MAX);
     }
 
-    /// The same, and calls `tick` again and again, so long after it was called last or new settings were applied.
+    /// The same, and meanwhile does something again and again: its answer is when.
     #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
-    pub fn serve_ticking(self, period: Duration, mut tick: impl FnMut(Option<&Settings>)) {
+    pub fn serve_every(self, mut apply: impl FnMut(&Settings), mut act: impl FnMut() -> Duration) {
         loop {
-            match self.commands.recv_timeout(period) {
+            match self.commands.recv_timeout(act()) {
                 Ok(Command::Set(settings, done)) => {
-                    tick(Some(&settings));
+                    apply(&settings);
                     let _ = done.send(());
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => tick(None),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -225,11 +232,12 @@ impl Session {
 
     /// What an object has that counts by task.
     fn tasks(&self, object: &Object) -> Result<Option<Tasks>, Refused> {
-        let Some(walk) = object.progs_mut().find(|program| is_walk(&program.attach_type())) else {
+        if !object.maps().any(|map| map.name() == "tenants") {
             return Ok(None);
-        };
-        let walk =
-            walk.attach().map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
+        }
+        let walk = object.progs_mut().find(|program| program.name() == "on_walk");
+        let walk = walk.map(|walk| walk.attach()).transpose();
+        let walk = walk.map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
         Ok(Some(Tasks::new(walk, self.map(object, "tenants")?)))
     }
 
@@ -622,17 +630,6 @@ fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
         runs: info.run_cnt,
         missed: info.recursion_misses,
     })
-}
-
-/// Waits for the end of a thread, for a bounded time.
-pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
-    wait_until(limit, || thread.is_finished())
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the kernel offers: files, namespaces, BPF objects, symbols. Knows no metric name.
 
 pub mod bpf;
+mod cgroup_hooks;
 pub mod cgroup_mounts;
 pub mod default_route;
 pub mod drop_reasons;
@@ -15,6 +16,7 @@ mod refused;
 pub mod ring;
 pub mod rooms;
 mod settings;
+mod sweep;
 pub mod symbols;
 pub mod tasks;
 pub mod tc;

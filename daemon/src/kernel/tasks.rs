@@ -1,5 +1,5 @@
-//! Objects that count what each task uses (`bpf/include/tasks.bpf.h`): the walk over the living before each reading, and
-//! whose the processes in the node's own namespace are.
+//! Objects that count by task: whose the processes in the node's own namespace are (`bpf/include/whose.bpf.h`), and for what
+//! each task uses (`bpf/include/tasks.bpf.h`) the walk over the living before each reading.
 
 use super::bpf::{Entries, Refused, Session, io_error};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -16,32 +16,36 @@ pub type Tenant = (u64, u32);
 /// What such an object has beside its hooks.
 #[derive(Debug)]
 pub struct Tasks {
-    walk: Mutex<Link>,
+    walk: Option<Mutex<Link>>,
     tenants: MapHandle,
     /// What the kernel was told, sorted.
     told: Mutex<Vec<Tenant>>,
 }
 
+/// Runs a program for everything that it walks over.
+pub(super) fn walk(link: &Link) -> io::Result<()> {
+    let mut walk = Iter::new(link).map_err(io_error)?;
+    // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
+    let mut nothing = [0; 64];
+    loop {
+        match walk.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Tasks {
-    pub(super) fn new(walk: Link, tenants: MapHandle) -> Tasks {
-        Tasks { walk: Mutex::new(walk), tenants, told: Mutex::default() }
+    pub(super) fn new(walk: Option<Link>, tenants: MapHandle) -> Tasks {
+        Tasks { walk: walk.map(Mutex::new), tenants, told: Mutex::default() }
     }
 
-    /// Runs the object's program for every living task.
+    /// Runs the object's program for every living task, if it has one.
     pub(super) fn walk(&self) -> io::Result<()> {
-        let link = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut walk = Iter::new(&link).map_err(io_error)?;
-        // It writes nothing; a read that returns has walked to the end, unless it was interrupted.
-        let mut nothing = [0; 64];
-        loop {
-            match walk.read(&mut nothing) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let Some(link) = &self.walk else { return Ok(()) };
+        walk(&link.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set_tenants(&self, tenants: &[Tenant]) -> io::Result<()> {
@@ -61,36 +65,6 @@ impl Tasks {
         }
         Ok(())
     }
-}
-
-/// Whether the key of a counter is a tenant's.
-pub(super) fn is_of(key: &[u8], tenant: u32) -> bool {
-    plain::read::<types::usage_key>(key).is_some_and(|key| key.tenant == tenant)
-}
-
-/// What the tasks of one place have used: N values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage<const N: usize> {
-    /// Inode of the namespace.
-    pub netns: u32,
-    /// Its cookie; 0 if it has none.
-    pub cookie: u64,
-    /// Number of the tenant; 0 if it is none's.
-    pub tenant: u32,
-    /// The values, in the order of the program.
-    pub values: [u64; N],
-}
-
-/// What entries of a counters map say.
-pub fn usage<const N: usize>(entries: &Entries) -> impl Iterator<Item = Usage<N>> {
-    entries.iter().filter_map(|(key, value)| {
-        let key: types::usage_key = plain::read(key)?;
-        let mut values = [0; N];
-        for (value, bytes) in values.iter_mut().zip(value.as_chunks::<8>().0) {
-            *value = u64::from_ne_bytes(*bytes);
-        }
-        Some(Usage { netns: key.netns, cookie: key.cookie, tenant: key.tenant, values })
-    })
 }
 
 /// What an object that counts by task is told.
@@ -125,4 +99,34 @@ impl Session {
         self.serve(|_| {});
         Ok(())
     }
+}
+
+/// Whether the key of a counter is a tenant's.
+pub(super) fn is_of(key: &[u8], tenant: u32) -> bool {
+    plain::read::<types::owner>(key).is_some_and(|key| key.tenant == tenant)
+}
+
+/// What the tasks of one place have used: N values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage<const N: usize> {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// Its cookie; 0 if it has none.
+    pub cookie: u64,
+    /// Number of the tenant; 0 if it is none's.
+    pub tenant: u32,
+    /// The values, in the order of the program.
+    pub values: [u64; N],
+}
+
+/// What entries of a counters map say.
+pub fn usage<const N: usize>(entries: &Entries) -> impl Iterator<Item = Usage<N>> {
+    entries.iter().filter_map(|(key, value)| {
+        let key: types::owner = plain::read(key)?;
+        let mut values = [0; N];
+        for (value, bytes) in values.iter_mut().zip(value.as_chunks::<8>().0) {
+            *value = u64::from_ne_bytes(*bytes);
+        }
+        Some(Usage { netns: key.netns, cookie: key.cookie, tenant: key.tenant, values })
+    })
 }

@@ -2,8 +2,8 @@
 //! function's entry or exit (fentry, fexit), else a kprobe. What works is found out by trying, never by the version.
 
 use super::bpf::{Refused, Session, refused};
-use libbpf_rs::OpenObject;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, Object, OpenObject};
 use std::mem::MaybeUninit;
 
 /// One way: the programs that are needed for it.
@@ -42,6 +42,13 @@ pub fn load_only(object: &mut OpenObject, chosen: &[&Way]) {
 }
 
 impl Session {
+    /// Attaches the programs of these ways, of all that were loaded.
+    pub fn attach_ways(&self, object: &Object, chosen: &[&Way]) -> Result<Vec<Link>, Refused> {
+        self.attach_some(object, |name| {
+            chosen.iter().flat_map(|way| way.programs).any(|known| name == *known)
+        })
+    }
+
     /// The first of some ways that works here. Each is loaded and attached by itself, and taken back at once. If none
     /// works, the answer says why each does not.
     pub fn choose<B>(&self, ways: &[&'static Way]) -> Result<&'static Way, Refused>
@@ -52,15 +59,30 @@ impl Session {
         for way in ways {
             match self.try_way::<B>(way) {
                 Ok(()) => return Ok(way),
-                Err(Refused::Failed { cause, .. }) => causes.push(format!("{}: {cause}", way.via)),
-                // Privileges are missing, which no other way does without.
-                Err(refused @ Refused::NotHere(_)) => return Err(refused),
+                Err(refused) => causes.push(cause(way, refused)?),
             }
         }
-        Err(Refused::NotHere(format!(
-            "this kernel takes none of the hooks that could see it ({})",
-            causes.join("; ")
-        )))
+        Err(none_works(&causes))
+    }
+
+    /// Runs an object in the first of some ways that works here, for one that is large: it is not loaded twice. `run` gives
+    /// the session back if it could not load or attach it.
+    pub fn run_first(
+        mut self,
+        ways: &[&'static Way],
+        run: impl Fn(Session, &'static Way) -> Result<(), Box<(Session, Refused)>>,
+    ) -> Result<(), Refused> {
+        let mut causes = Vec::new();
+        for way in ways {
+            match run(self, way) {
+                Ok(()) => return Ok(()),
+                Err(failed) => {
+                    causes.push(cause(way, failed.1)?);
+                    self = failed.0;
+                }
+            }
+        }
+        Err(none_works(&causes))
     }
 
     fn try_way<B>(&self, way: &Way) -> Result<(), Refused>
@@ -79,6 +101,18 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Why a way does not work. If privileges are missing, no other one does without them.
+fn cause(way: &Way, refused: Refused) -> Result<String, Refused> {
+    match refused {
+        Refused::Failed { cause, .. } => Ok(format!("{}: {cause}", way.via)),
+        refused @ Refused::NotHere(_) => Err(refused),
+    }
+}
+
+fn none_works(causes: &[String]) -> Refused {
+    Refused::NotHere(format!("this kernel takes none of the hooks that could see it ({})", causes.join("; ")))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use netskoop_api::OptionValue;
 use netskoop_bpf::flow::{FlowSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::time::Duration;
@@ -162,26 +163,32 @@ fn run(session: Session) -> Result<(), Refused> {
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let mut taps = Taps::new(skel.object(), PROGRAMS, proc)?;
-    let mut patterns = session.settings().list(DEVICES).to_vec();
+    let patterns = session.settings().list(DEVICES).to_vec();
     taps.follow(skel.object(), PROGRAMS, &patterns, proc);
     if taps.is_empty() && patterns.is_empty() {
         session.limited("there was no default route at the start; name interfaces with the option devices");
     }
     session.ready(skel.object(), taps.via(), &["counters", "totals"])?;
-    session.serve_ticking(LOOK, |settings| {
-        if let Some(settings) = settings {
-            apply(skel.maps.bss_data.as_deref_mut(), settings);
-            patterns = settings.list(DEVICES).to_vec();
-        }
-        if taps.changed() || settings.is_some() {
-            let gone = taps.follow(skel.object(), PROGRAMS, &patterns, proc);
+    let state = RefCell::new((taps, skel, patterns, false));
+    let renew = |settings: &Settings| {
+        let (_, skel, patterns, renewed) = &mut *state.borrow_mut();
+        apply(skel.maps.bss_data.as_deref_mut(), settings);
+        *patterns = settings.list(DEVICES).to_vec();
+        *renewed = true;
+    };
+    let follow = || {
+        let (taps, skel, patterns, renewed) = &mut *state.borrow_mut();
+        if taps.changed() | std::mem::take(renewed) {
+            let gone = taps.follow(skel.object(), PROGRAMS, patterns, proc);
             // A device that comes back under the name has another number.
             gone.into_iter().flat_map(|device| total_keys(netns, device)).for_each(|key| {
                 // One without any traffic has none.
                 let _ = skel.maps.totals.delete(&key);
             });
         }
-    });
+        LOOK
+    };
+    session.serve_every(renew, follow);
     Ok(())
 }
 

@@ -11,8 +11,9 @@ use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
 use crate::table::Table;
 use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::{Link, OpenObject};
 use netskoop_api::Value;
-use netskoop_bpf::kernellatency::{KernellatencySkelBuilder, types};
+use netskoop_bpf::kernellatency::{KernellatencySkel, KernellatencySkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -95,7 +96,8 @@ const NATIVE: &[Family] = &[
     ),
     times(
         "netskoop_kernellatency_transmit_seconds",
-        "Time from the protocol that sends a packet (TCP, UDP) to the first interface on its way.",
+        "Time from the protocol that sends a packet (TCP, UDP) to the first interface on its way. Where only TCP is measured it is the \
+         time since TCP decided to send, so that of segments sent together each has those before it in its time.",
         TRANSMIT,
     ),
     Family::native(
@@ -139,7 +141,7 @@ const INSPECTOR: &[Family] = &[
     inspector("kernellatency_txslow100ms", TX_100MS, SLOW_100MS, TRANSMIT),
 ];
 
-static RECEIVE_FENTRY: Way = Way::new(
+static FENTRY: Way = Way::new(
     "fentry",
     &[
         "on_receive",
@@ -148,81 +150,80 @@ static RECEIVE_FENTRY: Way = Way::new(
         "fentry_local_v6",
         "fentry_deliver_v4",
         "fentry_deliver_v6",
-    ],
-);
-static RECEIVE_KPROBE: Way = Way::new(
-    "kprobe",
-    &["on_receive", "kprobe_local_v4", "kprobe_local_v6", "kprobe_deliver_v4", "kprobe_deliver_v6"],
-);
-static RECEIVE_TRACEPOINT: Way = Way::new("tp_btf", &["on_receive", "on_segment"]);
-
-static TRANSMIT_FENTRY: Way = Way::new(
-    "fentry",
-    &[
-        "on_queue",
         "fentry_tcp_v4",
         "fentry_tcp_v6",
         "fentry_udp_v4",
         "fentry_udp_v6",
         "fentry_output_v4",
         "fentry_output_v6",
+        "on_queue",
     ],
 );
-static TRANSMIT_KPROBE: Way = Way::new(
+static KPROBE: Way = Way::new(
     "kprobe",
     &[
-        "on_queue",
+        "on_receive",
+        "kprobe_local_v4",
+        "kprobe_local_v6",
+        "kprobe_deliver_v4",
+        "kprobe_deliver_v6",
         "kprobe_tcp_v4",
         "kprobe_tcp_v6",
         "kprobe_udp_v4",
         "kprobe_udp_v6",
         "kprobe_output_v4",
         "kprobe_output_v6",
+        "on_queue",
     ],
 );
-static TRANSMIT_TRACEPOINT: Way = Way::new("tp_btf", &["on_queue_tcp"]);
+static TRACEPOINTS: Way = Way::new("tp_btf", &["on_receive", "on_segment", "on_queue_tcp"]);
 
-/// The ways to see what is received, and what is sent, the best ones first.
-pub static WAYS: [[&Way; 3]; 2] = [
-    [&RECEIVE_FENTRY, &RECEIVE_KPROBE, &RECEIVE_TRACEPOINT],
-    [&TRANSMIT_FENTRY, &TRANSMIT_KPROBE, &TRANSMIT_TRACEPOINT],
-];
+/// The ways to see what is received and sent, the best one first.
+pub static WAYS: [&Way; 3] = [&FENTRY, &KPROBE, &TRACEPOINTS];
 
 fn run(session: Session) -> Result<(), Refused> {
     for name in ["netif_receive_skb", "tcp_probe", "net_dev_queue"] {
         session.tracepoint(name)?;
     }
-    let receive = session.choose::<KernellatencySkelBuilder>(&WAYS[0])?;
-    let transmit = session.choose::<KernellatencySkelBuilder>(&WAYS[1])?;
-    if let Some(limit) = limit(receive, transmit) {
-        session.limited(limit);
-    }
-    let mut storage = MaybeUninit::uninit();
-    let mut open = session.open(KernellatencySkelBuilder::default(), &mut storage)?;
+    session.run_first(&WAYS, |session, way| {
+        let mut storage = MaybeUninit::uninit();
+        let loaded = load(&session, way, &mut storage);
+        let (mut skel, _links) = match loaded {
+            Ok(loaded) => loaded,
+            Err(refused) => return Err(Box::new((session, refused))),
+        };
+        session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+        Ok(())
+    })
+}
+
+/// Loads and attaches the programs of a way, and tells that they work.
+fn load<'o>(
+    session: &Session,
+    way: &Way,
+    storage: &'o mut MaybeUninit<OpenObject>,
+) -> Result<(KernellatencySkel<'o>, Vec<Link>), Refused> {
+    let mut open = session.open(KernellatencySkelBuilder::default(), storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    ways::load_only(open.open_object_mut(), &[receive, transmit]);
+    ways::load_only(open.open_object_mut(), &[way]);
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), &ways::via(&[receive, transmit]), &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    let links = session.attach(skel.object())?;
+    if let Some(limit) = limit(way) {
+        session.limited(limit);
+    }
+    session.ready(skel.object(), way.via, &["counters"])?;
+    Ok((skel, links))
 }
 
-/// What cannot be seen in these ways.
-fn limit(receive: &Way, transmit: &Way) -> Option<&'static str> {
-    match (receive.via, transmit.via) {
-        ("tp_btf", "tp_btf") => Some("without fentry and kprobes only TCP is measured, and as a whole only"),
-        ("tp_btf", _) => {
-            Some("without fentry and kprobes only TCP is measured of what is received, and as a whole only")
-        }
-        (_, "tp_btf") => {
-            Some("without fentry and kprobes only TCP is measured of what is sent, and as a whole only")
-        }
-        ("kprobe", _) => Some("without fentry it is not known how long the hooks at PREROUTING take"),
+/// What cannot be seen in this way.
+fn limit(way: &Way) -> Option<&'static str> {
+    match way.via {
+        "tp_btf" => Some("without fentry and kprobes only TCP is measured, and as a whole only"),
+        "kprobe" => Some("without fentry it is not known how long the hooks at PREROUTING take"),
         _ => None,
     }
 }
@@ -285,11 +286,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_seen_is_said() {
-        let ([fentry, kprobe, tracepoint], [_, _, other]) = (WAYS[0], WAYS[1]);
-        assert_eq!(limit(fentry, fentry), None);
-        assert!(limit(kprobe, kprobe).unwrap().contains("PREROUTING"));
-        assert!(limit(tracepoint, other).unwrap().contains("only TCP is measured, and as a whole"));
-        assert!(limit(fentry, other).unwrap().contains("of what is sent"));
-        assert!(limit(tracepoint, kprobe).unwrap().contains("of what is received"));
+        assert_eq!(limit(&FENTRY), None);
+        assert!(limit(&KPROBE).unwrap().contains("PREROUTING"));
+        assert!(limit(&TRACEPOINTS).unwrap().contains("only TCP is measured, and as a whole"));
     }
 }
