@@ -107,14 +107,19 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Why probes without a check have none.
-const UNTRIED: [(&[&str], &str); 5] = [
-    (&["fd", "io", "cpu"], "it tells what processes use, and the self-test starts none"),
+const UNTRIED: [(&[&str], &str); 7] = [
+    (
+        &["fd", "io", "cpu", "tasklatency", "biolatency"],
+        "it tells what processes use, and the self-test starts none",
+    ),
     (
         &["slab", "limit", "sock", "tcpsummary", "neigh", "qdisc"],
         "it shows how things stand and not what went wrong",
     ),
     (&["conntrack", "ipvs"], "it would take rules, and the self-test makes none"),
     (&["flow"], "it watches interfaces of the node, and the self-test has its own"),
+    (&["dns"], "it would take a server of names"),
+    (&["virtcmdlatency"], "it would take a command for the node's own interface"),
     (&["rdma"], "it would take an RDMA device"),
 ];
 
