@@ -411,6 +411,17 @@ pub fn is_interface_pattern(word: &str) -> bool {
     !word.is_empty() && word.len() <= 15 && !word.contains(['/', ':']) && !word.contains(char::is_whitespace)
 }
 
+/// Whether an interface's name fits a pattern in which `*` stands for any bytes.
+pub fn matches_interface(pattern: &[u8], name: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => name.is_empty(),
+        Some((b'*', rest)) => (0..=name.len()).any(|skip| matches_interface(rest, &name[skip..])),
+        Some((first, rest)) => {
+            name.split_first().is_some_and(|(byte, tail)| byte == first && matches_interface(rest, tail))
+        }
+    }
+}
+
 /// An option of a probe: a key under `[probes.<name>]`.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionDecl {
