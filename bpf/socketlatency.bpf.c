@@ -8,7 +8,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-enum kind { READ, WRITE };
+enum kind { READ, WRITE, UNREAD };
 
 enum protocol { TCP, UDP };
 
@@ -44,12 +44,14 @@ struct socketlatency_value {
 	u64 read_300ms;
 	u64 write_1ms;
 	u64 write_100ms;
+	u64 unread;
 };
 
 /* What is known of a socket. */
 struct waiting {
 	u64 oldest;   /* when the oldest unread data came; 0: nothing is unread */
 	u64 youngest; /* and the youngest */
+	u64 told;     /* the oldest of which it was told that nobody reads it */
 	u64 written;  /* when that was written which is not sent yet; 0: nothing */
 	u32 copied;   /* TCP: up to where all was read when the oldest came */
 	u32 next;     /* TCP: the first byte that is not sent */
@@ -150,19 +152,29 @@ static __always_inline void count_slow(struct netns netns, u16 kind, u64 latency
 		__sync_fetch_and_add(&value->read_300ms, 1);
 }
 
+static __always_inline void count_unread(struct netns netns, struct stats *st)
+{
+	struct socketlatency_key key = {.netns = netns.inum, .cookie = netns.cookie};
+	struct socketlatency_value zero = {}, *value = counter(&counters, &key, &zero, st);
+
+	if (value)
+		__sync_fetch_and_add(&value->unread, 1);
+}
+
 /* An event without its process, in the direction in which the data goes. */
 static __always_inline struct socketlatency_event *
 tell(void *ctx, const struct sock *sk, struct netns netns, u16 kind, u64 latency, struct stats *st)
 {
 	struct socketlatency_event *e;
 
-	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
+	e = event_begin(sizeof(*e), &options.limit, netns, kind, kind != UNREAD && options.stack,
+			st);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_of_sock(sk);
 	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
 	e->tuple.proto = sk->sk_protocol;
-	tuple_of_sock(sk, &e->tuple, kind == READ);
+	tuple_of_sock(sk, &e->tuple, kind != WRITE);
 	e->latency_ns = latency;
 	return e;
 }
@@ -215,6 +227,15 @@ static __always_inline void rest_waits(struct waiting *w, bool rest)
 	w->oldest = rest ? w->youngest : 0;
 }
 
+/* The end of a connection takes a number too, but there is nothing to read. */
+static __always_inline bool tcp_rest(const struct sock *sk, u32 came, u32 copied)
+{
+	u8 state = sk->__sk_common.skc_state;
+	bool ended = state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK || state == TCP_CLOSING;
+
+	return came - copied > (ended ? 1 : 0);
+}
+
 static __always_inline bool udp_rest(const struct sock *sk)
 {
 	const struct udp_sock *up = (const void *)sk;
@@ -258,8 +279,9 @@ static __always_inline int ready(const struct sock *sk)
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)sk);
-	/* A connection to be accepted, or the end of one, is no data. */
-	if (tp && sk->__sk_common.skc_state != TCP_LISTEN && tp->rcv_nxt != tp->copied_seq)
+	/* A connection to be accepted is no data. */
+	if (tp && sk->__sk_common.skc_state != TCP_LISTEN &&
+	    tcp_rest(sk, tp->rcv_nxt, tp->copied_seq))
 		tcp_came(sk, tp->copied_seq);
 	return 0;
 }
@@ -318,7 +340,7 @@ int on_tcp_read(u64 *ctx)
 		return 0;
 	oldest = w->oldest;
 	w->copied = tp->copied_seq;
-	rest_waits(w, tp->rcv_nxt != tp->copied_seq);
+	rest_waits(w, tcp_rest(sk, tp->rcv_nxt, tp->copied_seq));
 	return was_read(ctx, sk, TCP, bpf_ktime_get_ns() - oldest);
 }
 
@@ -543,4 +565,46 @@ SEC("kretprobe/sk_stream_wait_memory")
 int kretprobe_blocks(struct pt_regs *ctx)
 {
 	return blocks_end();
+}
+
+static __always_inline bool still_unread(const struct sock *sk, const struct waiting *w)
+{
+	const struct tcp_sock *tp = (const void *)sk;
+	u32 copied;
+
+	if (sk->sk_protocol == IPPROTO_UDP)
+		return udp_rest(sk);
+	copied = BPF_CORE_READ(tp, copied_seq);
+	return copied == w->copied && tcp_rest(sk, BPF_CORE_READ(tp, rcv_nxt), copied);
+}
+
+/*
+ * Runs for each socket that something is known of, now and then: who never reads comes by nowhere
+ * else. Each time of it is told once.
+ */
+SEC("iter/bpf_sk_storage_map")
+int on_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	const struct sock *sk = ctx->sk;
+	struct waiting *w = ctx->value;
+	u64 now = bpf_ktime_get_ns(), oldest;
+	struct socketlatency_event *e;
+	struct stats *st = stats_here();
+	struct netns netns;
+
+	if (!sk || !w || !st)
+		return 0;
+	oldest = w->oldest;
+	/* It may have come a moment ago, on another CPU. */
+	if (!oldest || oldest > now || now - oldest < options.slow_ns || w->told == oldest)
+		return 0;
+	if (!still_unread(sk, w))
+		return 0;
+	w->told = oldest;
+	netns = netns_of_sock(sk);
+	count_unread(netns, st);
+	e = tell(ctx, sk, netns, UNREAD, now - oldest, st);
+	if (e)
+		event_submit(e, st);
+	return 0;
 }

@@ -24,9 +24,18 @@ mod conntrack;
 /// The control API on the Unix socket.
 #[path = "cases/control.rs"]
 mod control;
+/// Requests to disks; for root.
+#[path = "cases/disks.rs"]
+mod disks;
+/// Questions to name servers; for root.
+#[path = "cases/dns.rs"]
+mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;
+/// What goes through interfaces, by connection; for root.
+#[path = "cases/flow.rs"]
+mod flow;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;
@@ -45,6 +54,9 @@ mod latency;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
+/// Connections that wait for accept; for root.
+#[path = "cases/listen.rs"]
+mod listen;
 /// Neighbours of real namespaces, and the tables that they share; for root.
 #[path = "cases/neigh.rs"]
 mod neigh;
@@ -90,6 +102,9 @@ mod sockets;
 /// Units of a real systemd, booted in a container; for root.
 #[path = "cases/systemd.rs"]
 mod systemd;
+/// Time that tasks lose; for root.
+#[path = "cases/tasks.rs"]
+mod tasks;
 /// TCP connections, compared with `ss`; for root.
 #[path = "cases/tcpsummary.rs"]
 mod tcpsummary;

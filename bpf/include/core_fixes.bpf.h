@@ -30,13 +30,14 @@ static __always_inline u64 cookie_of_net(const struct net *net, bool typed)
  * 8520e224f547 ("bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", 5.15): before, the
  * pointer shared its place with other data, told apart by its lowest bits.
  */
-static __always_inline u64 cgroup_id_of(const struct sock *sk)
+static __always_inline u64 cgroup_id_of(const struct sock *sk, bool typed)
 {
 	const struct sock_cgroup_data___shared *shared = (const void *)&sk->sk_cgrp_data;
 	u64 val;
 
 	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return sk->sk_cgrp_data.cgroup->kn->id;
+		return typed ? sk->sk_cgrp_data.cgroup->kn->id
+			     : BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 	if (!bpf_core_field_exists(shared->val))
 		return 0;
 	val = BPF_CORE_READ(shared, val);
@@ -75,5 +76,44 @@ static __always_inline u64 cgroup_id_of(const struct sock *sk)
  * Before, only what was sent was told; since then the third argument says whether it was.
  */
 #define tcp_retransmit_skb_error(ctx, arguments) ((arguments) > 2 ? (s32)(ctx)[2] : 0)
+
+/*
+ * sched_switch: fa2c3254d7cf ("sched/tracing: Don't re-read p->state when emitting sched_switch
+ * event", 5.18). Before, whether a task that leaves its CPU stays in the queue tells whether it can
+ * run; since 152e11f6df29 ("sched/fair: Implement delayed dequeue", 6.12) one that cannot may stay
+ * there for a while, but by then there is the argument.
+ */
+#define sched_switch_can_run(ctx, prev, arguments)                                                 \
+	((arguments) > 3 ? (ctx)[0] & 1 || !(u32)(ctx)[3] : (prev)->on_rq != 0)
+
+/*
+ * A request's disk: d152c682f03c ("block: add an explicit ->disk backpointer to the request_queue",
+ * 5.15), and since f3fa33acca9f ("block: remove the ->rq_disk field in struct request", 5.17) there
+ * is no other way.
+ */
+static __always_inline const struct gendisk *disk_of_request(const struct request *rq)
+{
+	const struct request___before_5_17 *old = (const void *)rq;
+
+	if (bpf_core_field_exists(old->rq_disk))
+		return old->rq_disk;
+	return rq->q->disk;
+}
+
+/*
+ * The types of modules: 36e68442d1af ("bpf: Load and verify kernel module BTFs", 5.11). Before, the
+ * kernel does not tell where the driver of virtual network devices keeps the device: it has been
+ * the third pointer since the driver has command queues.
+ */
+static __always_inline const struct net_device *device_of_virtnet(u64 info)
+{
+	const struct virtnet_info *known = (const void *)info;
+	const struct net_device *dev = 0;
+
+	if (bpf_core_field_exists(known->dev))
+		return BPF_CORE_READ(known, dev);
+	bpf_probe_read_kernel(&dev, sizeof(dev), (const void *)(info + 2 * sizeof(void *)));
+	return dev;
+}
 
 #endif

@@ -65,6 +65,15 @@ static __always_inline u32 log2_slot(u64 value)
 	return slot;
 }
 
+/* Counts a value in a slot. */
+static __always_inline void add_value(struct histogram *histogram, u32 slot, u64 value)
+{
+	if (slot >= SLOTS)
+		return;
+	__sync_fetch_and_add(&histogram->sum, value);
+	__sync_fetch_and_add(&histogram->slots[slot], 1);
+}
+
 /* Counts a value in the slot of another one. `map` has a `struct histogram` for each
  * `struct histogram_key`. */
 static __always_inline void observe_in(void *map, struct netns netns, u32 kind, u64 value,
@@ -74,10 +83,8 @@ static __always_inline void observe_in(void *map, struct netns netns, u32 kind, 
 	struct histogram *histogram = counter(map, &key, &no_values, st);
 	u32 slot = log2_slot(of_slot);
 
-	if (!histogram || slot >= SLOTS)
-		return;
-	__sync_fetch_and_add(&histogram->sum, value);
-	__sync_fetch_and_add(&histogram->slots[slot], 1);
+	if (histogram)
+		add_value(histogram, slot, value);
 }
 
 /* Counts a value. */

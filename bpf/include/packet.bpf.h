@@ -95,11 +95,16 @@ static __always_inline bool is_full(u8 state)
  * Id of the cgroup that made the socket; an accepted one has its listener's. It tells in any
  * context whose the socket is. 0 if there is none to be read.
  */
+static __always_inline u64 cgroup_of_sock_at(const struct sock *sk, bool typed)
+{
+	if (!sk || !is_full(load(typed, sk, __sk_common.skc_state)))
+		return 0;
+	return cgroup_id_of(sk, typed);
+}
+
 static __always_inline u64 cgroup_of_sock(const struct sock *sk)
 {
-	if (!sk || !is_full(sk->__sk_common.skc_state))
-		return 0;
-	return cgroup_id_of(sk);
+	return cgroup_of_sock_at(sk, true);
 }
 
 /*

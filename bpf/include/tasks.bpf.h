@@ -12,15 +12,7 @@
 #define NETSKOOP_TASKS_BPF_H
 
 #include "netskoop.bpf.h"
-
-/* From a process's cgroup up to its container's: further below nobody nests. */
-#define LEVELS 8
-
-struct usage_key {
-	u32 netns;
-	u32 tenant; /* of the node's own namespace; 0 everywhere else */
-	u64 cookie;
-};
+#include "whose.bpf.h"
 
 struct usage {
 	u64 of[USES];
@@ -39,81 +31,23 @@ struct {
 	__type(value, struct counted);
 } tasks SEC(".maps");
 
-/* Cgroups of the tenants of the node's own namespace, by their ids: user space says whose they are.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, u64);
-	__type(value, u32);
-} tenants SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct usage_key);
+	__type(key, struct owner);
 	__type(value, struct usage);
 } counters SEC(".maps");
 
 /* For their types. */
-const volatile struct usage_key key_anchor = {};
+const volatile struct owner key_anchor = {};
 const volatile struct usage usage_anchor = {};
 
-const volatile u32 host_netns = 0;
-/* The daemon, whose threads visit the namespaces of others: what they use is the host's. */
-const volatile u32 daemon = 0;
-
 static __always_inline void used(const struct task_struct *task, u64 *now);
-
-static __always_inline u32 tenant_of(const struct task_struct *task)
-{
-	struct cgroup *cgroup = task->cgroups->dfl_cgrp;
-	struct cgroup_subsys_state *parent;
-	int level;
-
-#pragma unroll
-	for (level = 0; level < LEVELS; level++) {
-		u64 id = cgroup->kn->id;
-		u32 *tenant = bpf_map_lookup_elem(&tenants, &id);
-
-		if (tenant)
-			return *tenant;
-		parent = cgroup->self.parent;
-		if (!parent)
-			return 0;
-		cgroup = parent->cgroup;
-	}
-	return 0;
-}
-
-/* Where a task is. One that is being moved, or is all but gone, is nowhere just now. */
-static __always_inline bool find(const struct task_struct *task, struct usage_key *key)
-{
-	struct nsproxy *proxy = task->nsproxy;
-	struct netns ns;
-
-	if ((u32)task->tgid == daemon) {
-		key->netns = host_netns;
-		return true;
-	}
-	if (!proxy)
-		return false;
-	ns = netns_of(proxy->net_ns);
-	/* Another task's proxy may be freed while it is read. */
-	asm volatile("" ::: "memory");
-	if (task->nsproxy != proxy || !ns.inum)
-		return false;
-	key->netns = ns.inum;
-	key->cookie = ns.cookie;
-	if (ns.inum == host_netns)
-		key->tenant = tenant_of(task);
-	return true;
-}
 
 static __always_inline void add_use(struct task_struct *task)
 {
 	u64 now[USES] = {}, grown[USES] = {}, any = 0;
-	struct usage_key key = {};
+	struct owner key = {};
 	struct usage zero = {}, *usage;
 	struct counted *counted;
 	struct stats *st = stats_here();
@@ -126,7 +60,7 @@ static __always_inline void add_use(struct task_struct *task)
 	for (i = 0; i < USES; i++)
 		any |= now[i];
 	/* Most threads of the kernel itself never use anything. */
-	if (!any || !find(task, &key))
+	if (!any || !owner_of_task(task, &key, true))
 		return;
 	usage = counter(&counters, &key, &zero, st);
 	if (!usage)

@@ -72,8 +72,14 @@ enum {
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
 	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
 	TCP_NEW_SYN_RECV = 12,
+};
+
+enum cgroup_subsys_id {
+	io_cgrp_id,
 };
 
 enum skb_drop_reason {
@@ -106,6 +112,13 @@ struct ipv6hdr {
 	u32 daddr[4];
 };
 
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__sum16 check;
+};
+
 struct tcphdr {
 	__be16 source;
 	__be16 dest;
@@ -113,6 +126,40 @@ struct tcphdr {
 	__be32 ack_seq;
 	u8 doff; /* length of the header in words, in the upper half */
 	u8 flags;
+};
+
+/* A packet as programs of cgroups and interfaces see it. The layout is that of the kernel's interface. */
+struct __sk_buff {
+	u32 len;
+	u32 pkt_type;
+	u32 mark;
+	u32 queue_mapping;
+	u32 protocol;
+	u32 vlan_present;
+	u32 vlan_tci;
+	u32 vlan_proto;
+	u32 priority;
+	u32 ingress_ifindex;
+	u32 ifindex;
+	u32 tc_index;
+	u32 cb[5];
+	u32 hash;
+	u32 tc_classid;
+	u32 data;
+	u32 data_end;
+	u32 napi_id;
+	u32 family;
+	u32 remote_ip4;
+	u32 local_ip4;
+	u32 remote_ip6[4];
+	u32 local_ip6[4];
+	u32 remote_port;
+	u32 local_port;
+	u32 data_meta;
+	u64 flow_keys;
+	u64 tstamp;
+	u32 wire_len;
+	u32 gso_segs;
 };
 
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
@@ -153,6 +200,10 @@ struct net_device {
 	possible_net_t nd_net;
 };
 
+struct virtnet_info {
+	struct net_device *dev;
+};
+
 struct in6_addr {
 	union {
 		u32 u6_addr32[4];
@@ -186,12 +237,18 @@ struct cgroup_subsys_state {
 	struct cgroup_subsys_state *parent;
 };
 
+struct cgroup_root {
+	int hierarchy_id;
+};
+
 struct cgroup {
 	struct cgroup_subsys_state self;
+	struct cgroup_root *root;
 	struct kernfs_node *kn;
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[1];
 	struct cgroup *dfl_cgrp;
 };
 
@@ -203,6 +260,8 @@ struct sock_cgroup_data___shared {
 	u64 val;
 };
 
+struct socket;
+
 struct sk_buff_head {
 	u32 qlen;
 };
@@ -211,6 +270,9 @@ struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
+	struct socket *sk_socket;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
 	int sk_err;
 	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
@@ -241,6 +303,7 @@ struct socket {
 };
 
 struct tcp_sock {
+	bool is_mptcp;
 	u32 rcv_nxt;
 	u32 copied_seq;
 	u32 snd_nxt;
@@ -307,7 +370,63 @@ struct sched_entity {
 	u64 sum_exec_runtime;
 };
 
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg;
+};
+
+struct gendisk {
+	char disk_name[32];
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	u32 cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	u64 start_time_ns;
+};
+
+struct request___before_5_17 {
+	struct gendisk *rq_disk;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+/* What a system call was: each processor keeps its number somewhere else. */
+struct pt_regs___on_x86 {
+	unsigned long orig_ax;
+};
+
+struct pt_regs___on_arm64 {
+	s32 syscallno;
+};
+
 struct task_struct {
+	struct files_struct *files;
+	unsigned int flags;
+	int on_rq;
 	int pid;
 	int tgid;
 	char comm[16];
@@ -323,6 +442,22 @@ struct bpf_iter_meta;
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+struct bpf_map;
+
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	struct sock *sk;
+	void *value;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
 };
 
 #pragma clang attribute pop

@@ -2,8 +2,8 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    cpu, io, kernellatency, netiftxlat, netns, packetloss, socketlatency, softirq, tcpconnect, tcpreset,
-    tcpretrans, tcprtt, tcptwrcv,
+    biolatency, cpu, dns, flow, io, kernellatency, listen, netiftxlat, netns, packetloss, socketlatency,
+    softirq, tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
 };
 
 /// Structures that any bytes are a valid value of.
@@ -23,10 +23,19 @@ macro_rules! plain {
 }
 
 plain!(
+    biolatency::types::biolatency_event,
+    biolatency::types::biolatency_key,
     cpu::types::usage,
-    cpu::types::usage_key,
+    cpu::types::owner,
+    dns::types::dns_event,
+    dns::types::dns_key,
+    flow::types::flow_total_key,
+    flow::types::flow_traffic,
+    flow::types::flow_traffic_key,
     io::types::usage,
-    io::types::usage_key,
+    io::types::owner,
+    listen::types::listen_event,
+    listen::types::listen_key,
     kernellatency::types::kernellatency_event,
     netiftxlat::types::netiftxlat_event,
     netiftxlat::types::netiftxlat_key,
@@ -42,6 +51,7 @@ plain!(
     softirq::types::softirq_event,
     softirq::types::softirq_key,
     softirq::types::softirq_value,
+    tasklatency::types::tasklatency_event,
     tcpreset::types::tcpreset_event,
     tcpreset::types::tcpreset_key,
     tcpconnect::types::histogram_key,
@@ -55,6 +65,8 @@ plain!(
     tcpretrans::types::tcpretrans_event,
     tcpretrans::types::tcpretrans_key,
     tcpretrans::types::tcpretrans_value,
+    virtcmdlatency::types::virtcmdlatency_event,
+    virtcmdlatency::types::virtcmdlatency_key,
 );
 
 /// The structure that `bytes` begin with; `None` if they are too short.

@@ -6,10 +6,11 @@ use crate::kernel::drop_reasons::{DropReasons, ResetReasons};
 use crate::kernel::features::Features;
 use crate::kernel::symbols::Symbols;
 use crate::kernel::tasks;
-use crate::table::{Subject, Table};
+use crate::table::{ABSENT, Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use netskoop_bpf::plain;
 use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -80,7 +81,12 @@ pub struct Counters<'a> {
     pub memory: &'a Memory,
     /// Keys of entries that the filling has found to be too old: they are deleted after it.
     pub expired: RefCell<Vec<Box<[u8]>>>,
+    /// Reads another map that the object counts in.
+    pub beside: Option<&'a Beside<'a>>,
 }
+
+/// Reads a map by its name.
+pub type Beside<'a> = dyn Fn(&str) -> Option<Entries> + 'a;
 
 impl<'a> Counters<'a> {
     /// Nothing has expired yet.
@@ -90,7 +96,12 @@ impl<'a> Counters<'a> {
         options: &'a Options,
         memory: &'a Memory,
     ) -> Counters<'a> {
-        Counters { entries, subject, options, memory, expired: RefCell::default() }
+        Counters { entries, subject, options, memory, expired: RefCell::default(), beside: None }
+    }
+
+    /// Whose an entry is that is counted by task: a tenant's of the node's own namespace, or a namespace's.
+    pub fn owner(&self, netns: u32, tenant: u32, cookie: u64) -> Option<Subject> {
+        if tenant == 0 { (self.subject)(netns, cookie) } else { Some(Subject(tenant)) }
     }
 
     /// An integer option in force.
@@ -128,10 +139,7 @@ impl<'a> Counters<'a> {
     pub fn fill_usage<const N: usize>(&self, table: &mut Table) {
         let mut uses: Vec<(Subject, [u64; N])> = Vec::with_capacity(self.entries.len());
         for usage in tasks::usage::<N>(self.entries) {
-            let subject = match usage.tenant {
-                0 => (self.subject)(usage.netns, usage.cookie),
-                tenant => Some(Subject(tenant)),
-            };
+            let subject = self.owner(usage.netns, usage.tenant, usage.cookie);
             uses.extend(subject.map(|subject| (subject, usage.values)));
         }
         uses.sort_unstable_by_key(|(subject, _)| *subject);
@@ -140,6 +148,24 @@ impl<'a> Counters<'a> {
             for (at, cell) in cells.iter_mut().enumerate().take(N) {
                 *cell = of_one.iter().fold(0, |sum, (_, values)| sum.wrapping_add(values[at]));
             }
+        }
+    }
+}
+
+/// An entry as the row that it belongs to: whose it is, its keys, and its value as the kernel keeps it.
+pub type RawRow<'a> = (Subject, Vec<String>, &'a [u8]);
+
+/// Fills a table whose columns are the numbers of the values, in their order. What belongs to one row is added up; a number
+/// that no entry of a row has stays absent.
+pub fn add_up(mut rows: Vec<RawRow<'_>>, table: &mut Table) {
+    rows.sort_unstable();
+    for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
+        let keys: Vec<&[u8]> = group[0].1.iter().map(String::as_bytes).collect();
+        let Some(cells) = table.row(group[0].0, &keys) else { return };
+        for (at, cell) in cells.iter_mut().enumerate() {
+            let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
+            let numbers = numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
+            *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
         }
     }
 }
@@ -153,13 +179,25 @@ pub fn copy_words(value: &[u8], cells: &mut [u64]) {
 
 /// What a probe remembers between fillings: which row keys are shown (`true`) and which belong to `other` for good.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<BTreeMap<(u8, u64), bool>>);
+pub struct Memory {
+    admitted: Mutex<BTreeMap<(u8, u64), bool>>,
+    own: Mutex<Option<Box<dyn Any + Send>>>,
+}
 
 impl Memory {
+    /// Uses what a probe keeps there that is of its own kind; the first time it is empty.
+    pub fn own<T: Default + Send + 'static, R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        let mut kept = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = kept.take().and_then(|own| own.downcast::<T>().ok()).unwrap_or_default();
+        let result = use_it(&mut own);
+        *kept = Some(own);
+        result
+    }
+
     /// Whether `key` has a row of its own. The first `limit` keys of a set get one and keep it; a later one stays in
     /// `other` even if the limit is raised, since a sum that loses a part looks like a counter that was reset.
     pub fn admit(&self, set: u8, key: u64, limit: usize) -> bool {
-        let mut admitted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = admitted.range((set, 0)..=(set, u64::MAX)).filter(|(_, shown)| **shown).count();
         // Bounded, whatever keys may come.
         match admitted.get(&(set, key)) {

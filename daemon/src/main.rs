@@ -4,10 +4,12 @@ use clap::Parser;
 use netskoopd::args::Args;
 use netskoopd::config::{self, Loaded};
 use netskoopd::server::handed;
-use netskoopd::server::listen::{self, ControlSocket};
+use netskoopd::server::listen::{self, ControlSocket, ListenError};
+use netskoopd::server::refuse;
 use netskoopd::{Listeners, Notice, Signals};
 use sd_notify::NotifyState;
 use std::io::{IsTerminal, Write};
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,17 +24,49 @@ fn main() -> ExitCode {
     if let Err(error) = start_log(&args.log_level) {
         return fail(1, &format!("--log-level: {error}"));
     }
+    if args.cleanup {
+        return clean_up();
+    }
+    let handed = match handed::control() {
+        Ok(handed) => handed,
+        Err(error) => return fail(1, &ListenError::Handed(error).to_string()),
+    };
     let loaded = match config::load(args.config.as_deref()) {
         Ok(loaded) => loaded,
-        Err(errors) => return fail(EX_CONFIG, &errors.to_string()),
+        Err(errors) => return refuse(handed, EX_CONFIG, &errors.to_string()),
     };
     if args.check_config {
         return ExitCode::SUCCESS;
     }
-    match open(&loaded) {
-        Ok(listeners) => serve(args, loaded, listeners),
-        Err(error) => fail(1, &error.to_string()),
+    match open(&loaded, handed.as_ref()) {
+        Ok(listeners) => {
+            // What serves has one of its own.
+            drop(handed);
+            serve(args, loaded, listeners)
+        }
+        Err(error) => refuse(handed, 1, &error.to_string()),
     }
+}
+
+/// What a daemon leaves behind that is killed.
+fn clean_up() -> ExitCode {
+    match netskoopd::clean_up() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(interfaces) => {
+            tracing::info!(interfaces, "filters of a daemon that was killed were removed");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(1, &format!("cannot remove what a daemon left on interfaces: {error}")),
+    }
+}
+
+/// Ends like [`fail`], and tells those who wait at the control socket, too. Left alone they would make systemd start
+/// the daemon again and again, until it gives up the socket.
+fn refuse(handed: Option<UnixListener>, code: u8, message: &str) -> ExitCode {
+    if let Some(listener) = handed {
+        refuse::all_who_wait(&listener, message);
+    }
+    fail(code, message)
 }
 
 /// Says why it ends, one line each, on standard error: the log may be filtered.
@@ -60,11 +94,11 @@ fn start_log(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> 
     Ok(())
 }
 
-fn open(loaded: &Loaded) -> Result<Listeners, listen::ListenError> {
+fn open(loaded: &Loaded, handed: Option<&UnixListener>) -> Result<Listeners, ListenError> {
     let config = &loaded.config;
     // The control socket first: two daemons at once are noticed by it, with the clearer message.
-    let control = match handed::control().map_err(listen::ListenError::Handed)? {
-        Some(listener) => ControlSocket::handed(listener),
+    let control = match handed {
+        Some(listener) => ControlSocket::handed(listener.try_clone().map_err(ListenError::Handed)?),
         None => listen::control(&config.run.join("netskoop/netskoopd.sock"))?,
     };
     let http =
@@ -141,6 +175,7 @@ fn notify(notice: &Notice<'_>) {
             sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
         }
         Notice::Reloading => sd_notify::notify(&[NotifyState::Reloading, monotonic()]),
+        Notice::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
         Notice::Running(line) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)]),
         Notice::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
         Notice::Stopping => sd_notify::notify(&[NotifyState::Stopping]),

@@ -13,6 +13,7 @@ use crate::hooks::{HookTable, Known};
 use crate::kernel::bpf::{Loader, Refused};
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};
+use crate::kernel::tc;
 use crate::probes::PROBES;
 use crate::resolve::labels::Labels;
 use crate::resolve::runtimes::{Runtimes, Settings};
@@ -64,6 +65,8 @@ pub enum Notice<'a> {
     Reloading,
     /// It runs as configured, also after a reload that failed; with a line of status.
     Running(&'a str),
+    /// Its line of status is another.
+    Status(&'a str),
     /// All that must make progress does.
     Alive,
     /// It stops.
@@ -127,9 +130,10 @@ pub async fn run(
     endless.push(tasks.spawn(named("the keeper of leases", async move { keeper.keep_time().await })));
     let governor = Arc::clone(&engine);
     endless.push(tasks.spawn(named("the governor of BPF programs", async move { governor.govern().await })));
-    (signals.notify)(&Notice::Ready(&status_line(&engine)));
+    let headline = engine.headline();
+    (signals.notify)(&Notice::Ready(&headline));
 
-    let result = supervise(&engine, &mut tasks, &mut signals).await;
+    let result = supervise(&engine, &mut tasks, &mut signals, headline).await;
     (signals.notify)(&Notice::Stopping);
     engine.history().close();
     stop_servers.send_replace(true);
@@ -154,29 +158,37 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Removes the filters that a daemon left on interfaces of this namespace because it was killed: on how many.
+pub fn clean_up() -> io::Result<usize> {
+    Ok(tc::clean_up(std::path::Path::new("/proc"))?)
+}
+
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
     name
 }
 
-/// Waits for signals and watches over the parts.
+/// Waits for signals and watches over the parts; `said` is the line of status that the service manager knows.
 async fn supervise(
     engine: &Arc<Engine>,
     tasks: &mut JoinSet<&'static str>,
     signals: &mut Signals,
+    mut said: String,
 ) -> Result<(), RunError> {
     let interval = sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |limit| limit / 3);
     let mut check = tokio::time::interval(interval);
+    let notify = signals.notify;
     loop {
         tokio::select! {
             _ = signals.stop.wait_for(|stop| *stop) => return Ok(()),
             Some(()) = signals.reload.recv() => {
-                (signals.notify)(&Notice::Reloading);
+                notify(&Notice::Reloading);
                 // A bad configuration has been logged, and the running one stays.
-                let refused = engine.reload().await.is_err();
-                let note = if refused { "; the configuration on disk was refused" } else { "" };
-                (signals.notify)(&Notice::Running(&format!("{}{note}", status_line(engine))));
+                let _ = engine.reload().await;
+                said = engine.headline();
+                notify(&Notice::Running(&said));
             }
+            () = engine.switched() => tell_if_new(engine, notify, &mut said),
             Some(ended) = tasks.join_next() => {
                 return Err(RunError::PartEnded(ended.unwrap_or("a task that panicked")));
             }
@@ -186,16 +198,20 @@ async fn supervise(
                         "the pump of the event ring, the namespace watcher, the thread that reads what dies, or the one that hears of connections,",
                     ));
                 }
-                (signals.notify)(&Notice::Alive);
+                notify(&Notice::Alive);
+                // Namespaces come and go too often to be told of each.
+                tell_if_new(engine, notify, &mut said);
             }
         }
     }
 }
 
-fn status_line(engine: &Engine) -> String {
-    let status = engine.status();
-    let entities: u32 = status.entities.iter().map(|kind| kind.count).sum();
-    format!("{entities} network namespaces, {} probes on", status.probes.on)
+fn tell_if_new(engine: &Engine, notify: fn(&Notice<'_>), said: &mut String) {
+    let headline = engine.headline();
+    if headline != *said {
+        notify(&Notice::Status(&headline));
+        *said = headline;
+    }
 }
 
 /// Makes the parts, starts the probes that are wanted, and collects once.
@@ -205,6 +221,11 @@ async fn assemble(
     listeners: &Listeners,
     tasks: &mut JoinSet<&'static str>,
 ) -> Result<(Arc<Engine>, AbortHandle), RunError> {
+    match clean_up() {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(interfaces, "filters of an earlier daemon were removed"),
+        Err(error) => tracing::warn!(%error, "cannot look for filters of an earlier daemon"),
+    }
     let config = loaded.config.clone();
     let (state, complaint) = State::load(&config.run);
     if let Some(complaint) = complaint {

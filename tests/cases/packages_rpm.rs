@@ -65,6 +65,7 @@ fn dnf_installs_upgrades_and_removes_it() {
     dnf(&machine, &["remove", "netskoop"]);
     assert_eq!(show(&machine, "ActiveState"), "inactive");
     assert!(!machine.inside("usr/sbin/netskoopd").exists());
+    assert!(!machine.inside("run/netskoop").exists());
     let kept = std::fs::read_to_string(machine.inside("etc/netskoop/netskoopd.toml.rpmsave")).unwrap();
     assert!(kept.ends_with("# mine\n"), "{kept}");
 }

@@ -1,9 +1,11 @@
 use crate::support::nspawn::{Machine, inside_own_node};
-use crate::support::{test_name, until};
+use crate::support::{LIMIT, test_name, tests_dir, until};
 use netskoop_api::{Entity, Kind, SelfResult, SelfTest, SourceStatus};
 use netskoopd::resolve::book::{Book, Wanted};
 use netskoopd::resolve::runtimes::{self, Choice, Runtimes, Settings};
 use netskoopd::resolve::workload::Workload;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -102,6 +104,72 @@ fn a_self_test_passes_in_the_sandbox_of_the_unit() {
     assert!(test.passed, "{test:#?}");
     let tried = test.checks.iter().filter(|check| check.result == SelfResult::Ok).count();
     assert!(tried > 10, "{test:#?}");
+}
+
+fn ctl(machine: &Machine, request: &str) -> String {
+    let mut stream = UnixStream::connect(machine.inside("run/netskoop/netskoopd.sock")).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Whoever asks meanwhile is told why there is nobody, however often; and neither the socket nor the service is given up.
+#[test]
+fn a_configuration_that_is_refused_and_corrected() {
+    if !inside_own_node(test_name!()) {
+        return;
+    }
+    let unit = std::fs::read_to_string(tests_dir().join("../systemd/netskoopd.socket")).unwrap();
+    let socket = unit.replace("SocketGroup=netskoop", "SocketGroup=root");
+    let files = [
+        ("etc/systemd/system/netskoopd.socket", socket.as_str()),
+        ("etc/netskoop/netskoopd.toml", "[nonsense]\n"),
+    ];
+    let Some(machine) = Machine::boot(&files) else { return };
+    machine.run("systemctl", &["start", "netskoopd.socket"]);
+    let state = |unit: &str| machine.attempt("systemctl", &["is-active", unit]).1.trim().to_owned();
+    for _ in 0..8 {
+        let answer = ctl(&machine, "GET /v1/status");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("netskoopd.toml:1:2: nonsense: unknown key"), "{answer}");
+    }
+    until("it has ended", || (state("netskoopd.service") == "failed").then_some(()));
+    assert_eq!(state("netskoopd.socket"), "active");
+
+    let config = machine.inside("etc/netskoop/netskoopd.toml");
+    std::fs::write(&config, "").unwrap();
+    machine.run("systemctl", &["start", "netskoopd"]);
+    assert!(ctl(&machine, "GET /v1/status").starts_with("HTTP/1.1 200 "));
+
+    // While it runs, the reload fails, and the old configuration stays.
+    std::fs::write(&config, "[nonsense]\n").unwrap();
+    let (code, said) = machine.attempt("systemctl", &["reload", "netskoopd"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert_eq!(state("netskoopd.service"), "active");
+}
+
+/// The line of `systemctl status` tells what is, and not what was at the start.
+#[test]
+fn the_status_of_the_service_follows() {
+    if !inside_own_node(test_name!()) {
+        return;
+    }
+    let Some(machine) = Machine::boot(&[]) else { return };
+    machine.run("systemctl", &["start", "netskoopd"]);
+    let text = || machine.run("systemctl", &["show", "-P", "StatusText", "netskoopd"]).trim().to_owned();
+    let on = machine.status().probes.on;
+    assert_eq!(text(), format!("1 network namespace, {on} probes on"));
+    let answer = machine.patch("/v1/probes/udp", b"{\"enabled\": false, \"runtime\": true}");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    until("one less", || (text() == format!("1 network namespace, {} probes on", on - 1)).then_some(()));
+    machine.run("ip", &["netns", "add", "blue"]);
+    until("one more namespace", || text().starts_with("2 network namespaces, ").then_some(()));
+    std::fs::create_dir_all(machine.inside("etc/netskoop")).unwrap();
+    std::fs::write(machine.inside("etc/netskoop/netskoopd.toml"), "[nonsense]\n").unwrap();
+    assert_eq!(machine.post("/v1/reload").status, 400);
+    until("the refusal", || text().ends_with("; the configuration on disk was refused").then_some(()));
 }
 
 #[test]

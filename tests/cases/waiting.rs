@@ -1,5 +1,6 @@
 //! Data that waits in sockets for a known time: the test is the application that is late, and knows how late it was.
 
+use crate::anomalies::total;
 use crate::root::{address, find, tuple};
 use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
 use netskoop_api::{Event, Net, StateName, Value};
@@ -93,6 +94,13 @@ pub(crate) fn udp_read_late([client, server]: &[UdpSocket; 2]) -> Late {
     Late { net, at_least: LATE, at_most: sent.elapsed() }
 }
 
+/// A request that nobody reads, and its addresses.
+pub(crate) fn never_read((client, server): &mut (TcpStream, TcpStream)) -> Net {
+    client.write_all(b"please").unwrap();
+    wait_for(server, PollFlags::IN);
+    tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap())
+}
+
 /// Writes more than the peer takes, which reads it too late. The last write waits longest.
 pub(crate) fn sent_late((client, server): &mut (TcpStream, TcpStream)) -> Late {
     let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
@@ -168,15 +176,9 @@ fn told(daemon: &Daemon, kind: &str, netns: &Netns, late: &Late) {
     }
 }
 
-fn value(text: &str, metric: &str, entity: &str, labels: &str) -> u64 {
-    let name = format!("{metric}{{kind=\"netns\",name=\"{entity}\"");
-    let ours = text.lines().filter(|line| line.starts_with(&name) && line.contains(labels));
-    ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
-}
-
 fn reads(text: &str, entity: &str, protocol: &str) -> u64 {
     let labels = format!("protocol=\"{protocol}\"");
-    value(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
+    total(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
 }
 
 #[test]
@@ -224,13 +226,31 @@ fn late_readers_and_writes_are_told_and_counted() {
     assert!(old.contains("kubeskoop_socketlatency_read1ms{"), "{old}");
     crate::golden::lint(&old, "kubeskoop");
 
+    // What was late may have been met by the look for what nobody reads.
+    let unread = || {
+        let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
+        total(&text, "netskoop_socketlatency_unread_total", "blue", "")
+    };
+    let before = unread();
+    for pair in &mut tcp {
+        let net = never_read(pair);
+        let event = until("what nobody reads", || {
+            let text = daemon.ask("/v1/events?type=SOCKETLAT_UNREAD&entity=blue").text();
+            let mut events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+            events.find(|event| event.net.as_ref() == Some(&net))
+        });
+        assert_eq!(event.process, None, "nobody is known to be late");
+        pair.1.read_exact(&mut [0; 6]).unwrap();
+    }
+    assert_eq!(unread() - before, 2);
+
     for pair in &mut tcp {
         let late = sent_late(pair);
         told(&daemon, "SOCKETLAT_SENDSLOW", &red, &late);
     }
     let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-    assert!(value(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
-    assert_eq!(value(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
+    assert!(total(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
+    assert_eq!(total(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
     crate::golden::lint(&text, "netskoop");
     let old = daemon.scrape("/metrics?names=inspector&collect[]=socketlatency");
     let late = |name: &str| {

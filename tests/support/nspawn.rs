@@ -132,6 +132,13 @@ impl Machine {
         exchange(stream, "POST", path, &[], b"")
     }
 
+    /// Asks the daemon for a change; its answer.
+    pub(crate) fn patch(&self, path: &str, body: &[u8]) -> Answer {
+        let socket = self.inside("run/netskoop/netskoopd.sock");
+        let stream = until("the daemon listens", || UnixStream::connect(&socket).ok());
+        exchange(stream, "PATCH", path, &[], body)
+    }
+
     pub(crate) fn entities(&self) -> Entities {
         self.json("/v1/entities")
     }

@@ -41,22 +41,16 @@ pub enum DropInError {
     #[error("the configuration on disk is not valid, so nothing was changed:\n{0}")]
     Invalid(ConfigErrors),
     /// The directory or the file cannot be written.
-    #[error("cannot write {}: {source}; {}", file.display(), advice(source))]
+    #[error(
+        "cannot write {}: {source}; use --runtime to change it until the next boot without touching the configuration",
+        file.display()
+    )]
     Write {
         /// What was to be written.
         file: PathBuf,
         /// Why not.
         source: io::Error,
     },
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            "use --runtime to change it until the next boot without touching the configuration"
-        }
-        _ => "nothing was changed",
-    }
 }
 
 /// Writes a change for one probe into the drop-in of the configuration that [`super::load`] reads for `path`.

@@ -219,6 +219,7 @@ impl Engine {
             }
         }
         self.wake_farewell();
+        self.switched.notify_one();
     }
 
     /// Takes note that a probe must do without its hooks, if it can; the problem is given back if it cannot.
@@ -317,6 +318,7 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(errors) => {
                 self.reload_ok.store(false, Ordering::Relaxed);
+                self.switched.notify_one();
                 tracing::error!("the configuration is not valid; the running one stays:\n{errors}");
                 return Err(ChangeError::BadConfig(errors.to_string()));
             }
@@ -444,7 +446,8 @@ fn parse_patch(probe: &Probe, patch: &ProbePatch) -> Result<(Override, Keep), Ch
             if length < Duration::from_secs(1) || length > MAX_LEASE {
                 return Err(ChangeError::BadRequest(format!("for: '{lease}' is not between 1s and 30 days")));
             }
-            Keep::Lease(length, unix_now() + length.as_secs())
+            // The clock is read in whole seconds, and part of this one is gone: the lease is not to end too early.
+            Keep::Lease(length, unix_now() + length.as_secs() + 1)
         }
         (None, true) => Keep::Runtime,
         (None, false) => Keep::Always,

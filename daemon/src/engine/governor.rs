@@ -104,6 +104,7 @@ impl Engine {
         self.hooks.stop(probe).await;
         let retry = Some((Instant::now() + HOLD, 0));
         self.slots()[at].problem = Some(Problem { never: false, sentence: sentence.clone(), retry });
+        self.switched.notify_one();
         self.tell(probe, sentence);
     }
 

@@ -45,6 +45,8 @@ pub struct Engine {
     state: tokio::sync::Mutex<State>,
     slots: Mutex<Vec<Slot>>,
     lease_changed: tokio::sync::Notify,
+    /// Told when probes were switched, and when the configuration was read again.
+    switched: tokio::sync::Notify,
     sources: Arc<Sources>,
     collector: Collector,
     watcher: Arc<Watcher>,
@@ -214,6 +216,7 @@ impl Engine {
             config_path: parts.config_path,
             state: tokio::sync::Mutex::new(parts.state),
             lease_changed: tokio::sync::Notify::new(),
+            switched: tokio::sync::Notify::new(),
             sources: parts.sources,
             collector: parts.collector,
             watcher: parts.watcher,
@@ -289,12 +292,20 @@ impl Engine {
 
     /// Probes that are wanted and work, with their options.
     fn active(&self) -> Vec<Active> {
-        let works = |slot: &&Slot| {
-            slot.effective.enabled
-                && slot.problem.is_none()
-                && (slot.probe.hooks.is_none_or(|hooks| hooks.optional) || self.hooks.is_running(slot.probe))
-        };
-        self.slots().iter().filter(works).map(|slot| (slot.probe, slot.effective.options.clone())).collect()
+        let slots = self.slots();
+        let active = slots.iter().filter(|slot| self.works(slot));
+        active.map(|slot| (slot.probe, slot.effective.options.clone())).collect()
+    }
+
+    fn works(&self, slot: &Slot) -> bool {
+        slot.effective.enabled
+            && slot.problem.is_none()
+            && (slot.probe.hooks.is_none_or(|hooks| hooks.optional) || self.hooks.is_running(slot.probe))
+    }
+
+    /// Waits until a probe is switched, or the configuration was read again.
+    pub async fn switched(&self) {
+        self.switched.notified().await;
     }
 
     /// Collects for a scrape, or takes what is fresh enough, and prepares the answer.

@@ -71,7 +71,7 @@ impl Engine {
                 .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
             via: reads.then(|| self.via(slot.probe)),
             decided_by: effective.decided_by.to_string(),
-            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now())),
+            lease_seconds: effective.until.map(|until| until.saturating_sub(unix_now() + 1)),
             last_collection_ns: (state == StateName::On).then(|| self.last_cost(slot.probe)).flatten(),
             event_ns: None,
             bpf_cpu_ratio: None,
@@ -186,6 +186,25 @@ impl Engine {
             )
         };
         limited.map(sentence).collect()
+    }
+
+    /// How it stands in a few words. Unlike [`Engine::status`] it asks the kernel nothing, so it may be called often.
+    pub fn headline(&self) -> String {
+        let kinds = count_kinds(&self.watcher.directory());
+        let entities: u32 = kinds.iter().map(|kind| kind.count).sum();
+        let is_on =
+            |slot: &&Slot| self.works(slot) && slot.lacks.is_none() && self.absent(slot.probe).is_none();
+        let on = self.slots().iter().filter(is_on).count();
+        let plural = |count: u64| if count == 1 { "" } else { "s" };
+        let refused = match self.reload_ok.load(Ordering::Relaxed) {
+            true => "",
+            false => "; the configuration on disk was refused",
+        };
+        format!(
+            "{entities} network namespace{}, {on} probe{} on{refused}",
+            plural(entities.into()),
+            plural(on as u64)
+        )
     }
 
     /// `GET /v1/status`.

@@ -9,14 +9,14 @@
 use super::features::Features;
 pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
-use super::ring::{Ring, wait_until};
+use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
 use crate::hooks::Known;
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
 };
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
     Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
 };
@@ -24,8 +24,8 @@ use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
-use std::any::Any;
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -54,16 +54,6 @@ pub struct Loader {
 enum Command {
     Set(Settings, mpsc::SyncSender<()>),
     Stop,
-}
-
-/// What an object that counts by task is told.
-pub struct TaskSettings {
-    /// Number that its records carry.
-    pub probe: u16,
-    /// Inode of the host's network namespace.
-    pub host_netns: u32,
-    /// Process id of the daemon, whose threads visit other namespaces.
-    pub daemon: u32,
 }
 
 /// What an object's thread tells when it works.
@@ -175,8 +165,19 @@ impl Session {
     /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
     /// kernel has are for [`Session::ready`].
     pub fn attach(&self, object: &Object) -> Result<Vec<Link>, Refused> {
+        self.attach_some(object, |_| true)
+    }
+
+    /// The same for programs with certain names.
+    pub(super) fn attach_some(
+        &self,
+        object: &Object,
+        wanted: impl Fn(&OsStr) -> bool,
+    ) -> Result<Vec<Link>, Refused> {
         let mut links = Vec::new();
-        let hooks = |program: &ProgramMut<'_>| program.autoload() && !is_walk(&program.attach_type());
+        let hooks = |program: &ProgramMut<'_>| {
+            program.autoload() && !is_walk(&program.attach_type()) && wanted(program.name())
+        };
         for program in object.progs_mut().filter(hooks) {
             let doing = || format!("attach {} of {}", program.name().display(), self.name);
             links.push(program.attach().map_err(|error| refused(&doing(), &error))?);
@@ -210,43 +211,33 @@ impl Session {
     }
 
     /// Applies new settings as they come, until the object is to be unloaded.
-    #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
-    pub fn serve(self, mut apply: impl FnMut(&Settings)) {
-        while let Ok(Command::Set(settings, done)) = self.commands.recv() {
-            apply(&settings);
-            let _ = done.send(());
-        }
+    pub fn serve(self, apply: impl FnMut(&Settings)) {
+        self.serve_every(apply, || Duration::MAX);
     }
 
-    /// Runs an object that counts by task, and nothing else, until it is to be unloaded. `settle` puts what it is told into
-    /// its read-only data, whose type is its own.
-    pub fn count_tasks<'o, B: SkelBuilder<'o>>(
-        self,
-        builder: B,
-        storage: &'o mut MaybeUninit<OpenObject>,
-        settle: impl FnOnce(&mut B::Output, &TaskSettings),
-    ) -> Result<(), Refused> {
-        self.tracepoint("sched_process_exit")?;
-        self.task_storage()?;
-        let mut open = self.open(builder, storage)?;
-        let (probe, host_netns, daemon) = (self.number, self.host_netns(), std::process::id());
-        settle(&mut open, &TaskSettings { probe, host_netns, daemon });
-        let events = open.open_object_mut().maps_mut().find(|map| map.name() == "events");
-        self.share_ring(&mut events.ok_or_else(|| self.failed("find a map", "events"))?)?;
-        let skel = self.load(open)?;
-        let _links = self.attach(skel.object())?;
-        self.ready(skel.object(), "tp_btf", &["counters"])?;
-        self.serve(|_| {});
-        Ok(())
+    /// The same, and meanwhile does something again and again: its answer is when.
+    #[allow(clippy::needless_pass_by_value, reason = "nothing may follow but the end")]
+    pub fn serve_every(self, mut apply: impl FnMut(&Settings), mut act: impl FnMut() -> Duration) {
+        loop {
+            match self.commands.recv_timeout(act()) {
+                Ok(Command::Set(settings, done)) => {
+                    apply(&settings);
+                    let _ = done.send(());
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
     }
 
     /// What an object has that counts by task.
     fn tasks(&self, object: &Object) -> Result<Option<Tasks>, Refused> {
-        let Some(walk) = object.progs_mut().find(|program| is_walk(&program.attach_type())) else {
+        if !object.maps().any(|map| map.name() == "tenants") {
             return Ok(None);
-        };
-        let walk =
-            walk.attach().map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
+        }
+        let walk = object.progs_mut().find(|program| program.name() == "on_walk");
+        let walk = walk.map(|walk| walk.attach()).transpose();
+        let walk = walk.map_err(|error| refused(&format!("attach the walk of {}", self.name), &error))?;
         Ok(Some(Tasks::new(walk, self.map(object, "tenants")?)))
     }
 
@@ -256,7 +247,7 @@ impl Session {
         MapHandle::try_from(&map).map_err(|error| refused(&format!("keep map {name}"), &error))
     }
 
-    fn failed(&self, doing: &str, cause: &str) -> Refused {
+    pub(super) fn failed(&self, doing: &str, cause: &str) -> Refused {
         Refused::Failed { doing: format!("{doing} of {}", self.name), cause: cause.to_owned() }
     }
 }
@@ -615,7 +606,7 @@ pub fn count_runs() -> std::io::Result<OwnedFd> {
 }
 
 /// Whether a program runs for each of something that the kernel has, when it is asked.
-fn is_walk(kind: &ProgramAttachType) -> bool {
+pub(super) fn is_walk(kind: &ProgramAttachType) -> bool {
     matches!(kind, ProgramAttachType::TraceIter)
 }
 
@@ -639,17 +630,6 @@ fn info(name: &str, program: BorrowedFd<'_>) -> Option<ProgramInfo> {
         runs: info.run_cnt,
         missed: info.recursion_misses,
     })
-}
-
-/// Waits for the end of a thread, for a bounded time.
-pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
-    wait_until(limit, || thread.is_finished())
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]

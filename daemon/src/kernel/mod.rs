@@ -1,7 +1,9 @@
 //! What the kernel offers: files, namespaces, BPF objects, symbols. Knows no metric name.
 
 pub mod bpf;
+mod cgroup_hooks;
 pub mod cgroup_mounts;
+pub mod default_route;
 pub mod drop_reasons;
 pub mod features;
 pub mod netlink;
@@ -14,8 +16,10 @@ mod refused;
 pub mod ring;
 pub mod rooms;
 mod settings;
+mod sweep;
 pub mod symbols;
 pub mod tasks;
+pub mod tc;
 pub mod ways;
 
 #[cfg(test)]

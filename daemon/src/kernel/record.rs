@@ -101,7 +101,6 @@ pub fn parse<T: Plain>(record: &[u8]) -> Option<(Head, T, Vec<u64>)> {
     let stack = tail.get(..usize::try_from(head.stack_bytes).unwrap_or(0))?;
     let stack = stack.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
     let stack = stack.take_while(|address| *address != 0).collect();
-    let comm = head.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     let head = Head {
         time: head.time,
         netns: head.netns,
@@ -111,9 +110,14 @@ pub fn parse<T: Plain>(record: &[u8]) -> Option<(Head, T, Vec<u64>)> {
         kind: head.kind,
         suppressed: head.suppressed,
         pid: head.pid,
-        comm: String::from_utf8_lossy(comm).into_owned(),
+        comm: text(&head.comm),
     };
     Some((head, body, stack))
+}
+
+/// A name that the kernel keeps in a fixed number of bytes.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 /// A five-tuple from its parts; `None` if the program could not read the addresses. Addresses are in network order,

@@ -5,6 +5,7 @@ use crate::wake::Wake;
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::{MapHandle, MapType, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::any::Any;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::AsFd;
@@ -100,15 +101,14 @@ impl Pump {
     pub fn stop(self) -> Result<(), String> {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.wake.wake();
-        if !super::bpf::ended(&self.thread, Duration::from_secs(2)) {
+        if !ended(&self.thread, Duration::from_secs(2)) {
             return Err("the consumer of the event ring hangs".to_owned());
         }
         match self.thread.join() {
             Ok(result) => result.map_err(|error| format!("the event ring: {error}")),
-            Err(panic) => Err(format!(
-                "the consumer of the event ring panicked: {}",
-                super::bpf::panic_text(panic.as_ref())
-            )),
+            Err(panic) => {
+                Err(format!("the consumer of the event ring panicked: {}", panic_text(panic.as_ref())))
+            }
         }
     }
 }
@@ -190,4 +190,15 @@ pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> boo
         pause = (pause * 2).min(Duration::from_millis(20));
     }
     true
+}
+
+/// Waits for the end of a thread, for a bounded time.
+pub(super) fn ended<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
+    wait_until(limit, || thread.is_finished())
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

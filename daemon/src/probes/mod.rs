@@ -2,9 +2,12 @@
 
 use crate::declare::Probe;
 
+pub mod biolatency;
 pub mod conntrack;
 pub mod cpu;
+pub mod dns;
 pub mod fd;
+pub mod flow;
 pub mod gone;
 pub mod icmp;
 pub mod io;
@@ -12,6 +15,7 @@ pub mod ip;
 pub mod ipvs;
 pub mod kernellatency;
 pub mod limit;
+pub mod listen;
 pub mod mptcp;
 pub mod neigh;
 pub mod netdev;
@@ -24,6 +28,7 @@ pub mod sock;
 pub mod socketlatency;
 pub mod softirq;
 pub mod softnet;
+pub mod tasklatency;
 pub mod tcp;
 pub mod tcpconnect;
 pub mod tcpext;
@@ -34,6 +39,7 @@ pub mod tcpsummary;
 pub mod tcptwrcv;
 pub mod udp;
 pub mod udplite;
+pub mod virtcmdlatency;
 
 /// Every probe, in the order in which they are listed.
 pub static PROBES: &[&Probe] = &[
@@ -63,11 +69,17 @@ pub static PROBES: &[&Probe] = &[
     &tcptwrcv::PROBE,
     &tcpconnect::PROBE,
     &tcprtt::PROBE,
+    &listen::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &flow::PROBE,
+    &tasklatency::PROBE,
+    &biolatency::PROBE,
+    &virtcmdlatency::PROBE,
     &netiftxlat::PROBE,
     &socketlatency::PROBE,
     &kernellatency::PROBE,
+    &dns::PROBE,
     &gone::PROBE,
 ];
 

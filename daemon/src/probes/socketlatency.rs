@@ -1,8 +1,7 @@
 //! What sockets wait for: data until its application reads it, and what an application has written until it is sent.
 
 use crate::declare::{
-    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
-    histogram,
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
@@ -25,26 +24,18 @@ pub static PROBE: Probe = Probe {
     when: "A service answers late although the network is fast, or it is not known whether the application or the network is slow.",
     finds: "An application that does not come to read (too few threads, no CPU left of its quota, a lock), a peer that does not \
             read (a full window), a queue that is too long or Nagle's algorithm on the way out.",
-    cost: Cost::High,
+    cost: Cost::Medium,
     needs: "BTF tracepoints sk_data_ready, sock_recv_length, sock_send_length (Linux 6.3), tcp_rcv_space_adjust and net_dev_queue; \
-            before, fentry or TCP alone. Data that is never read is in no histogram, and UDP is sent at once.",
+            before, fentry or TCP alone. Of UDP, which is sent at once, only the reading is looked at.",
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(100),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(600),
-            },
-            help: "Data that is read, or sent, later than this is an event.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(100),
+            Duration::from_millis(1)..=Duration::from_secs(600),
+            "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
+        ),
+        OptionDecl::STACK,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -67,6 +58,7 @@ static SLOW: TableDecl = TableDecl {
         counter("read_300ms"),
         counter("write_1ms"),
         counter("write_100ms"),
+        counter("unread"),
     ],
     node: false,
 };
@@ -83,7 +75,7 @@ static BLOCKS: TableDecl = histograms("socketlatency_blocks");
 const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 
 /// In the order of `enum kind`.
-static EVENTS: [EventDecl; 2] = [
+static EVENTS: [EventDecl; 3] = [
     EventDecl {
         name: "SOCKETLAT_READSLOW",
         aliases: &[],
@@ -96,6 +88,13 @@ static EVENTS: [EventDecl; 2] = [
         fields: &["latency_ns"],
         help: "What the process wrote waited longer than the option slow before the first of it was sent: the peer did not read, or \
                did not acknowledge what was sent before.",
+    },
+    EventDecl {
+        name: "SOCKETLAT_UNREAD",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "Data has waited longer than the option slow, and nobody has read it yet. It is looked for every two seconds and told \
+               once; SOCKETLAT_READSLOW follows when it is read.",
     },
 ];
 
@@ -113,6 +112,13 @@ const NATIVE: &[Family] = &[
          the later ones count from the last data that came.",
         &READS,
     ),
+    Family::native(
+        "netskoop_socketlatency_unread_total",
+        "Times that data was found in a socket that had waited longer than the option slow and was not read yet.",
+        &SLOW,
+        one(&SLOW, "unread"),
+    )
+    .core(),
     by_protocol(
         "netskoop_socketlatency_write_seconds",
         "Time from the end of a write to the packet with the first byte of it, of writes that were not sent at once (TCP).",
@@ -162,8 +168,12 @@ static READ_FENTRY: Way =
 static READ_SEGMENTS: Way = Way::new("tp_btf", &["on_segment", "on_tcp_read"]);
 static WRITE_TRACEPOINT: Way = Way::new("tp_btf", &["on_written", "on_queue"]);
 static WRITE_FEXIT: Way = Way::new("fentry", &["fexit_sendmsg", "on_queue"]);
+static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
 static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
+
+/// From one look for data that nobody reads to the next.
+const LOOK: Duration = Duration::from_secs(2);
 
 fn run(session: Session) -> Result<(), Refused> {
     session.socket_storage()?;
@@ -173,14 +183,34 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    ways::load_only(open.open_object_mut(), &chosen);
+    let looks = looks(&session);
+    let all: Vec<&Way> = chosen.iter().copied().chain(looks).collect();
+    ways::load_only(open.open_object_mut(), &all);
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let _links = session.attach(skel.object())?;
+    let sweep = looks.map(|_| session.sweep(skel.object(), "on_sweep", "sockets")).transpose()?;
     session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+    session.serve_every(
+        |settings| apply(skel.maps.bss_data.as_deref_mut(), settings),
+        || {
+            let Some(sweep) = &sweep else { return Duration::MAX };
+            sweep.run_or_say("data that nobody reads");
+            LOOK
+        },
+    );
     Ok(())
+}
+
+/// The look for data that nobody reads, which is no hook.
+fn looks(session: &Session) -> Option<&'static Way> {
+    let found = session.choose::<SocketlatencySkelBuilder>(&[&SWEEP]);
+    if let Err(refused) = &found {
+        tracing::debug!("socketlatency without a look for what nobody reads: {refused}");
+        session.limited("data that nobody reads cannot be looked for on this kernel");
+    }
+    found.ok()
 }
 
 /// The hooks for each side. Without those of reading there is nothing worth it; what else is missing is told.
@@ -226,8 +256,14 @@ fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
         .filter_map(|(key, value)| {
             let key: types::socketlatency_key = plain::read(key)?;
             let value: types::socketlatency_value = plain::read(value)?;
-            let cells =
-                [value.read_1ms, value.read_100ms, value.read_300ms, value.write_1ms, value.write_100ms];
+            let cells = [
+                value.read_1ms,
+                value.read_100ms,
+                value.read_300ms,
+                value.write_1ms,
+                value.write_100ms,
+                value.unread,
+            ];
             Some(((counters.subject)(key.netns, key.cookie)?, cells))
         })
         .collect();
@@ -258,11 +294,11 @@ mod tests {
 
     #[test]
     fn what_was_slow_is_a_row_of_each_namespace() {
-        let entry = |netns: u32, values: [u64; 5]| {
+        let entry = |netns: u32, values: [u64; 6]| {
             let key = [&netns.to_ne_bytes()[..], &[0; 4], &9_u64.to_ne_bytes()].concat();
             (key, values.map(u64::to_ne_bytes).concat())
         };
-        let pairs = [entry(6, [5, 4, 3, 2, 1]), entry(5, [1, 0, 0, 7, 0]), entry(99, [1; 5])];
+        let pairs = [entry(6, [5, 4, 3, 2, 1, 0]), entry(5, [1, 0, 0, 7, 0, 3]), entry(99, [1; 6])];
         let (entries, options, memory) = (Entries::from_pairs(&pairs), Options::new(), Memory::default());
         let subject = |netns, cookie| (netns < 10 && cookie == 9).then_some(Subject(netns));
         let mut table = Table::new(&SLOW, 100);
@@ -279,7 +315,7 @@ mod tests {
             assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
         }
         let mut strange = whole;
-        strange[std::mem::offset_of!(types::event_head, kind)] = 2;
+        strange[std::mem::offset_of!(types::event_head, kind)] = 3;
         assert!(decode(&strange, &known()).is_none());
     }
 }

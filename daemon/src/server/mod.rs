@@ -9,6 +9,8 @@ pub mod listen;
 pub mod metrics;
 mod peer;
 pub mod query;
+pub mod refuse;
 pub mod stall;
+mod users;
 
 pub use connection::serve;

@@ -3,7 +3,9 @@
 
 mod connections;
 mod drops;
+mod flows;
 mod kernel;
+mod names;
 mod processors;
 mod queues;
 mod rdma;
@@ -14,6 +16,7 @@ mod tracking;
 mod transit;
 mod waiting;
 mod ways;
+mod work;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
 use netskoop_api::{Event, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
@@ -49,9 +52,21 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "tcptwrcv", what: "late data, the same ports again", run: connections::after_the_end },
     Scenario { probe: "tcpconnect", what: "closed port", run: connections::refused_connections },
     Scenario { probe: "tcprtt", what: "a ping", run: connections::round_trips },
+    Scenario { probe: "listen", what: "late accept", run: sockets::late_accept },
+    Scenario { probe: "listen", what: "full accept queue", run: sockets::overflow },
+    Scenario { probe: "tasklatency", what: "two for one CPU", run: work::two_for_one_cpu },
+    Scenario { probe: "biolatency", what: "a slow disk", run: work::slow_disk },
+    Scenario { probe: "biolatency", what: "written later", run: work::written_later },
+    Scenario { probe: "virtcmdlatency", what: "new addresses", run: work::commands_to_a_device },
     Scenario { probe: "softirq", what: "a packet filter with many rules", run: processors::slow_softirqs },
     Scenario { probe: "socketlatency", what: "late applications", run: waiting::late_applications },
+    Scenario { probe: "dns", what: "a slow and a silent server", run: names::slow_and_silent },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
+    Scenario {
+        probe: "flow",
+        what: "datagrams, a tag, filters left behind",
+        run: flows::through_an_interface,
+    },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
@@ -285,6 +300,7 @@ fn report(probes: &[ProbeInfo], told: &[Told], expected: &BTreeMap<String, Strin
 
 /// What the self-test finds wrong.
 fn selftest(lab: &Lab) -> Vec<String> {
+    assert!(modprobe("veth"));
     let answer = exchange(lab.daemon.unix(), "POST", "/v1/selftest", &[], b"");
     let text = answer.text();
     let _ = writeln!(std::io::stdout(), "selftest: {text}");

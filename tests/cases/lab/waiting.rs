@@ -2,8 +2,9 @@
 
 use super::Outcome::{NotHere, Seen};
 use super::{Lab, Outcome, Pair};
-use crate::waiting::{blocked, connection, read_late, sent_late, udp_pair, udp_read_late};
+use crate::waiting::{blocked, connection, never_read, read_late, sent_late, udp_pair, udp_read_late};
 use netskoop_api::StateName;
+use std::io::Read;
 
 pub(super) fn late_applications(lab: &Lab) -> Outcome {
     let state = lab.state("socketlatency");
@@ -24,6 +25,9 @@ pub(super) fn late_applications(lab: &Lab) -> Outcome {
             let event = lab.event("SOCKETLAT_READSLOW", &pair.far, |event| late.is_in(event));
             assert_eq!(event.process.expect("who reads").pid, std::process::id());
         }
+        let unread = never_read(&mut tcp);
+        lab.event("SOCKETLAT_UNREAD", &pair.far, |event| event.net.as_ref() == Some(&unread));
+        tcp.1.read_exact(&mut [0; 6]).unwrap();
         let late = sent_late(&mut tcp);
         let event = lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| late.is_in(event));
         assert_eq!(event.process.expect("who writes").pid, std::process::id());
@@ -33,5 +37,5 @@ pub(super) fn late_applications(lab: &Lab) -> Outcome {
         lab.wait("socketlatency", "blocked_seconds_count", &pair.near, labels, |value| value >= least);
     }
     let what = if udp { "TCP and UDP" } else { "TCP" };
-    Seen(format!("SOCKETLAT_READSLOW ({what}) and SOCKETLAT_SENDSLOW v4 v6; time blocked"))
+    Seen(format!("SOCKETLAT_READSLOW ({what}), SOCKETLAT_UNREAD and SOCKETLAT_SENDSLOW v4 v6; time blocked"))
 }
