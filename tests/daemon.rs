@@ -33,6 +33,9 @@ mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;
+/// What goes through interfaces, by connection; for root.
+#[path = "cases/flow.rs"]
+mod flow;
 /// Whole answers of `/metrics` for fixture trees, in the three generations of names.
 #[path = "cases/golden.rs"]
 mod golden;

@@ -128,7 +128,7 @@ struct tcphdr {
 	u8 flags;
 };
 
-/* A packet as programs of cgroups see it. The layout is that of the kernel's interface. */
+/* A packet as programs of cgroups and interfaces see it. The layout is that of the kernel's interface. */
 struct __sk_buff {
 	u32 len;
 	u32 pkt_type;
@@ -155,6 +155,11 @@ struct __sk_buff {
 	u32 local_ip6[4];
 	u32 remote_port;
 	u32 local_port;
+	u32 data_meta;
+	u64 flow_keys;
+	u64 tstamp;
+	u32 wire_len;
+	u32 gso_segs;
 };
 
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's

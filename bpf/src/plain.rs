@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "reads structures that the kernel filled from bytes")]
 
 use crate::{
-    biolatency, cpu, dns, io, kernellatency, listen, netanomaly, netiftxlat, netns, packetloss,
+    biolatency, cpu, dns, flow, io, kernellatency, listen, netanomaly, netiftxlat, netns, packetloss,
     socketlatency, softirq, tasklatency, tcpconnect, tcpreset, tcpretrans, tcprtt, tcptwrcv, virtcmdlatency,
 };
 
@@ -29,6 +29,9 @@ plain!(
     cpu::types::owner,
     dns::types::dns_event,
     dns::types::dns_key,
+    flow::types::flow_total_key,
+    flow::types::flow_traffic,
+    flow::types::flow_traffic_key,
     io::types::usage,
     io::types::owner,
     listen::types::listen_event,

@@ -19,6 +19,9 @@ pub struct Args {
     /// Check the configuration and exit
     #[arg(long)]
     pub check_config: bool,
+    /// Remove what a daemon that was killed has left on interfaces (filters of the probe flow, before Linux 6.6), and exit
+    #[arg(long)]
+    pub cleanup: bool,
     /// What to log: error, warn, info, debug, or a tracing filter
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,

@@ -6,6 +6,7 @@
 //! from these.
 
 use crate::hooks::Hooks;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub mod histogram;
@@ -410,6 +411,17 @@ pub fn is_interface_pattern(word: &str) -> bool {
     !word.is_empty() && word.len() <= 15 && !word.contains(['/', ':']) && !word.contains(char::is_whitespace)
 }
 
+/// Whether an interface's name fits a pattern in which `*` stands for any bytes.
+pub fn matches_interface(pattern: &[u8], name: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => name.is_empty(),
+        Some((b'*', rest)) => (0..=name.len()).any(|skip| matches_interface(rest, &name[skip..])),
+        Some((first, rest)) => {
+            name.split_first().is_some_and(|(byte, tail)| byte == first && matches_interface(rest, tail))
+        }
+    }
+}
+
 /// An option of a probe: a key under `[probes.<name>]`.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionDecl {
@@ -419,6 +431,21 @@ pub struct OptionDecl {
     pub kind: OptionType,
     /// A sentence.
     pub help: &'static str,
+}
+
+impl OptionDecl {
+    /// Stacks for the events of a probe with hooks.
+    pub const STACK: OptionDecl = OptionDecl {
+        name: "stack",
+        kind: OptionType::Bool { default: false },
+        help: "Adds the kernel stack to each event, which costs several microseconds each.",
+    };
+
+    /// From when on something that takes long is an event.
+    pub const fn slow(default: Duration, within: RangeInclusive<Duration>, help: &'static str) -> OptionDecl {
+        let kind = OptionType::Duration { default, min: *within.start(), max: *within.end() };
+        OptionDecl { name: "slow", kind, help }
+    }
 }
 
 /// A type of event that a probe sends.

@@ -93,7 +93,7 @@ fn fill_at(counters: &Counters<'_>, marks: &[&str], now: u64, table: &mut Table)
 }
 
 /// As the older systems wrote it.
-fn protocol(number: u8) -> String {
+pub fn protocol(number: u8) -> String {
     match number {
         1 => "ICMP".to_owned(),
         6 => "TCP".to_owned(),

@@ -58,7 +58,7 @@ const BYTES_PER_SERIES: usize = 105;
 /// Instructions that the verifier walks through, and that are in the program. About a tenth above what clang 14 makes
 /// and Linux 6.18 counts. Both grow with the cost of every event; a verifier that walks much further also comes closer
 /// to the limit of older kernels (a million).
-const INSTRUCTIONS: [(&str, u32, u32); 47] = [
+const INSTRUCTIONS: [(&str, u32, u32); 49] = [
     ("tcpreset/on_send_reset", 6750, 1335),
     ("tcpreset/on_receive_reset", 1020, 495),
     // The addresses are read in one of two places, early where flows are counted, and both are walked through.
@@ -76,6 +76,8 @@ const INSTRUCTIONS: [(&str, u32, u32); 47] = [
     ("softirq/on_switch", 150, 110),
     ("softirq/on_entry", 1200, 480),
     ("softirq/on_exit", 960, 340),
+    ("flow/netskoop_in", 950, 615),
+    ("flow/netskoop_out", 950, 620),
     ("tasklatency/on_wakeup", 45, 60),
     ("tasklatency/on_wakeup_new", 45, 60),
     ("tasklatency/on_switch", 1340, 570),

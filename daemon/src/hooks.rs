@@ -10,6 +10,7 @@ use crate::table::{ABSENT, Subject, Table};
 use netskoop_api::{OptionValue, Value};
 use netskoop_bpf::plain;
 use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -80,7 +81,12 @@ pub struct Counters<'a> {
     pub memory: &'a Memory,
     /// Keys of entries that the filling has found to be too old: they are deleted after it.
     pub expired: RefCell<Vec<Box<[u8]>>>,
+    /// Reads another map that the object counts in.
+    pub beside: Option<&'a Beside<'a>>,
 }
+
+/// Reads a map by its name.
+pub type Beside<'a> = dyn Fn(&str) -> Option<Entries> + 'a;
 
 impl<'a> Counters<'a> {
     /// Nothing has expired yet.
@@ -90,7 +96,7 @@ impl<'a> Counters<'a> {
         options: &'a Options,
         memory: &'a Memory,
     ) -> Counters<'a> {
-        Counters { entries, subject, options, memory, expired: RefCell::default() }
+        Counters { entries, subject, options, memory, expired: RefCell::default(), beside: None }
     }
 
     /// Whose an entry is that is counted by task: a tenant's of the node's own namespace, or a namespace's.
@@ -173,13 +179,25 @@ pub fn copy_words(value: &[u8], cells: &mut [u64]) {
 
 /// What a probe remembers between fillings: which row keys are shown (`true`) and which belong to `other` for good.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<BTreeMap<(u8, u64), bool>>);
+pub struct Memory {
+    admitted: Mutex<BTreeMap<(u8, u64), bool>>,
+    own: Mutex<Option<Box<dyn Any + Send>>>,
+}
 
 impl Memory {
+    /// Uses what a probe keeps there that is of its own kind; the first time it is empty.
+    pub fn own<T: Default + Send + 'static, R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        let mut kept = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = kept.take().and_then(|own| own.downcast::<T>().ok()).unwrap_or_default();
+        let result = use_it(&mut own);
+        *kept = Some(own);
+        result
+    }
+
     /// Whether `key` has a row of its own. The first `limit` keys of a set get one and keep it; a later one stays in
     /// `other` even if the limit is raised, since a sum that loses a part looks like a counter that was reset.
     pub fn admit(&self, set: u8, key: u64, limit: usize) -> bool {
-        let mut admitted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = admitted.range((set, 0)..=(set, u64::MAX)).filter(|(_, shown)| **shown).count();
         // Bounded, whatever keys may come.
         match admitted.get(&(set, key)) {

@@ -28,4 +28,4 @@ mod start;
 pub mod table;
 mod wake;
 
-pub use start::{Listeners, Notice, RunError, Signals, run};
+pub use start::{Listeners, Notice, RunError, Signals, clean_up, run};

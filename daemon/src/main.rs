@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     if let Err(error) = start_log(&args.log_level) {
         return fail(1, &format!("--log-level: {error}"));
     }
+    if args.cleanup {
+        return clean_up();
+    }
     let handed = match handed::control() {
         Ok(handed) => handed,
         Err(error) => return fail(1, &ListenError::Handed(error).to_string()),
@@ -42,6 +45,18 @@ fn main() -> ExitCode {
             serve(args, loaded, listeners)
         }
         Err(error) => refuse(handed, 1, &error.to_string()),
+    }
+}
+
+/// What a daemon leaves behind that is killed.
+fn clean_up() -> ExitCode {
+    match netskoopd::clean_up() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(interfaces) => {
+            tracing::info!(interfaces, "filters of a daemon that was killed were removed");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(1, &format!("cannot remove what a daemon left on interfaces: {error}")),
     }
 }
 

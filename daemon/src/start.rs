@@ -13,6 +13,7 @@ use crate::hooks::{HookTable, Known};
 use crate::kernel::bpf::{Loader, Refused};
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};
+use crate::kernel::tc;
 use crate::probes::PROBES;
 use crate::resolve::labels::Labels;
 use crate::resolve::runtimes::{Runtimes, Settings};
@@ -157,6 +158,11 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Removes the filters that a daemon left on interfaces of this namespace because it was killed: on how many.
+pub fn clean_up() -> io::Result<usize> {
+    Ok(tc::clean_up(std::path::Path::new("/proc"))?)
+}
+
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
     task.await;
     name
@@ -215,6 +221,11 @@ async fn assemble(
     listeners: &Listeners,
     tasks: &mut JoinSet<&'static str>,
 ) -> Result<(Arc<Engine>, AbortHandle), RunError> {
+    match clean_up() {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(interfaces, "filters of an earlier daemon were removed"),
+        Err(error) => tracing::warn!(%error, "cannot look for filters of an earlier daemon"),
+    }
     let config = loaded.config.clone();
     let (state, complaint) = State::load(&config.run);
     if let Some(complaint) = complaint {

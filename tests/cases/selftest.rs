@@ -7,7 +7,15 @@ use std::io::Write;
 use std::path::Path;
 
 /// Those that are off by default.
-const WITH_HOOKS: [&str; 4] = ["probes.tcptwrcv", "probes.tcpconnect", "probes.tcprtt", "probes.softirq"];
+const WITH_HOOKS: [&str; 7] = [
+    "probes.tcptwrcv",
+    "probes.tcpconnect",
+    "probes.tcprtt",
+    "probes.softirq",
+    "probes.netiftxlat",
+    "probes.socketlatency",
+    "probes.kernellatency",
+];
 
 fn all_on() -> Setup {
     WITH_HOOKS.into_iter().fold(Setup::on_node(), |setup, probe| setup.set(probe, "enabled = true"))
@@ -68,6 +76,8 @@ fn it_finds_all_that_it_makes_go_wrong_and_leaves_nothing() {
         ("tcptwrcv", &["TCP_TIME_WAIT_RECEIVE"]),
         ("tcpconnect", &["TCP_CONNECT_FAILED", "TCP_CONNECT_SLOW"]),
         ("tcprtt", &["TCP_RTT_SLOW"]),
+        ("socketlatency", &["SOCKETLAT_READSLOW"]),
+        ("kernellatency", &["TXKERNEL_SLOW"]),
     ] {
         let checks = of(&test, probe);
         assert_eq!(checks.len(), kinds.len(), "{checks:#?}");
@@ -89,7 +99,9 @@ fn it_finds_all_that_it_makes_go_wrong_and_leaves_nothing() {
     }
     // A handshake that was held up as long as the option asks for, and a segment that waited for its repetition.
     assert!(of(&test, "tcpconnect")[1].events.iter().all(|event| event.milliseconds >= 900.0), "{test:#?}");
-    for probe in ["tcp", "udp", "ip", "icmp", "netdev", "softnet", "softirq", "gone", "selftest"] {
+    for probe in
+        ["tcp", "udp", "ip", "icmp", "netdev", "softnet", "softirq", "netiftxlat", "gone", "selftest"]
+    {
         let results: Vec<SelfResult> = of(&test, probe).iter().map(|check| check.result).collect();
         assert_eq!(results, [SelfResult::Ok], "{probe}: {test:#?}");
     }

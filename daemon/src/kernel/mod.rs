@@ -3,6 +3,7 @@
 pub mod bpf;
 mod cgroup_hooks;
 pub mod cgroup_mounts;
+pub mod default_route;
 pub mod drop_reasons;
 pub mod features;
 pub mod netlink;
@@ -18,6 +19,7 @@ mod settings;
 mod sweep;
 pub mod symbols;
 pub mod tasks;
+pub mod tc;
 pub mod ways;
 
 #[cfg(test)]

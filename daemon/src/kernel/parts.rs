@@ -27,8 +27,12 @@ pub const IP_VS: Part = Part { module: "ip_vs", function: "ip_vs_stats_show" };
 pub const RDMA: Part = Part { module: "ib_core", function: "rdma_nl_rcv" };
 /// Pairs of interfaces that are joined by a cable.
 pub const VETH: Part = Part { module: "veth", function: "veth_newlink" };
+/// Where filters hang on the way into an interface and out of it.
+pub const SCH_INGRESS: Part = Part { module: "sch_ingress", function: "clsact_init" };
+/// Programs as filters.
+pub const CLS_BPF: Part = Part { module: "cls_bpf", function: "cls_bpf_init" };
 
-const ALL: [Part; 5] = [TCP_DIAG, CONNTRACK_NETLINK, IP_VS, RDMA, VETH];
+const ALL: [Part; 7] = [TCP_DIAG, CONNTRACK_NETLINK, IP_VS, RDMA, VETH, SCH_INGRESS, CLS_BPF];
 
 impl Part {
     /// Whether it is there now.

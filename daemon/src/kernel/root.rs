@@ -11,6 +11,8 @@
 use super::bpf::{Entries, Handle, Loader, Refused, Settings};
 use super::drop_reasons::ENUMS;
 use super::features::Features;
+use super::netlink::filters::{self, Direction};
+use super::netlink::{Family, Netlink};
 use super::netns_watch::{self, Exits, NetnsEvent, NetnsWatch};
 use super::record;
 use super::ring::{Pump, Ring, wait_until};
@@ -18,10 +20,13 @@ use crate::declare::Probe;
 use crate::hooks::{Counters, CountersMap, Known, Memory, Options, RawEvent};
 use crate::probes::{packetloss, tcpreset, tcpretrans, tcptwrcv};
 use crate::table::{Subject, Table};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags};
 use netskoop_api::{OptionValue, Value};
+use netskoop_bpf::flow::FlowSkelBuilder;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -833,4 +838,61 @@ fn cost() {
             .find(|l| l.starts_with("VmRSS"))
             .unwrap()
     );
+}
+
+fn listed(way: &str) -> String {
+    let output = Command::new("tc").args(["filter", "show", "dev", "lo", way]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn qdiscs() -> String {
+    String::from_utf8(Command::new("tc").args(["qdisc", "show", "dev", "lo"]).output().unwrap().stdout)
+        .unwrap()
+}
+
+#[test]
+fn filters_of_ours_count_and_are_removed_and_those_of_others_stay() {
+    if World::new().is_none() {
+        return;
+    }
+    let _ = in_netns(|inode| {
+        let mut storage = std::mem::MaybeUninit::uninit();
+        let mut open = FlowSkelBuilder::default().open(&mut storage).unwrap();
+        open.maps.rodata_data.as_deref_mut().unwrap().own_netns = inode;
+        let skel = open.load().unwrap();
+        let programs = [
+            (Direction::In, skel.progs.netskoop_in.as_fd()),
+            (Direction::Out, skel.progs.netskoop_out.as_fd()),
+        ];
+        let mut netlink = Netlink::open(Family::Route).unwrap();
+        filters::add(&mut netlink, 1, programs).unwrap();
+        // Twice are not two: each packet is to be counted once.
+        filters::add(&mut netlink, 1, programs).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(&[0; 100], socket.local_addr().unwrap()).unwrap();
+        let counted = |direction: u32| {
+            let key = [inode, 1, direction, 0, 0, 0].map(u32::to_ne_bytes).concat();
+            let value = skel.maps.totals.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+            [0, 8].map(|at| u64::from_ne_bytes(*value[at..].first_chunk().unwrap()))
+        };
+        assert_eq!([counted(0), counted(1)], [[142, 1], [142, 1]]);
+        // Alone, they take their qdisc with them; a daemon that was killed leaves them to the next one.
+        assert!(listed("ingress").contains("netskoop") && listed("egress").contains("netskoop"));
+        assert_eq!(filters::remove_all().unwrap(), [1]);
+        assert_eq!((listed("ingress"), qdiscs().contains("clsact")), (String::new(), false));
+        // With somebody else there, only ours go, also if the qdisc was ours.
+        filters::add(&mut netlink, 1, programs).unwrap();
+        filters::add_foreign(&mut netlink, 1, skel.progs.netskoop_in.as_fd()).unwrap();
+        filters::remove(&mut netlink, 1).unwrap();
+        // A list also shows the names of the programs, which are the same here.
+        assert!(listed("ingress").contains("somebody") && !listed("ingress").contains("0x6e73"));
+        assert_eq!((listed("egress"), qdiscs().contains("clsact")), (String::new(), true));
+        // A qdisc that was there before stays, also if nothing hangs on it.
+        sh("tc filter del dev lo ingress");
+        filters::add(&mut netlink, 1, programs).unwrap();
+        assert_eq!(filters::remove_all().unwrap(), [1]);
+        assert!(qdiscs().contains("clsact"));
+        assert!(filters::remove_all().unwrap().is_empty());
+        inode
+    });
 }

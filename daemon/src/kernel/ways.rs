@@ -1,9 +1,9 @@
 //! Several ways to see the same thing in the kernel, of which the best that works here is taken: a BTF tracepoint, else a
 //! function's entry or exit (fentry, fexit), else a kprobe. What works is found out by trying, never by the version.
 
-use super::bpf::{Refused, Session, refused};
+use super::bpf::{Refused, Session, is_walk, refused};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, Object, OpenObject};
+use libbpf_rs::{Link, Object, OpenObject, ProgramMut};
 use std::mem::MaybeUninit;
 
 /// One way: the programs that are needed for it.
@@ -93,7 +93,9 @@ impl Session {
         let mut open = self.open(B::default(), &mut storage)?;
         load_only(open.open_object_mut(), &[way]);
         let skel = self.load(open)?;
-        for program in skel.object().progs_mut().filter(|program| program.autoload()) {
+        // What walks over a map is attached to that, and works if it could be loaded.
+        let hooks = |program: &ProgramMut<'_>| program.autoload() && !is_walk(&program.attach_type());
+        for program in skel.object().progs_mut().filter(hooks) {
             // The link ends with this step.
             let attached = program.attach().map(drop);
             attached

@@ -33,15 +33,11 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(500),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(60),
-            },
-            help: "An answer that takes longer is an event.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(500),
+            Duration::from_millis(1)..=Duration::from_secs(60),
+            "An answer that takes longer is an event.",
+        ),
         OptionDecl {
             name: "timeout",
             kind: OptionType::Duration {

@@ -1,8 +1,7 @@
 //! How long packets are on their way through the kernel, and in which part of it.
 
 use crate::declare::{
-    Bucket, Cost, EventDecl, Family, LATENCY, Only, OptionDecl, OptionType, Points, Probe, TableDecl,
-    histogram,
+    Bucket, Cost, EventDecl, Family, LATENCY, Only, OptionDecl, Points, Probe, TableDecl, histogram,
 };
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
@@ -31,20 +30,12 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(10),
-                min: Duration::from_micros(1),
-                max: Duration::from_secs(60),
-            },
-            help: "A packet that is on its way for longer is an event.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(10),
+            Duration::from_micros(1)..=Duration::from_secs(60),
+            "A packet that is on its way for longer is an event.",
+        ),
+        OptionDecl::STACK,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,

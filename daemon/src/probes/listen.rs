@@ -32,15 +32,11 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(100),
-                min: Duration::from_micros(100),
-                max: Duration::from_secs(60),
-            },
-            help: "A connection that waits longer for accept is an event.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(100),
+            Duration::from_micros(100)..=Duration::from_secs(60),
+            "A connection that waits longer for accept is an event.",
+        ),
         OptionDecl {
             name: "max_ports",
             kind: OptionType::Integer { default: 32, min: 1, max: 1000 },
@@ -52,11 +48,7 @@ pub static PROBE: Probe = Probe {
             help: "Where the kernel takes neither fentry nor kprobes: looks at the end of every system call of the node, of which \
                    accept is one. Each system call then takes a tenth of a microsecond longer.",
         },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::STACK,
     ],
     families: &[NATIVE],
     events: &EVENTS,

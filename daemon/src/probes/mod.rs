@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod cpu;
 pub mod dns;
 pub mod fd;
+pub mod flow;
 pub mod gone;
 pub mod icmp;
 pub mod io;
@@ -72,6 +73,7 @@ pub static PROBES: &[&Probe] = &[
     &listen::PROBE,
     &packetloss::PROBE,
     &softirq::PROBE,
+    &flow::PROBE,
     &tasklatency::PROBE,
     &biolatency::PROBE,
     &virtcmdlatency::PROBE,

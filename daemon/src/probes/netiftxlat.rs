@@ -29,25 +29,17 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(100),
-                min: Duration::from_micros(1),
-                max: Duration::from_secs(60),
-            },
-            help: "A packet that waits longer in the queue, or that the driver takes longer for, is an event.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(100),
+            Duration::from_micros(1)..=Duration::from_secs(60),
+            "A packet that waits longer in the queue, or that the driver takes longer for, is an event.",
+        ),
         OptionDecl {
             name: "per_device",
             kind: OptionType::Bool { default: false },
             help: "Shows each interface on its own under netskoop_netiftxlat_device_*; from when it is set.",
         },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::STACK,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,

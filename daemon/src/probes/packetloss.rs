@@ -31,11 +31,7 @@ pub static PROBE: Probe = Probe {
     default_on: true,
     section: None,
     options: &[
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::STACK,
         OptionDecl {
             name: "ignore_reasons",
             kind: OptionType::List {

@@ -1,8 +1,7 @@
 //! What sockets wait for: data until its application reads it, and what an application has written until it is sent.
 
 use crate::declare::{
-    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
-    histogram,
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
@@ -31,20 +30,12 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(100),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(600),
-            },
-            help: "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(100),
+            Duration::from_millis(1)..=Duration::from_secs(600),
+            "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
+        ),
+        OptionDecl::STACK,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -177,7 +168,7 @@ static READ_FENTRY: Way =
 static READ_SEGMENTS: Way = Way::new("tp_btf", &["on_segment", "on_tcp_read"]);
 static WRITE_TRACEPOINT: Way = Way::new("tp_btf", &["on_written", "on_queue"]);
 static WRITE_FEXIT: Way = Way::new("fentry", &["fexit_sendmsg", "on_queue"]);
-static SWEEP: Way = Way::new("tp_btf", &["on_sweep"]);
+static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
 static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
 
@@ -192,21 +183,34 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    ways::load_only(open.open_object_mut(), &chosen);
+    let looks = looks(&session);
+    let all: Vec<&Way> = chosen.iter().copied().chain(looks).collect();
+    ways::load_only(open.open_object_mut(), &all);
     session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let _links = session.attach(skel.object())?;
-    let sweep = session.sweep(skel.object(), "on_sweep", "sockets")?;
+    let sweep = looks.map(|_| session.sweep(skel.object(), "on_sweep", "sockets")).transpose()?;
     session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
     session.serve_every(
         |settings| apply(skel.maps.bss_data.as_deref_mut(), settings),
         || {
+            let Some(sweep) = &sweep else { return Duration::MAX };
             sweep.run_or_say("data that nobody reads");
             LOOK
         },
     );
     Ok(())
+}
+
+/// The look for data that nobody reads, which is no hook.
+fn looks(session: &Session) -> Option<&'static Way> {
+    let found = session.choose::<SocketlatencySkelBuilder>(&[&SWEEP]);
+    if let Err(refused) = &found {
+        tracing::debug!("socketlatency without a look for what nobody reads: {refused}");
+        session.limited("data that nobody reads cannot be looked for on this kernel");
+    }
+    found.ok()
 }
 
 /// The hooks for each side. Without those of reading there is nothing worth it; what else is missing is told.
@@ -226,7 +230,7 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
         tracing::debug!("socketlatency without blocked writes: {refused}");
         session.limited("the time that writes are blocked cannot be seen without fentry or kprobes");
     }
-    Ok([Some(read), write.ok(), blocked.ok(), Some(&SWEEP)].into_iter().flatten().collect())
+    Ok([Some(read), write.ok(), blocked.ok()].into_iter().flatten().collect())
 }
 
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {

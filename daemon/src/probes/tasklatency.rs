@@ -27,15 +27,11 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(50),
-                min: Duration::from_micros(100),
-                max: Duration::from_secs(60),
-            },
-            help: "A task that waits longer for a CPU is an event.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(50),
+            Duration::from_micros(100)..=Duration::from_secs(60),
+            "A task that waits longer for a CPU is an event.",
+        ),
         OptionDecl {
             name: "stack",
             kind: OptionType::Bool { default: false },

@@ -1,8 +1,7 @@
 //! TCP connections made from here: how long the handshake took, and why some failed.
 
 use crate::declare::{
-    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, counter,
-    histogram,
+    Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
 use crate::flows::{self, FLOW_COLUMNS};
@@ -30,20 +29,12 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(900),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(600),
-            },
-            help: "A handshake that takes longer is an event; so is an attempt that was given up after so long.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(900),
+            Duration::from_millis(1)..=Duration::from_secs(600),
+            "A handshake that takes longer is an event; so is an attempt that was given up after so long.",
+        ),
+        OptionDecl::STACK,
         flows::OPTION,
         flows::MAX_OPTION,
     ],

@@ -1,8 +1,6 @@
 //! TCP segments that were sent once more: how many, why, and to whom.
 
-use crate::declare::{
-    Cost, EventDecl, Family, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter,
-};
+use crate::declare::{Cost, EventDecl, Family, Only, OptionDecl, Points, Probe, TableDecl, column, counter};
 use crate::facts::one;
 use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
@@ -28,15 +26,7 @@ pub static PROBE: Probe = Probe {
     needs: "BTF tracepoints tcp_retransmit_skb and tcp_retransmit_synack (failed ones: Linux 6.17).",
     default_on: true,
     section: None,
-    options: &[
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
-        flows::OPTION,
-        flows::MAX_OPTION,
-    ],
+    options: &[OptionDecl::STACK, flows::OPTION, flows::MAX_OPTION],
     families: &[NATIVE, KUBESKOOP],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),

@@ -34,20 +34,12 @@ pub static PROBE: Probe = Probe {
             },
             help: "Each connection is looked at so often while segments come, and at its end.",
         },
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(500),
-                min: Duration::from_millis(1),
-                max: Duration::from_secs(60),
-            },
-            help: "A connection whose smoothed round-trip time is longer is an event.",
-        },
-        OptionDecl {
-            name: "stack",
-            kind: OptionType::Bool { default: false },
-            help: "Adds the kernel stack to each event, which costs several microseconds each.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(500),
+            Duration::from_millis(1)..=Duration::from_secs(60),
+            "A connection whose smoothed round-trip time is longer is an event.",
+        ),
+        OptionDecl::STACK,
     ],
     families: &[&[Family::native(
         "netskoop_tcprtt_smoothed_seconds",

@@ -1,6 +1,6 @@
 //! TCP segments for connections that are closed here already and wait in TIME_WAIT.
 
-use crate::declare::{Cost, EventDecl, Family, OptionDecl, OptionType, Probe, TableDecl, counter};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, Probe, TableDecl, counter};
 use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
@@ -25,11 +25,7 @@ pub static PROBE: Probe = Probe {
     needs: "BTF tracepoint kfree_skb with the receiving socket (Linux 6.11), else fentry or a kprobe.",
     default_on: false,
     section: None,
-    options: &[OptionDecl {
-        name: "stack",
-        kind: OptionType::Bool { default: false },
-        help: "Adds the kernel stack to each event, which costs several microseconds each.",
-    }],
+    options: &[OptionDecl::STACK],
     families: &[&[Family::native(
         "netskoop_tcptwrcv_segments_total",
         "Segments that came for a connection in TIME_WAIT. type: syn (a SYN that opens a new connection is none of them with \

@@ -30,15 +30,11 @@ pub static PROBE: Probe = Probe {
     default_on: false,
     section: None,
     options: &[
-        OptionDecl {
-            name: "slow",
-            kind: OptionType::Duration {
-                default: Duration::from_millis(10),
-                min: Duration::from_micros(1),
-                max: Duration::from_secs(60),
-            },
-            help: "A command that takes longer is an event.",
-        },
+        OptionDecl::slow(
+            Duration::from_millis(10),
+            Duration::from_micros(1)..=Duration::from_secs(60),
+            "A command that takes longer is an event.",
+        ),
         OptionDecl {
             name: "stack",
             kind: OptionType::Bool { default: false },

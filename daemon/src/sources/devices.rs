@@ -1,6 +1,7 @@
 //! What the interfaces of each namespace had counted when they were last seen. Without it the sum over the interfaces
 //! of a namespace would fall when one vanishes, `rate()` would take that for a restart and add the whole remainder.
 
+use crate::declare::matches_interface;
 use crate::kernel::procfs::dev::{FIELDS, MAX_NAME, Values};
 use crate::table::{ABSENT, Subject};
 use rustc_hash::FxHashMap;
@@ -229,7 +230,8 @@ impl Known {
             return shown;
         }
         let count = self.devices.iter().filter(|device| device.shown == Some(true)).count();
-        let wanted = name != b"other" && patterns.iter().any(|pattern| matches(pattern.as_bytes(), name));
+        let wanted =
+            name != b"other" && patterns.iter().any(|pattern| matches_interface(pattern.as_bytes(), name));
         let shown = wanted && count < MAX_SHOWN;
         self.devices[at].shown = Some(shown);
         shown
@@ -266,17 +268,6 @@ impl Known {
             }
         }
         (all, other)
-    }
-}
-
-/// Whether a name fits a pattern in which `*` stands for any bytes.
-pub(super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => name.is_empty(),
-        Some((b'*', rest)) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
-        Some((first, rest)) => {
-            name.split_first().is_some_and(|(byte, tail)| byte == first && matches(rest, tail))
-        }
     }
 }
 
@@ -391,10 +382,10 @@ mod tests {
         devices.show(&["eth*".into(), "lo".into()]);
         assert_eq!(split(&mut devices, &all), (vec!["lo".into(), "eth0".into()], Some(4)));
         assert!(
-            matches(b"*", b"")
-                && matches(b"e*0", b"eth10")
-                && !matches(b"e*0", b"eth1")
-                && !matches(b"", b"x")
+            matches_interface(b"*", b"")
+                && matches_interface(b"e*0", b"eth10")
+                && !matches_interface(b"e*0", b"eth1")
+                && !matches_interface(b"", b"x")
         );
     }
 }

@@ -4,6 +4,7 @@
 mod anomalies;
 mod connections;
 mod drops;
+mod flows;
 mod kernel;
 mod names;
 mod processors;
@@ -65,6 +66,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "netanomaly", what: "full neighbour table", run: anomalies::full_neighbour_table },
     Scenario { probe: "netanomaly", what: "udp_mem", run: anomalies::no_memory_for_sockets },
     Scenario { probe: "qdisc", what: "tbf and fq_codel", run: queues::tbf_and_fq_codel },
+    Scenario {
+        probe: "flow",
+        what: "datagrams, a tag, filters left behind",
+        run: flows::through_an_interface,
+    },
     Scenario { probe: "netiftxlat", what: "netem delay", run: transit::netem_delay },
     Scenario { probe: "kernellatency", what: "many rules", run: transit::many_rules },
     Scenario { probe: "conntrack", what: "full table", run: tracking::full_table },
@@ -298,6 +304,7 @@ fn report(probes: &[ProbeInfo], told: &[Told], expected: &BTreeMap<String, Strin
 
 /// What the self-test finds wrong.
 fn selftest(lab: &Lab) -> Vec<String> {
+    assert!(modprobe("veth"));
     let answer = exchange(lab.daemon.unix(), "POST", "/v1/selftest", &[], b"");
     let text = answer.text();
     let _ = writeln!(std::io::stdout(), "selftest: {text}");

@@ -49,7 +49,7 @@ impl Check {
     }
 }
 
-use Deed::{Aborted, Late, Lost, Overflow, Refused, Slow, Unheard};
+use Deed::{Aborted, Late, Lost, Overflow, Refused, Slow, Unheard, Unread};
 use Role::{Client, Server};
 
 /// Option that says from when on something is slow enough for an event.
@@ -96,17 +96,30 @@ pub(super) const CHECKS: &[Check] = &[
     Check::of("packetloss", Overflow, Server, "netskoop_packetloss_packets_total")
         .event("PACKET_DROP")
         .fields(&[("reason", "SOCKET_RCVBUFF")]),
+    Check::of("netiftxlat", Refused, Client, "netskoop_netiftxlat_driver_seconds_count"),
+    Check::of("socketlatency", Unread, Server, "netskoop_socketlatency_read_seconds_count")
+        .event("SOCKETLAT_READSLOW")
+        .label("protocol=\"tcp\""),
+    // What waits for its neighbour waits between its protocol and the interface.
+    Check::of("kernellatency", Slow, Client, "netskoop_kernellatency_transmit_seconds_count")
+        .event("TXKERNEL_SLOW"),
     Check::of("softirq", Refused, Client, "netskoop_softirq_execution_seconds_count").of_node(),
 ];
 
 /// Why probes without a check have none.
-const UNTRIED: [(&[&str], &str); 4] = [
-    (&["fd", "io", "cpu"], "it tells what processes use, and the self-test starts none"),
+const UNTRIED: [(&[&str], &str); 7] = [
+    (
+        &["fd", "io", "cpu", "tasklatency", "biolatency"],
+        "it tells what processes use, and the self-test starts none",
+    ),
     (
         &["slab", "limit", "sock", "tcpsummary", "neigh", "qdisc"],
         "it shows how things stand and not what went wrong",
     ),
     (&["conntrack", "ipvs"], "it would take rules, and the self-test makes none"),
+    (&["flow"], "it watches interfaces of the node, and the self-test has its own"),
+    (&["dns"], "it would take a server of names"),
+    (&["virtcmdlatency"], "it would take a command for the node's own interface"),
     (&["rdma"], "it would take an RDMA device"),
 ];
 

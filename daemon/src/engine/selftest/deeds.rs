@@ -32,12 +32,27 @@ pub(super) enum Deed {
     Unheard,
     /// Data for a connection that is closed already.
     Late,
+    /// Data that is read as late as it is told to.
+    Unread,
 }
 
 impl Deed {
     /// All, in the order in which they are done.
-    pub(super) const ALL: [Deed; 7] =
-        [Deed::Slow, Deed::Refused, Deed::Aborted, Deed::Lost, Deed::Overflow, Deed::Unheard, Deed::Late];
+    pub(super) const ALL: [Deed; 8] = [
+        Deed::Slow,
+        Deed::Refused,
+        Deed::Aborted,
+        Deed::Lost,
+        Deed::Overflow,
+        Deed::Unheard,
+        Deed::Late,
+        Deed::Unread,
+    ];
+
+    /// Whether it takes as long as it is told to.
+    pub(super) fn is_slow(self) -> bool {
+        matches!(self, Deed::Slow | Deed::Unread)
+    }
 
     /// What could not be made to happen.
     fn what(self) -> &'static str {
@@ -49,6 +64,7 @@ impl Deed {
             Deed::Overflow => "a full socket buffer",
             Deed::Unheard => "a datagram that nobody wants",
             Deed::Late => "data for a closed connection",
+            Deed::Unread => "data that is read late",
         }
     }
 
@@ -62,6 +78,7 @@ impl Deed {
             Deed::Overflow => 50,
             Deed::Unheard => 60,
             Deed::Late => 70,
+            Deed::Unread => 80,
         }
     }
 }
@@ -81,22 +98,22 @@ pub(super) struct Done {
     pub(super) times: u64,
 }
 
-/// Does what is wanted over both versions of IP; `Err` with a sentence about what does not go wrong as it should. `held` is how
-/// long the slow handshake takes.
-pub(super) fn all(stage: &mut Stage, wanted: &[Deed], held: Duration) -> Vec<Result<Done, (Deed, String)>> {
+/// Does what is wanted over both versions of IP, and as slowly as is wanted, where that can be said; `Err` with a sentence about
+/// what does not go wrong as it should.
+pub(super) fn all(stage: &mut Stage, wanted: &[(Deed, Duration)]) -> Vec<Result<Done, (Deed, String)>> {
     let mut results = Vec::new();
-    for deed in wanted {
+    for (deed, held) in wanted {
         let told = |version: Version, error: io::Error| {
             (*deed, format!("{} could not be made over {}: {error}", deed.what(), version.as_str()))
         };
         if *deed == Deed::Slow {
             let versions = stage.versions.clone();
-            let done = slow(stage, &versions, held);
+            let done = slow(stage, &versions, *held);
             results.extend(done.into_iter().map(|(version, done)| done.map_err(|e| told(version, e))));
             continue;
         }
         for version in stage.versions.clone() {
-            results.push(one(stage, *deed, version).map_err(|error| told(version, error)));
+            results.push(one(stage, *deed, version, *held).map_err(|error| told(version, error)));
         }
     }
     results
@@ -106,7 +123,7 @@ fn ends(stage: &Stage, deed: Deed, version: Version) -> [SocketAddr; 2] {
     [stage.at(Role::Client, version, deed.port() + 1), stage.at(Role::Server, version, deed.port())]
 }
 
-fn one(stage: &mut Stage, deed: Deed, version: Version) -> io::Result<Done> {
+fn one(stage: &mut Stage, deed: Deed, version: Version, held: Duration) -> io::Result<Done> {
     let [from, to] = ends(stage, deed, version);
     let began = Timestamp::now();
     let times = match deed {
@@ -116,6 +133,7 @@ fn one(stage: &mut Stage, deed: Deed, version: Version) -> io::Result<Done> {
         Deed::Overflow => overflow(stage, from, to)?,
         Deed::Unheard => unheard(stage, from, to)?,
         Deed::Late => late(stage, from, to)?,
+        Deed::Unread => unread(Pair::new(stage, from, to)?, held)?,
         // It is done over all versions at once.
         Deed::Slow => return Err(ErrorKind::Unsupported.into()),
     };
@@ -204,6 +222,14 @@ fn late(stage: &Stage, from: SocketAddr, to: SocketAddr) -> io::Result<u64> {
         std::thread::sleep(Duration::from_millis(2));
     }
     pair.server.write_all(b"x")?;
+    Ok(1)
+}
+
+fn unread(mut pair: Pair, held: Duration) -> io::Result<u64> {
+    pair.client.write_all(b"x")?;
+    await_it(&pair.server, PollFlags::IN)?;
+    std::thread::sleep(held);
+    pair.server.read_exact(&mut [0])?;
     Ok(1)
 }
 

@@ -78,7 +78,8 @@ impl Events {
     fn of<'a>(&'a self, check: &'a Check, done: &'a Done) -> impl Iterator<Item = &'a Event> {
         self.found.iter().map(Arc::as_ref).filter(move |event| {
             let fits = |(name, wanted): &(&str, &str)| match event.fields.get(*name) {
-                Some(Value::Text(value)) => value == wanted,
+                // Older kernels do not give each drop its reason.
+                Some(Value::Text(value)) => value == wanted || value == "NOT_SPECIFIED",
                 // This kernel does not tell.
                 _ => true,
             };

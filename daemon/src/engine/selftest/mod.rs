@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between looks at the events that have come.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long the slow handshake takes if nobody wants more, and at most: TCP would try again after a second.
+/// How long something slow takes if nobody wants more, and at most: TCP would try a handshake again after a second.
 const HELD: Duration = Duration::from_millis(60);
 const HELD_AT_MOST: Duration = Duration::from_millis(950);
 
@@ -66,9 +66,11 @@ impl Engine {
         let plans: Vec<(&'static Probe, Plan)> =
             PROBES.iter().map(|probe| (*probe, self.plan(probe))).collect();
         let planned = || plans.iter().filter_map(|(_, plan)| plan.tries()).flatten();
-        let wanted: Vec<Deed> =
-            Deed::ALL.into_iter().filter(|deed| planned().any(|plan| plan.check.deed == *deed)).collect();
-        let held = self.held(planned());
+        let wanted: Vec<(Deed, Duration)> = Deed::ALL
+            .into_iter()
+            .filter(|deed| planned().any(|plan| plan.check.deed == *deed))
+            .map(|deed| (deed, self.held(planned().filter(|plan| plan.check.deed == deed))))
+            .collect();
         let proc = self.config.load().config.proc.clone();
         let mut stage = blocking(move || Stage::build(&proc)).await??;
         let mut events = Events::new(&stage, self.history.last_seq());
@@ -77,7 +79,7 @@ impl Engine {
             plans.iter().filter(|(_, plan)| plan.tries().is_some()).map(|(probe, _)| *probe).collect();
         let before = self.readings(&stage, &probes).await?;
         let mut work = tokio::spawn(blocking(move || {
-            let done = deeds::all(&mut stage, &wanted, held);
+            let done = deeds::all(&mut stage, &wanted);
             (stage, done)
         }));
         let (stage, done) = loop {
@@ -147,7 +149,7 @@ impl Engine {
     /// From when on something is slow enough for an event.
     fn slow(&self, check: &Check) -> Option<Duration> {
         let Some(OptionValue::Text(text)) = self.option(check.probe, SLOW) else { return None };
-        crate::config::parse_duration(&text).ok().filter(|_| check.deed == Deed::Slow)
+        crate::config::parse_duration(&text).ok().filter(|_| check.deed.is_slow())
     }
 
     /// Why the options in force let a probe send no event.
@@ -163,7 +165,7 @@ impl Engine {
         Some(format!("no event is expected, since the option {IGNORED} names {reason}"))
     }
 
-    /// How long the slow handshake has to take.
+    /// How long something has to take so that all find it slow.
     fn held<'a>(&self, planned: impl Iterator<Item = &'a Planned>) -> Duration {
         let slow = planned.filter_map(|plan| self.slow(plan.check)).filter(|slow| *slow < HELD_AT_MOST);
         slow.map(|slow| slow + HELD).fold(HELD, Duration::max).min(HELD_AT_MOST)

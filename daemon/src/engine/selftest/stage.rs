@@ -114,7 +114,7 @@ impl Stage {
     pub(super) fn build(proc: &Path) -> Result<Stage, String> {
         // To ask for it would load it.
         if !VETH.is_here(proc) {
-            return Err(VETH.absence());
+            return Err(format!("{}; after modprobe veth it can be tried", VETH.absence()));
         }
         let open = |name| {
             Room::open(name).map_err(|error| format!("cannot make a network namespace of its own: {error}"))

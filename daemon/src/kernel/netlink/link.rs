@@ -1,7 +1,7 @@
 //! What it takes to join two namespaces of the daemon's own: a pair of interfaces, addresses, neighbours (rtnetlink(7), veth(4)).
 //! The messages that change something are for such namespaces only.
 
-use super::message::put;
+use super::message::{attribute, put, text, u32_at};
 use super::{Netlink, NetlinkError};
 use std::net::IpAddr;
 
@@ -9,6 +9,8 @@ use std::net::IpAddr;
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_NEIGHBOUR: u16 = 28;
+/// `RTM_GETLINK`.
+const GET_LINK: u16 = 18;
 /// `NLM_F_REPLACE`, `NLM_F_EXCL` and `NLM_F_CREATE`.
 const REPLACE: u16 = 0x100;
 const EXCLUSIVE: u16 = 0x200;
@@ -33,6 +35,20 @@ pub struct End<'a> {
     pub name: &'a str,
     /// Its hardware address.
     pub mac: Mac,
+}
+
+/// The interfaces of the socket's namespace: number and name.
+pub fn list(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError> {
+    const NAME: u16 = 3;
+    /// Length of `struct ifinfomsg`.
+    const HEAD: usize = 16;
+    netlink.dump(GET_LINK, &[0; HEAD], &mut Vec::new(), Vec::new, |found, message| {
+        let index = u32_at(message.body, 4);
+        let name = message.body.get(HEAD..).and_then(|rest| attribute(rest, NAME)).map(text);
+        // A name that is no text fits no pattern.
+        let name = name.and_then(|name| std::str::from_utf8(name).ok());
+        found.extend(index.zip(name.map(str::to_owned)));
+    })
 }
 
 /// Makes a pair of interfaces: one in the namespace of the socket, the other in that of a thread.

@@ -2,6 +2,7 @@
 
 pub mod all_namespaces;
 pub mod conntrack;
+pub mod filters;
 pub mod flows;
 pub mod ipvs;
 pub mod link;

@@ -1,0 +1,442 @@
+//! Bytes and packets that go through interfaces, by connection or by pair of addresses.
+
+use crate::declare::{
+    Cost, Family, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter, is_interface_pattern,
+};
+use crate::facts::one;
+use crate::flows;
+use crate::hooks::{Counters, CountersMap, Hooks, Known, no_events};
+use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::netlink::{self, Netlink};
+use crate::kernel::record;
+use crate::kernel::tc::{MAX_DEVICES, Taps};
+use crate::table::{Subject, Table};
+use libbpf_rs::MapCore;
+use libbpf_rs::skel::Skel;
+use netskoop_api::OptionValue;
+use netskoop_bpf::flow::{FlowSkelBuilder, types};
+use netskoop_bpf::plain;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::time::Duration;
+
+/// The probe.
+pub static PROBE: Probe = Probe {
+    name: "flow",
+    aliases: &[],
+    summary: "Bytes and packets through the node's interfaces, by pair of addresses or by connection, for the largest of them.",
+    when: "An interface is busy, and it is not known who talks to whom.",
+    finds: "The client or service that takes the bandwidth, traffic that goes where it should not, a backup in the wrong hour.",
+    cost: Cost::Medium,
+    needs: "Programs on interfaces: tcx (Linux 6.6), else filters of tc (modules sch_ingress and cls_bpf, which are not loaded).",
+    default_on: false,
+    section: None,
+    options: &[
+        OptionDecl {
+            name: DEVICES,
+            kind: OptionType::List {
+                default: &[],
+                max: 16,
+                what: "an interface name or a pattern with *",
+                check: is_interface_pattern,
+            },
+            help: "Interfaces of the node's own namespace that are watched, also those that come later: names, or patterns \
+                   with * (at most 512 interfaces). Without any: those of the default routes.",
+        },
+        OptionDecl {
+            name: PORTS,
+            kind: OptionType::Bool { default: false },
+            help: "Counts by connection (with ports) and not only by pair of addresses.",
+        },
+        OptionDecl {
+            name: flows::MAX_OPTION.name,
+            kind: OptionType::Integer { default: 50, min: 1, max: 1000 },
+            help: "So many have series of their own, those with the most bytes; the rest is src=\"other\".",
+        },
+    ],
+    families: &[NATIVE, KUBESKOOP],
+    events: &[],
+    hooks: Some(Hooks { run, decode: no_events, maps: &MAPS, optional: false }),
+};
+
+const DEVICES: &str = "devices";
+const PORTS: &str = "ports";
+
+static MAPS: [CountersMap; 2] = [
+    CountersMap { name: "counters", table: &TABLE, fill },
+    CountersMap { name: "totals", table: &TOTALS, fill: fill_totals },
+];
+
+static TABLE: TableDecl = TableDecl {
+    name: "flow",
+    keys: &["device", "direction", "protocol", "src", "sport", "dst", "dport"],
+    columns: &[counter("bytes"), counter("packets")],
+    node: false,
+};
+
+static TOTALS: TableDecl = TableDecl {
+    name: "flow_totals",
+    keys: &["device", "direction"],
+    columns: &[counter("bytes"), counter("packets")],
+    node: false,
+};
+
+const PEERS: &[(&str, usize)] = &[("device", 0), ("direction", 1), ("protocol", 2), ("src", 3), ("dst", 5)];
+const TUPLES: &[(&str, usize)] =
+    &[("device", 0), ("direction", 1), ("protocol", 2), ("src", 3), ("sport", 4), ("dst", 5), ("dport", 6)];
+const OLD_KEYS: &[(&str, usize)] = &[("protocol", 2), ("src", 3), ("sport", 4), ("dst", 5), ("dport", 6)];
+
+const BYTES_HELP: &str = "Bytes with the headers of the link, of those pairs of addresses (option ports: connections) \
+                          with the most. direction: in or out of the device. Each byte is in one series only: a pair that gets one of its \
+                          own begins with what came since, what came before stays in src=\"other\".";
+const PACKETS_HELP: &str = "Packets as they are on the wire: one that is segmented by the device counts as its segments. The rest as for bytes.";
+const OLD_BYTES: &str = "Bytes of the flow, both directions.";
+const OLD_PACKETS: &str = "Packets of the flow, both directions.";
+
+const NATIVE: &[Family] = &[
+    Family::native("netskoop_flow_bytes_total", BYTES_HELP, &TABLE, one(&TABLE, "bytes"))
+        .keys(PEERS)
+        .fold()
+        .unless(PORTS)
+        .core(),
+    Family::native("netskoop_flow_bytes_total", BYTES_HELP, &TABLE, one(&TABLE, "bytes"))
+        .keys(TUPLES)
+        .option(PORTS)
+        .core(),
+    Family::native("netskoop_flow_packets_total", PACKETS_HELP, &TABLE, one(&TABLE, "packets"))
+        .keys(PEERS)
+        .fold()
+        .unless(PORTS)
+        .core(),
+    Family::native("netskoop_flow_packets_total", PACKETS_HELP, &TABLE, one(&TABLE, "packets"))
+        .keys(TUPLES)
+        .option(PORTS)
+        .core(),
+    Family::native(
+        "netskoop_flow_device_bytes_total",
+        "Bytes with the headers of the link that went through a device that is watched, all of them, also what is not IP.",
+        &TOTALS,
+        one(&TOTALS, "bytes"),
+    )
+    .keys(&[("device", 0), ("direction", 1)])
+    .core(),
+    Family::native(
+        "netskoop_flow_device_packets_total",
+        "Packets as they are on the wire that went through a device that is watched, all of them, also what is not IP.",
+        &TOTALS,
+        one(&TOTALS, "packets"),
+    )
+    .keys(&[("device", 0), ("direction", 1)])
+    .core(),
+];
+
+const OLD_BYTES_POINTS: Points = Points::Cells(&[(flows::OLD_LABELS, column(&TABLE, "bytes"))]);
+const OLD_PACKETS_POINTS: Points = Points::Cells(&[(flows::OLD_LABELS, column(&TABLE, "packets"))]);
+
+const KUBESKOOP: &[Family] = &[
+    Family::kubeskoop("kubeskoop_flow_bytes", OLD_BYTES, &TABLE, OLD_BYTES_POINTS).keys(OLD_KEYS).fold(),
+    Family::kubeskoop("kubeskoop_flow_packets", OLD_PACKETS, &TABLE, OLD_PACKETS_POINTS)
+        .keys(OLD_KEYS)
+        .fold(),
+];
+
+/// In the order of `enum direction`.
+const DIRECTIONS: [&str; 2] = ["in", "out"];
+/// Ends of what has no series of its own.
+const OTHER: &[u8] = b"other";
+/// Names of the programs.
+const PROGRAMS: [&str; 2] = ["netskoop_in", "netskoop_out"];
+/// How soon an interface that comes is watched.
+const LOOK: Duration = Duration::from_millis(500);
+
+fn run(session: Session) -> Result<(), Refused> {
+    let (proc, netns) = (Path::new("/proc"), session.host_netns());
+    let mut storage = MaybeUninit::uninit();
+    let mut open = session.open(FlowSkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.probe = session.number();
+        rodata.own_netns = netns;
+    }
+    session.share_ring(&mut open.maps.events)?;
+    let mut skel = session.load(open)?;
+    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
+    let mut taps = Taps::new(skel.object(), PROGRAMS, proc)?;
+    let patterns = session.settings().list(DEVICES).to_vec();
+    taps.follow(skel.object(), PROGRAMS, &patterns, proc);
+    if taps.is_empty() && patterns.is_empty() {
+        session.limited("there was no default route at the start; name interfaces with the option devices");
+    }
+    session.ready(skel.object(), taps.via(), &["counters", "totals"])?;
+    let state = RefCell::new((taps, skel, patterns, false));
+    let renew = |settings: &Settings| {
+        let (_, skel, patterns, renewed) = &mut *state.borrow_mut();
+        apply(skel.maps.bss_data.as_deref_mut(), settings);
+        *patterns = settings.list(DEVICES).to_vec();
+        *renewed = true;
+    };
+    let follow = || {
+        let (taps, skel, patterns, renewed) = &mut *state.borrow_mut();
+        if taps.changed() | std::mem::take(renewed) {
+            let gone = taps.follow(skel.object(), PROGRAMS, patterns, proc);
+            // A device that comes back under the name has another number.
+            gone.into_iter().flat_map(|device| total_keys(netns, device)).for_each(|key| {
+                // One without any traffic has none.
+                let _ = skel.maps.totals.delete(&key);
+            });
+        }
+        LOOK
+    };
+    session.serve_every(renew, follow);
+    Ok(())
+}
+
+/// The keys of both totals of a device.
+fn total_keys(netns: u32, device: u32) -> [Vec<u8>; 2] {
+    [0, 1].map(|direction| [netns, device, direction, 0, 0, 0].map(u32::to_ne_bytes).concat())
+}
+
+fn apply(data: Option<&mut types::bss>, settings: &Settings) {
+    if let Some(data) = data {
+        data.options.ports = settings.bool(PORTS).into();
+    }
+}
+
+/// Bytes and packets.
+type Traffic = [u64; 2];
+/// A device and a direction.
+type Way = (u32, u32);
+
+/// What was shown of what: each byte is in one series only, whoever has series of his own meanwhile.
+#[derive(Default)]
+struct Ledger {
+    /// What the kernel had counted of each flow at the last reading, and what of it is in a series of its own.
+    flows: FxHashMap<Box<[u8]>, (Traffic, Traffic)>,
+    /// What ever was in series of their own.
+    told: FxHashMap<Way, Traffic>,
+    /// What is shown as other; it never falls.
+    other: FxHashMap<Way, Traffic>,
+    names: Names,
+}
+
+/// Names of interfaces, also of those that are gone.
+#[derive(Default)]
+struct Names(FxHashMap<u32, String>);
+
+impl Names {
+    /// Asks for all of them anew: an interface can be renamed.
+    fn renew(&mut self, devices: impl Iterator<Item = u32>) {
+        let Ok(netlink) = Netlink::open(netlink::Family::Route) else { return };
+        let mut known = FxHashMap::default();
+        for index in devices {
+            let name = netlink.interface_name(index).map(|name| name.as_str().to_owned());
+            known.extend(name.or_else(|| self.0.remove(&index)).map(|name| (index, name)));
+        }
+        self.0 = known;
+    }
+
+    fn get(&self, device: u32) -> &str {
+        self.0.get(&device).map_or("gone", String::as_str)
+    }
+}
+
+fn way_of(key: &types::flow_traffic_key) -> Way {
+    (key.device, u32::from(key.tuple.pad))
+}
+
+fn traffic(bytes: &[u8]) -> Option<Traffic> {
+    let traffic: types::flow_traffic = plain::read(bytes)?;
+    Some([traffic.bytes, traffic.packets])
+}
+
+fn add(to: &mut Traffic, what: Traffic) {
+    to.iter_mut().zip(what).for_each(|(to, what)| *to = to.wrapping_add(what));
+}
+
+/// Totals of the devices: whose, which way, and how much.
+fn totals(counters: &Counters<'_>, entries: &crate::kernel::bpf::Entries) -> Vec<(Subject, Way, Traffic)> {
+    let total = |(key, value): (&[u8], &[u8])| {
+        let key: types::flow_total_key = plain::read(key)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, (key.device, key.direction), traffic(value)?))
+    };
+    let mut all: Vec<_> = entries.iter().filter_map(total).collect();
+    all.sort_unstable();
+    all
+}
+
+fn fill_totals(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    let all = totals(counters, counters.entries);
+    let mut names = Names::default();
+    names.renew(all.iter().map(|(_, (device, _), _)| *device));
+    for (subject, (device, direction), traffic) in all {
+        let Some(direction) = DIRECTIONS.get(direction as usize) else { continue };
+        if let Some(cells) = table.row(subject, &[names.get(device).as_bytes(), direction.as_bytes()]) {
+            cells.copy_from_slice(&traffic);
+        }
+    }
+}
+
+fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    // The flows have been read already. What comes in between is in the totals only, and so in `other` for the moment.
+    let Some(entries) = counters.beside.and_then(|beside| beside("totals")) else { return };
+    let totals = totals(counters, &entries);
+    counters.memory.own(|ledger: &mut Ledger| fill_from(counters, &totals, ledger, table));
+}
+
+fn fill_from(
+    counters: &Counters<'_>,
+    totals: &[(Subject, Way, Traffic)],
+    ledger: &mut Ledger,
+    table: &mut Table,
+) {
+    ledger.names.renew(totals.iter().map(|(_, (device, _), _)| *device));
+    let ways: FxHashSet<Way> = totals.iter().map(|(_, way, _)| *way).collect();
+    let mut all: Vec<(Traffic, types::flow_traffic_key, &[u8])> = counters
+        .entries
+        .iter()
+        .filter_map(|(key, value)| Some((traffic(value)?, plain::read(key)?, key)))
+        .filter(|(_, key, _): &(_, types::flow_traffic_key, _)| ways.contains(&way_of(key)))
+        .collect();
+    all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.2.cmp(b.2)));
+    let shown = match counters.options.get(flows::MAX_OPTION.name) {
+        Some(OptionValue::Integer(most)) => usize::try_from(*most).unwrap_or(usize::MAX),
+        _ => 50,
+    };
+    let before = std::mem::take(&mut ledger.flows);
+    for (rank, (now, key, bytes)) in all.into_iter().enumerate() {
+        let (last, mut own) = before.get(bytes).copied().unwrap_or_default();
+        // One that made room and came again begins anew.
+        let begins = now.iter().zip(last).any(|(now, last)| *now < last);
+        let grown = if begins { now } else { [now[0] - last[0], now[1] - last[1]] };
+        let way = way_of(&key);
+        match rank < shown {
+            true => {
+                add(&mut own, grown);
+                add(ledger.told.entry(way).or_default(), grown);
+                put(counters, &ledger.names, &key, own, table);
+            }
+            // Should it come back, it begins at nothing, as a new series does.
+            false => own = [0; 2],
+        }
+        ledger.flows.insert(bytes.into(), (now, own));
+    }
+    for (subject, way, total) in totals {
+        let told = ledger.told.get(way).copied().unwrap_or_default();
+        let other = ledger.other.entry(*way).or_default();
+        for at in 0..2 {
+            // A packet that is counted at this moment may be in its flow and not in what was read of the total.
+            other[at] = other[at].max(total[at].saturating_sub(told[at]));
+        }
+        let Some(direction) = DIRECTIONS.get(way.1 as usize) else { continue };
+        let device = ledger.names.get(way.0).as_bytes();
+        let keys = [device, direction.as_bytes(), OTHER, OTHER, b"0", OTHER, b"0"];
+        if let Some(cells) = table.row(*subject, &keys) {
+            cells.copy_from_slice(other);
+        }
+    }
+    ledger.told.retain(|way, _| ways.contains(way));
+    ledger.other.retain(|way, _| ways.contains(way));
+}
+
+/// A row of its own.
+fn put(
+    counters: &Counters<'_>,
+    names: &Names,
+    key: &types::flow_traffic_key,
+    own: Traffic,
+    table: &mut Table,
+) {
+    let t = key.tuple;
+    let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
+    let direction = DIRECTIONS.get(usize::from(t.pad));
+    let subject = (counters.subject)(key.netns, key.cookie);
+    let (Some(tuple), Some(direction), Some(subject)) = (tuple, direction, subject) else { return };
+    let words = [
+        flows::protocol(tuple.proto),
+        tuple.src.to_string(),
+        tuple.sport.to_string(),
+        tuple.dst.to_string(),
+        tuple.dport.to_string(),
+    ];
+    let head = [names.get(key.device).as_bytes(), direction.as_bytes()];
+    let keys: Vec<&[u8]> = head.into_iter().chain(words.iter().map(String::as_bytes)).collect();
+    if let Some(cells) = table.row(subject, &keys) {
+        cells.copy_from_slice(&own);
+    }
+}
+
+// Both ways of each device that may be watched have a total.
+const _: () = assert!(2 * MAX_DEVICES <= 2048);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::{Memory, Options};
+    use crate::kernel::bpf::Entries;
+
+    /// A number that no interface has here.
+    const DEVICE: u32 = 4_000_000;
+
+    fn entry(last_byte: u8, direction: u16, bytes: u64) -> (Vec<u8>, Vec<u8>) {
+        let mut key = [5, DEVICE].map(u32::to_ne_bytes).concat();
+        key.extend([4, 17]);
+        key.extend([0, 0, direction].map(u16::to_ne_bytes).concat());
+        for address in [[192, 0, 2, 1], [192, 0, 2, last_byte]] {
+            key.extend(address);
+            key.extend([0; 12]);
+        }
+        key.extend([0; 8]);
+        assert_eq!(key.len(), size_of::<types::flow_traffic_key>());
+        (key, [bytes, bytes / 100].map(u64::to_ne_bytes).concat())
+    }
+
+    /// Reads once: the last byte of the address and the bytes of each row, `0` for what has none of its own.
+    fn read(ledger: &mut Ledger, pairs: &[(Vec<u8>, Vec<u8>)], total: u64, most: u64) -> Vec<(u8, u64)> {
+        let entries = Entries::from_pairs(pairs);
+        let (options, memory) =
+            (Options::from([("max_flows", OptionValue::Integer(most))]), Memory::default());
+        let subject = |netns, _| (netns == 5).then_some(Subject(1));
+        let counters = Counters::new(&entries, &subject, &options, &memory);
+        let mut table = Table::new(&TABLE, 100);
+        fill_from(&counters, &[(Subject(1), (DEVICE, 0), [total, total / 100])], ledger, &mut table);
+        let mut rows: Vec<(u8, u64)> = (0..table.len())
+            .map(|row| {
+                let to = String::from_utf8_lossy(table.key(row, 5)).into_owned();
+                let last = to.rsplit('.').next().and_then(|last| last.parse().ok()).unwrap_or(0);
+                (last, table.cell(row, 0).unwrap())
+            })
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    #[test]
+    fn each_byte_is_in_one_series_and_other_never_falls() {
+        let mut ledger = Ledger::default();
+        // Nothing has been shown before, so all of it is theirs.
+        let rows = read(&mut ledger, &[entry(2, 0, 1000), entry(3, 0, 500), entry(4, 0, 300)], 2000, 2);
+        assert_eq!(rows, [(0, 500), (2, 1000), (3, 500)]);
+        // The fourth overtakes the third: what it had before stays in other, and what the third gets from now on goes there.
+        let rows = read(&mut ledger, &[entry(2, 0, 1100), entry(3, 0, 550), entry(4, 0, 900)], 2750, 2);
+        assert_eq!(rows, [(0, 550), (2, 1100), (4, 600)]);
+        // Whoever comes back begins anew, as a counter may; the one that had to make room in the kernel as well.
+        let rows = read(&mut ledger, &[entry(2, 0, 40), entry(3, 0, 1000), entry(4, 0, 900)], 3300, 2);
+        assert_eq!(rows, [(0, 650), (3, 450), (4, 600)]);
+        // All of them have left the kernel's map.
+        assert_eq!(read(&mut ledger, &[], 3400, 2), [(0, 750)]);
+        assert!(ledger.flows.is_empty());
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_forgotten() {
+        let mut ledger = Ledger::default();
+        read(&mut ledger, &[entry(2, 0, 10)], 10, 1);
+        let (entries, options, memory) = (Entries::default(), Options::new(), Memory::default());
+        let subject = |_, _| Some(Subject(1));
+        let counters = Counters::new(&entries, &subject, &options, &memory);
+        let mut table = Table::new(&TABLE, 100);
+        fill_from(&counters, &[], &mut ledger, &mut table);
+        assert!(table.is_empty() && ledger.told.is_empty() && ledger.other.is_empty());
+    }
+}
