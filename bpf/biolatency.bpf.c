@@ -131,13 +131,26 @@ static __always_inline void learn(const struct cgroup *cgroup, const struct owne
 		known->several = 1;
 }
 
+/* It is the last argument. Both loads are written out, or the compiler would add to the context by
+ * a number that it computes, which older verifiers do not take. */
+static __always_inline const struct bio *bio_of_getrq(const u64 *ctx)
+{
+	const struct bio *bio;
+
+	if (arguments > 1)
+		asm volatile("%0 = *(u64 *)(%1 + 8)" : "=r"(bio) : "r"(ctx));
+	else
+		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(bio) : "r"(ctx));
+	return bio;
+}
+
 /* A request is made for a bio, in the context of whoever submits it. It may be the kernel on behalf
  * of a task, or a task that makes room by writing what others have left: the cgroup tells. */
 SEC("tp_btf/block_getrq")
 int on_getrq(u64 *ctx)
 {
 	const struct task_struct *task = (const void *)bpf_get_current_task();
-	const struct bio *bio = (void *)(arguments > 1 ? ctx[1] : ctx[0]);
+	const struct bio *bio = bio_of_getrq(ctx);
 	const struct cgroup *cgroup;
 	struct submitter s = {};
 	u64 key = (u64)bio;

@@ -230,7 +230,7 @@ static __always_inline void read_addresses(const struct __sk_buff *skb, struct t
 static __always_inline void keep_text(const struct __sk_buff *skb, const struct question_key *key,
 				      u32 from)
 {
-	u32 bytes = skb->len - from;
+	u64 bytes = skb->len - from;
 	struct text *text;
 
 	if (from >= skb->len)
@@ -239,13 +239,16 @@ static __always_inline void keep_text(const struct __sk_buff *skb, const struct 
 	text = bpf_map_lookup_elem(&texts, key);
 	if (!text)
 		return;
-	/* In one register, so that verifiers see its bounds. */
+	/* In one register, and one bound after the other: the compiler would compare one less than
+	 * the number with both, from which verifiers like that of 6.1 learn nothing. A comparison
+	 * with 0 does not tell them either that it is 1 at least. */
+	asm volatile("" : "+r"(bytes));
+	if ((s64)bytes < 1)
+		return;
 	asm volatile("" : "+r"(bytes));
 	if (bytes > QUESTION)
 		bytes = QUESTION;
 	asm volatile("" : "+r"(bytes));
-	if (!bytes || bytes > QUESTION)
-		return;
 	if (!bpf_skb_load_bytes(skb, from, text->of, bytes))
 		text->bytes = bytes;
 }

@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Loading takes milliseconds; on a node that swaps, seconds.
-const LOAD_LIMIT: Duration = Duration::from_secs(10);
+const LOAD_LIMIT: Duration = Duration::from_secs(30);
 /// The owner thread waits for nothing but commands.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
