@@ -20,7 +20,7 @@ mod ways;
 mod work;
 
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
-use netskoop_api::{Event, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
+use netskoop_api::{Event, EventLine, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
 use netskoopd::probes::PROBES;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -122,9 +122,13 @@ impl Lab {
     fn event(&self, kind: &str, netns: &Netns, good: impl Fn(&Event) -> bool) -> Event {
         let all = || {
             let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.0)).text();
-            // With every probe on, the first are forgotten before the last come, and a line says so.
-            let events = text.lines().filter(|line| !line.starts_with("{\"lost\":"));
-            events.map(|line| serde_json::from_str::<Event>(line).unwrap()).collect::<Vec<_>>()
+            let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
+            // With every probe on, the first may be forgotten before the last come, and a line says so.
+            let event = |line| match line {
+                EventLine::Event(event) => Some(*event),
+                EventLine::Missed { .. } => None,
+            };
+            lines.filter_map(event).collect::<Vec<_>>()
         };
         let found = std::panic::catch_unwind(AssertUnwindSafe(|| {
             until("the event", || all().into_iter().find(|event| good(event)))
