@@ -67,7 +67,7 @@ lint_unit() {
 		skip "systemd unit" "systemd-analyze is not installed"
 		return
 	fi
-	sed "s,^ExecStart=[^ ]*,ExecStart=$(command -v true)," systemd/netskoopd.service >"$work/netskoopd.service"
+	sed "s,/usr/sbin/netskoopd,$(command -v true)," systemd/netskoopd.service >"$work/netskoopd.service"
 	cp systemd/netskoopd.socket "$work/"
 	step "systemd unit" unit_is_clean
 }
