@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 PATH=$PATH:${HOME:-/root}/.cargo/bin
 
 # Time that one kernel may take: emulated machines are slow, and two run at a time.
-limit=900
+limit=600
 at_once=${AT_ONCE:-2}
 
 mapfile -t names < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else tr ' ' '\n' <<<"${KERNEL:-$(kernel_names)}"; fi)
@@ -69,6 +69,11 @@ truncate -s %4096 "$work/share.tar"
 rm -r "$work/share"
 wait $prepared || exit
 
+# boot_one NAME COMMAND OUT: it ends when this does, and takes its machine along.
+boot_one() {
+	setpriv --pdeathsig TERM tests/vm/boot.sh -f "$work/share.tar" -t $limit -o "$3" "$1" "$2" >"$3/log" 2>&1
+}
+
 test_one() {
 	local name=$1 out=$results/$1 code=0 began=$SECONDS command test
 	command="cd '$PWD/daemon'; export NETSKOOP_LAB_KERNEL='$name' NETSKOOP_LAB_ONLY='${ONLY:-}' NETSKOOP_NO_SKIP=1 NETSKOOP_PATIENCE=6"
@@ -85,8 +90,17 @@ test_one() {
 	command+='; exit $code'
 	rm -rf "$out"
 	mkdir -p "$out"
-	# It ends when this does, and takes its machine along.
-	setpriv --pdeathsig TERM tests/vm/boot.sh -f "$work/share.tar" -t $limit -o "$out" "$name" "$command" >"$out/log" 2>&1 || code=$?
+	boot_one "$name" "$command" "$out" || code=$?
+	# Seen now and then on 5.10 and 6.1, and not understood: the machine stands still, with one of its processors busy. A test
+	# that fails is no reason to try again.
+	if [ $code = 124 ]; then
+		echo "$name did not end within $limit s and is started once more; what it had said is in $out.hung"
+		rm -rf "$out.hung"
+		mv "$out" "$out.hung"
+		mkdir "$out"
+		code=0
+		boot_one "$name" "$command" "$out" || code=$?
+	fi
 	cat "$lab/kernels/$(kernel_key "$name" release)/release" >"$out/release" 2>/dev/null ||
 		sed -n 's/^\[vm\] up: \([^ ]*\) .*/\1/p' "$out/log" >"$out/release"
 	echo "$((SECONDS - began)) $code" >"$out/end"
