@@ -20,18 +20,28 @@ fn page(names: &str) -> String {
 /// Every probe, with everything that may be switched on in it.
 fn switch_everything_on(daemon: &Daemon) {
     let probes: Vec<ProbeInfo> = daemon.json("/v1/probes");
+    let mut refused = BTreeSet::new();
     for probe in &probes {
         let switches = probe.options.iter().filter(|option| matches!(option.value, OptionValue::Bool(_)));
         let options: BTreeMap<&str, &str> = switches.map(|option| (&*option.name, "true")).collect();
         let options = serde_json::to_string(&options).unwrap();
-        daemon.change(&probe.name, &format!("{{\"enabled\":true,\"options\":{options},\"runtime\":true}}"));
+        let body = format!("{{\"enabled\":true,\"options\":{options},\"runtime\":true}}");
+        let answer = daemon.patch(&probe.name, &body);
+        // Some have nothing to look at on this machine, and are refused.
+        if answer.text().contains("\"not_available\"") {
+            refused.insert(&*probe.name);
+        } else {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
     }
     until("every probe works or cannot", || {
         // What is not on the machine is found out when it is asked for.
         daemon.scrape(&page("netskoop"));
         let probes: Vec<ProbeInfo> = daemon.json("/v1/probes");
-        let settled =
-            |probe: &ProbeInfo| matches!(probe.state.state, StateName::On | StateName::NotAvailable);
+        let settled = |probe: &ProbeInfo| {
+            matches!(probe.state.state, StateName::On | StateName::NotAvailable)
+                || refused.contains(&*probe.name)
+        };
         probes.iter().all(settled).then_some(())
     });
 }
