@@ -121,7 +121,7 @@ impl Lab {
     #[track_caller]
     fn event(&self, kind: &str, netns: &Netns, good: impl Fn(&Event) -> bool) -> Event {
         let all = || {
-            let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.0)).text();
+            let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.inode())).text();
             let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
             // With every probe on, the first may be forgotten before the last come, and a line says so.
             let event = |line| match line {
@@ -134,7 +134,7 @@ impl Lab {
             until("the event", || all().into_iter().find(|event| good(event)))
         }));
         let event = found.unwrap_or_else(|_| panic!("no such {kind} in {}: {:#?}", netns.0, all()));
-        assert_eq!(event.entity.as_ref().map(|entity| entity.netns), Some(netns.inode()), "{event:#?}");
+        assert_eq!(event.entity.as_ref().map(|entity| &entity.name), Some(&netns.0), "{event:#?}");
         event
     }
 
