@@ -9,6 +9,10 @@ wrong() {
 	exit 1
 }
 
+# Modules that are in use on most nodes, since the daemon loads none, and a default route for the probe flow.
+modprobe -a sch_ingress cls_bpf tcp_diag nf_conntrack_netlink
+ip link add up0 type dummy && ip link set up0 up && ip route add default dev up0
+
 dpkg -i /netskoop.deb >/dev/null
 systemctl is-active -q netskoopd || wrong "The package does not start the daemon."
 
