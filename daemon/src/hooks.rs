@@ -11,6 +11,7 @@ use netskoop_api::{OptionValue, Value};
 use netskoop_bpf::plain;
 use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
 use std::any::Any;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -112,8 +113,8 @@ impl<'a> Counters<'a> {
         }
     }
 
-    /// Fills a table with the columns [`HISTOGRAM`] or [`LATENCY`](crate::declare::LATENCY). Each of `kinds` is the row key of the histograms of that number; a table
-    /// without row keys has one kind.
+    /// Fills a table with the columns [`HISTOGRAM`] or [`LATENCY`](crate::declare::LATENCY). Each of `kinds` is the row key of
+    /// the histograms of that number; a table without row keys has one kind.
     pub fn fill_histograms(&self, kinds: &[&str], table: &mut Table) {
         let mut rows: Vec<(Subject, usize, &[u8])> = self
             .entries
@@ -131,6 +132,28 @@ impl<'a> Counters<'a> {
             let keys = if kinds.is_empty() { &[] } else { keys };
             if let Some(cells) = table.row(subject, keys) {
                 copy_words(value, cells);
+            }
+        }
+    }
+
+    /// Fills a table whose columns are the numbers of the values, in their order. `row` tells which row a key and its value belong
+    /// to, if any. What belongs to one row is added up; a number that no entry of a row has stays absent.
+    pub fn fill_rows<const N: usize>(
+        &self,
+        table: &mut Table,
+        row: impl Fn(&'a [u8], &'a [u8]) -> Option<RawRow<'a, N>>,
+    ) {
+        let mut rows: Vec<_> = self.entries.iter().filter_map(|(key, value)| row(key, value)).collect();
+        rows.sort_unstable();
+        for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
+            let Some(cells) = table.row(group[0].0, &group[0].1.each_ref().map(|key| key.as_bytes())) else {
+                return;
+            };
+            for (at, cell) in cells.iter_mut().enumerate() {
+                let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
+                let numbers =
+                    numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
+                *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
             }
         }
     }
@@ -153,22 +176,7 @@ impl<'a> Counters<'a> {
 }
 
 /// An entry as the row that it belongs to: whose it is, its keys, and its value as the kernel keeps it.
-pub type RawRow<'a> = (Subject, Vec<String>, &'a [u8]);
-
-/// Fills a table whose columns are the numbers of the values, in their order. What belongs to one row is added up; a number
-/// that no entry of a row has stays absent.
-pub fn add_up(mut rows: Vec<RawRow<'_>>, table: &mut Table) {
-    rows.sort_unstable();
-    for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
-        let keys: Vec<&[u8]> = group[0].1.iter().map(String::as_bytes).collect();
-        let Some(cells) = table.row(group[0].0, &keys) else { return };
-        for (at, cell) in cells.iter_mut().enumerate() {
-            let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
-            let numbers = numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
-            *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
-        }
-    }
-}
+pub type RawRow<'a, const N: usize> = (Subject, [Cow<'a, str>; N], &'a [u8]);
 
 /// Copies the numbers of a map's value into the cells of a row.
 pub fn copy_words(value: &[u8], cells: &mut [u64]) {

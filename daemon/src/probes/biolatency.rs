@@ -3,7 +3,7 @@
 use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, histogram,
 };
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::Table;
@@ -125,13 +125,12 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let row = |(key, value)| {
+    counters.fill_rows(table, |key, value| {
         let key: types::biolatency_key = plain::read(key)?;
-        let operation = OPERATIONS.get(usize::try_from(key.operation).ok()?)?;
-        let keys = vec![(*operation).to_owned(), record::text(&key.device)];
+        let operation = *OPERATIONS.get(usize::try_from(key.operation).ok()?)?;
+        let keys = [operation.into(), record::text(&key.device).into()];
         Some((counters.owner(key.netns, key.tenant, key.cookie)?, keys, value))
-    };
-    add_up(counters.entries.iter().filter_map(row).collect(), table);
+    });
 }
 
 #[cfg(test)]

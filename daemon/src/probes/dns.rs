@@ -8,13 +8,12 @@ use crate::facts::one;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
-use crate::table::{Subject, Table};
+use crate::table::Table;
 use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::dns::{DnsSkelBuilder, types};
 use netskoop_bpf::plain;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
 use std::time::Duration;
@@ -278,19 +277,10 @@ fn type_name(kind: u16) -> String {
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
     // Several codes are one row.
-    let mut rows: BTreeMap<(Subject, &str), u64> = BTreeMap::new();
-    for (key, value) in counters.entries.iter() {
-        let Some(key) = plain::read::<types::dns_key>(key) else { continue };
-        let Some(value) = value.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)) else { continue };
-        let Some(subject) = (counters.subject)(key.netns, key.cookie) else { continue };
-        let sum = rows.entry((subject, result(key.result))).or_default();
-        *sum = sum.wrapping_add(value);
-    }
-    for ((subject, result), value) in rows {
-        if let Some(cells) = table.row(subject, &[result.as_bytes()]) {
-            cells[0] = value;
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::dns_key = plain::read(key)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [result(key.result).into()], value))
+    });
 }
 
 fn fill_latencies(counters: &Counters<'_>, _: &Known, table: &mut Table) {
@@ -303,6 +293,7 @@ mod tests {
     use crate::hooks::{Memory, Options};
     use crate::kernel::bpf::Entries;
     use crate::kernel::features::Features;
+    use crate::table::Subject;
     use std::path::Path;
 
     fn known() -> Known {

@@ -5,7 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
@@ -247,19 +247,17 @@ fn name(counters: &Counters<'_>, port: u32) -> String {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let row = |(key, value)| {
+    counters.fill_rows(table, |key, value| {
         let key: types::listen_key = plain::read(key)?;
-        Some(((counters.subject)(key.netns, key.cookie)?, vec![name(counters, key.port)], value))
-    };
-    add_up(counters.entries.iter().filter_map(row).collect(), table);
+        Some(((counters.subject)(key.netns, key.cookie)?, [name(counters, key.port).into()], value))
+    });
 }
 
 fn fill_waits(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let row = |(key, value)| {
+    counters.fill_rows(table, |key, value| {
         let key: histogram_key = plain::read(key)?;
-        Some(((counters.subject)(key.netns, key.cookie)?, vec![name(counters, key.kind)], value))
-    };
-    add_up(counters.entries.iter().filter_map(row).collect(), table);
+        Some(((counters.subject)(key.netns, key.cookie)?, [name(counters, key.kind).into()], value))
+    });
 }
 
 #[cfg(test)]

@@ -146,22 +146,11 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let mut rows: Vec<_> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let key: types::netanomaly_key = plain::read(key)?;
-            let anomaly = ANOMALIES.get(usize::try_from(key.anomaly).ok()?)?;
-            let value = u64::from_ne_bytes(*value.first_chunk()?);
-            Some(((counters.subject)(key.netns, key.cookie)?, anomaly, value))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, anomaly, value) in rows {
-        if let Some(cells) = table.row(subject, &[anomaly.as_bytes()]) {
-            cells[0] = value;
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::netanomaly_key = plain::read(key)?;
+        let anomaly = *ANOMALIES.get(usize::try_from(key.anomaly).ok()?)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [anomaly.into()], value))
+    });
 }
 
 #[cfg(test)]

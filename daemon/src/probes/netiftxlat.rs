@@ -5,10 +5,10 @@ use crate::declare::{
     histogram,
 };
 use crate::facts::one;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, copy_words};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
-use crate::table::{Subject, Table};
+use crate::table::Table;
 use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::netiftxlat::{NetiftxlatSkelBuilder, types};
@@ -214,23 +214,14 @@ fn fill_driver(counters: &Counters<'_>, _: &Known, table: &mut Table) {
 /// A row for each interface that has numbers in this part of the values.
 fn fill(counters: &Counters<'_>, part: usize, table: &mut Table) {
     const PART: usize = LATENCY.len() * size_of::<u64>();
-    let mut rows: Vec<(Subject, &[u8], &[u8])> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let device = device(key.get(offset_of!(types::netiftxlat_key, device)..)?);
-            let key: types::netiftxlat_key = plain::read(key)?;
-            let value = value.chunks_exact(PART).nth(part)?;
-            let counted = value.iter().any(|byte| *byte > 0);
-            Some(((counters.subject)(key.netns, key.cookie).filter(|_| counted)?, device, value))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, device, value) in rows {
-        if let Some(cells) = table.row(subject, &[device]) {
-            copy_words(value, cells);
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let device = device(key.get(offset_of!(types::netiftxlat_key, device)..)?);
+        let key: types::netiftxlat_key = plain::read(key)?;
+        let value = value.chunks_exact(PART).nth(part)?;
+        let counted = value.iter().any(|byte| *byte > 0);
+        let subject = (counters.subject)(key.netns, key.cookie).filter(|_| counted)?;
+        Some((subject, [String::from_utf8_lossy(device)], value))
+    });
 }
 
 #[cfg(test)]
@@ -239,6 +230,7 @@ mod tests {
     use crate::hooks::{Memory, Options};
     use crate::kernel::bpf::Entries;
     use crate::kernel::features::Features;
+    use crate::table::Subject;
     use std::path::Path;
 
     fn known() -> Known {

@@ -250,29 +250,10 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let mut rows: Vec<_> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let key: types::socketlatency_key = plain::read(key)?;
-            let value: types::socketlatency_value = plain::read(value)?;
-            let cells = [
-                value.read_1ms,
-                value.read_100ms,
-                value.read_300ms,
-                value.write_1ms,
-                value.write_100ms,
-                value.unread,
-            ];
-            Some(((counters.subject)(key.netns, key.cookie)?, cells))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, values) in rows {
-        if let Some(cells) = table.row(subject, &[]) {
-            cells.copy_from_slice(&values);
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::socketlatency_key = plain::read(key)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [], value))
+    });
 }
 
 fn fill_histograms(counters: &Counters<'_>, _: &Known, table: &mut Table) {

@@ -3,7 +3,7 @@
 use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, histogram,
 };
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::Table;
@@ -111,11 +111,10 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let row = |(key, value)| {
+    counters.fill_rows(table, |key, value| {
         let key: histogram_key = plain::read(key)?;
-        Some((counters.owner(key.netns, key.kind, key.cookie)?, vec![], value))
-    };
-    add_up(counters.entries.iter().filter_map(row).collect(), table);
+        Some((counters.owner(key.netns, key.kind, key.cookie)?, [], value))
+    });
 }
 
 #[cfg(test)]

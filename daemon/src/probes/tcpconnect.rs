@@ -156,22 +156,11 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let mut rows: Vec<_> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let key: types::tcpconnect_key = plain::read(key)?;
-            let cause = CAUSES.get(usize::try_from(key.cause).ok()?)?;
-            let value = u64::from_ne_bytes(*value.first_chunk()?);
-            Some(((counters.subject)(key.netns, key.cookie)?, cause, value))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, cause, value) in rows {
-        if let Some(cells) = table.row(subject, &[cause.as_bytes()]) {
-            cells[0] = value;
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::tcpconnect_key = plain::read(key)?;
+        let cause = *CAUSES.get(usize::try_from(key.cause).ok()?)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [cause.into()], value))
+    });
 }
 
 fn fill_handshakes(counters: &Counters<'_>, _: &Known, table: &mut Table) {

@@ -175,24 +175,12 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let mut rows: Vec<_> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let key: types::tcpretrans_key = plain::read(key)?;
-            let value: types::tcpretrans_value = plain::read(value)?;
-            let kind = TYPES.get(usize::from(key.r#type))?;
-            let trigger = TRIGGERS.get(usize::from(key.trigger))?;
-            let cells = [value.packets, value.segments, value.failed];
-            Some(((counters.subject)(key.netns, key.cookie)?, kind, trigger, cells))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, kind, trigger, values) in rows {
-        if let Some(cells) = table.row(subject, &[kind.as_bytes(), trigger.as_bytes()]) {
-            cells.copy_from_slice(&values);
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::tcpretrans_key = plain::read(key)?;
+        let kind = *TYPES.get(usize::from(key.r#type))?;
+        let trigger = *TRIGGERS.get(usize::from(key.trigger))?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [kind.into(), trigger.into()], value))
+    });
 }
 
 #[cfg(test)]

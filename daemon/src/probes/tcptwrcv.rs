@@ -107,20 +107,9 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let mut rows: Vec<_> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| {
-            let key: types::tcptwrcv_key = plain::read(key)?;
-            let kind = TYPES.get(usize::try_from(key.r#type).ok()?)?;
-            let value = u64::from_ne_bytes(*value.first_chunk()?);
-            Some(((counters.subject)(key.netns, key.cookie)?, kind, value))
-        })
-        .collect();
-    rows.sort_unstable();
-    for (subject, kind, value) in rows {
-        if let Some(cells) = table.row(subject, &[kind.as_bytes()]) {
-            cells[0] = value;
-        }
-    }
+    counters.fill_rows(table, |key, value| {
+        let key: types::tcptwrcv_key = plain::read(key)?;
+        let kind = *TYPES.get(usize::try_from(key.r#type).ok()?)?;
+        Some(((counters.subject)(key.netns, key.cookie)?, [kind.into()], value))
+    });
 }

@@ -5,7 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
@@ -164,11 +164,10 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let row = |(key, value)| {
+    counters.fill_rows(table, |key, value| {
         let key: types::virtcmdlatency_key = plain::read(key)?;
-        Some(((counters.subject)(key.netns, key.cookie)?, vec![record::text(&key.device)], value))
-    };
-    add_up(counters.entries.iter().filter_map(row).collect(), table);
+        Some(((counters.subject)(key.netns, key.cookie)?, [record::text(&key.device).into()], value))
+    });
 }
 
 #[cfg(test)]
