@@ -51,6 +51,9 @@ mod labels;
 /// Time lost inside the kernel; for root.
 #[path = "cases/latency.rs"]
 mod latency;
+/// What is left of probes that were switched off, and of a daemon that was killed; for root.
+#[path = "cases/leftovers.rs"]
+mod leftovers;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;
