@@ -33,6 +33,9 @@ mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;
+/// Events that nobody wants; for root.
+#[path = "cases/filters.rs"]
+mod filters;
 /// What goes through interfaces, by connection; for root.
 #[path = "cases/flow.rs"]
 mod flow;

@@ -200,6 +200,7 @@ fn stream(counts: &netskoop_api::StreamCounts) -> String {
         (counts.seen, "seen", true),
         (counts.submitted, "submitted", true),
         (counts.suppressed, "suppressed", true),
+        (counts.filtered, "filtered", false),
         (counts.ring_full, "lost (ring buffer full)", false),
         (counts.missed, "lost (hook busy)", false),
         (counts.map_full, "not counted (map full)", false),

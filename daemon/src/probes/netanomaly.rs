@@ -1,10 +1,9 @@
 //! What an expert looks for when a network misbehaves in a way that looks like nothing in particular: neighbours that do not
 //! answer, limits that are reached, packets that the kernel takes for lies.
 
-use crate::declare::{
-    Cost, EventDecl, Family, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter,
-};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, Points, Probe, TableDecl, column, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -30,11 +29,7 @@ pub static PROBE: Probe = Probe {
             neigh_create and sock_exceed_buf_limit. What conntrack counts is there if that probe is on.",
     default_on: false,
     section: None,
-    options: &[OptionDecl {
-        name: "stack",
-        kind: OptionType::Bool { default: false },
-        help: "Adds the kernel stack to each event, which costs several microseconds each.",
-    }],
+    options: &[OptionDecl::STACK, filter::ENTITIES, filter::IGNORE_ENTITIES],
     families: &[FAMILIES],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: true }),
