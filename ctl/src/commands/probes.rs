@@ -344,7 +344,7 @@ virtcmdlatency  n/a        low   -       -       needs kprobes
         probe.state.via = Some("tp_btf".into());
         probe.state.programs = vec![41, 42];
         probe.state.stream =
-            Some(StreamCounts { seen: 9, submitted: 7, suppressed: 2, ..StreamCounts::default() });
+            Some(StreamCounts { seen: 9, submitted: 7, suppressed: 2, filtered: 5, ..StreamCounts::default() });
         probe.options = vec![OptionInfo {
             name: "stack".into(),
             kind: "bool".into(),
@@ -377,7 +377,7 @@ tcpreset   what tcpreset does
   Via         tp_btf, programs 41 42
   Default     on
   Older names tcpresets
-  Counts      9 seen, 7 submitted, 2 suppressed
+  Counts      9 seen, 7 submitted, 2 suppressed, 5 filtered
 
 Options
   NAME   VALUE  DEFAULT  TYPE  RANGE  MEANING
