@@ -104,8 +104,8 @@ static __always_inline u64 cgroup_here(const struct sock *sk, const struct netns
 	return netns_of_sock(sk).inum == here->inum ? cgroup_of_sock(sk) : 0;
 }
 
-/* Not inlined, since it is long and called from two places. */
-static __noinline int tuple_of_packet(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 protocol,
+					    struct tuple *t)
 {
 	const struct sock *sk = skb->sk;
 
@@ -114,7 +114,6 @@ static __noinline int tuple_of_packet(const struct sk_buff *skb, u16 protocol, s
 		t->proto = is_full(sk->__sk_common.skc_state) ? sk->sk_protocol : IPPROTO_TCP;
 		tuple_of_sock(sk, t, false);
 	}
-	return 0;
 }
 
 SEC("tp_btf/kfree_skb")
@@ -132,7 +131,9 @@ int on_kfree_skb(u64 *ctx)
 	struct packetloss_key key;
 	struct netns netns = {};
 	struct tuple t = {};
-	bool has_tuple;
+	u32 suppressed = 0;
+	bool looks;
+	u64 now;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
 		return 0;
@@ -158,23 +159,30 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
-	has_tuple = options.flows || options.filter.is_set;
-	if (has_tuple) {
-		tuple_of_packet(skb, protocol, &t);
+	/* In a storm most events are withheld before their addresses are looked for. */
+	looks = options.flows || options.filter.is_set;
+	now = bpf_ktime_get_ns();
+	if (!looks) {
+		count(st, seen);
+		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
+			return 0;
+	}
+	tuple_of_packet(skb, protocol, &t);
+	if (looks) {
 		if (options.flows)
 			count_flow(netns, &t, segments, st);
 		if (!is_wanted(&options.filter, &t, st))
 			return 0;
+		count(st, seen);
+		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
+			return 0;
 	}
-	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
+	e = event_record(sizeof(*e), netns, 0, options.stack, st, now, suppressed);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_here(sk, &netns);
 	if (rx_sk && !e->head.cgroup)
 		e->head.cgroup = cgroup_here(rx_sk, &netns);
-	/* In a storm most events are withheld before their addresses are looked for. */
-	if (!has_tuple)
-		tuple_of_packet(skb, protocol, &t);
 	e->tuple = t;
 	e->location = location;
 	e->reason = reason;

@@ -343,8 +343,13 @@ virtcmdlatency  n/a        low   -       -       needs kprobes
         probe.aliases = vec!["tcpresets".into()];
         probe.state.via = Some("tp_btf".into());
         probe.state.programs = vec![41, 42];
-        probe.state.stream =
-            Some(StreamCounts { seen: 9, submitted: 7, suppressed: 2, filtered: 5, ..StreamCounts::default() });
+        probe.state.stream = Some(StreamCounts {
+            seen: 9,
+            submitted: 7,
+            suppressed: 2,
+            filtered: 5,
+            ..StreamCounts::default()
+        });
         probe.options = vec![OptionInfo {
             name: "stack".into(),
             kind: "bool".into(),
