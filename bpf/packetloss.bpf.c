@@ -132,7 +132,7 @@ int on_kfree_skb(u64 *ctx)
 	struct netns netns = {};
 	struct tuple t = {};
 	u32 suppressed = 0;
-	bool looks;
+	u32 looks;
 	u64 now;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
@@ -168,6 +168,8 @@ int on_kfree_skb(u64 *ctx)
 			return 0;
 	}
 	tuple_of_packet(skb, protocol, &t);
+	/* Else the compiler would make one of these for each answer to the question above. */
+	asm volatile("" : "+r"(looks));
 	if (looks) {
 		if (options.flows)
 			count_flow(netns, &t, segments, st);
