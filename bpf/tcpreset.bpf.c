@@ -57,6 +57,9 @@ static __always_inline bool ignored(const struct tuple *t)
 {
 	int i;
 
+	/* The list is filled from its beginning, and mostly there is none. */
+	if (!options.ignore_ports[0])
+		return false;
 #pragma unroll
 	for (i = 0; i < PORTS; i++) {
 		u16 port = options.ignore_ports[i];
