@@ -135,15 +135,14 @@ static __always_inline u64 cgroup_here(const struct sock *sk, const struct netns
 	return netns_of_sock(sk).inum == here->inum ? cgroup_of_sock(sk) : 0;
 }
 
-/* Not inlined, since it is long and called from two places. */
-static __noinline int tuple_of_packet(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 protocol,
+					    struct tuple *t)
 {
 	const struct sock *sk = skb->sk;
 
 	tuple_of_skb(skb, protocol, t);
 	if (!t->family && !protocol && sk)
 		tuple_of_sock(sk, t, false);
-	return 0;
 }
 
 SEC("tp_btf/kfree_skb")
@@ -162,7 +161,9 @@ int on_kfree_skb(u64 *ctx)
 	struct netns netns = {};
 	struct tuple t = {};
 	struct here *here;
-	u32 first = 0;
+	u32 first = 0, suppressed = 0;
+	bool wanted;
+	u64 now = 0;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
 		return 0;
@@ -193,21 +194,26 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
-	if (options.flows) {
-		tuple_of_packet(skb, protocol, &t);
-		count_flow(netns, &t, segments, st);
+	wanted = !withheld(&here->hold, netns.inum, 0, st);
+	if (wanted) {
+		count(st, seen);
+		now = bpf_ktime_get_ns();
+		wanted = allowed(&options.limit, netns.inum, 0, now, st, &suppressed, &here->hold);
 	}
-	if (withheld(&here->hold, netns.inum, 0, st))
+	/* In a storm most events are withheld before their addresses are looked for. */
+	if (!wanted && !options.flows)
 		return 0;
-	e = event_begin_after(sizeof(*e), &options.limit, netns, 0, options.stack, st, &here->hold);
+	tuple_of_packet(skb, protocol, &t);
+	if (options.flows)
+		count_flow(netns, &t, segments, st);
+	if (!wanted)
+		return 0;
+	e = event_record(sizeof(*e), netns, 0, options.stack, st, now, suppressed);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_here(sk, &netns);
 	if (rx_sk && !e->head.cgroup)
 		e->head.cgroup = cgroup_here(rx_sk, &netns);
-	/* In a storm most events are withheld before their addresses are looked for. */
-	if (!options.flows)
-		tuple_of_packet(skb, protocol, &t);
 	e->tuple = t;
 	e->location = location;
 	e->reason = reason;
