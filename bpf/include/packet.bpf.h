@@ -65,12 +65,23 @@ static __always_inline u64 number_of(const u64 *ctx, u32 argument)
 	return number;
 }
 
-/* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
-static __always_inline u16 segments_of(const struct sk_buff *skb)
+/*
+ * A segmented packet is as many packets on the wire; its shared info lies behind the data. `number`
+ * is this CPU's in a map: there the pointer to the data becomes a number to calculate with, in a
+ * fraction of the time that reading it as one takes, if nobody comes between.
+ */
+static __always_inline u16 segments_of(const struct sk_buff *skb, volatile u64 *number)
 {
-	u64 info = (u64)BPF_CORE_READ(skb, head) + skb->end;
 	u16 segments = 0;
+	u64 info;
 
+	if (alone) {
+		*number = (u64)skb->head;
+		info = *number;
+	} else {
+		info = (u64)BPF_CORE_READ(skb, head);
+	}
+	info += skb->end;
 	bpf_probe_read_kernel(
 		&segments, sizeof(segments),
 		(void *)(info + bpf_core_field_offset(struct skb_shared_info, gso_segs)));

@@ -121,6 +121,11 @@ impl Session {
         self.loader.features.socket_storage()
     }
 
+    /// Whether a program on a tracepoint is not run again on a CPU where it is running.
+    pub fn guards_programs(&self) -> bool {
+        self.loader.features.guards_programs()
+    }
+
     /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
     pub fn limited(&self, sentence: impl Into<String>) {
         self.limits.borrow_mut().push(sentence.into());
