@@ -10,9 +10,8 @@ use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::symbols::{Found, Landmarks};
 use crate::table::{Subject, Table};
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
-use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
+use netskoop_bpf::packetloss::{PacketlossSkel, PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHasher;
 use std::borrow::Cow;
@@ -259,8 +258,6 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.alone = session.guards_programs();
         rodata.tick_ns = tick_ns();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
     // Hidden symbols cost the filter, not the probe: then benign drops are events too.
     let known = session.known();
     let functions = [&BENIGN[..], &CLASSIFIED].concat();
@@ -269,11 +266,8 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(hidden) = known.symbols.hidden() {
         session.limited(hidden);
     }
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "flows"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings, &known, &benign));
-    Ok(())
+    let apply = |skel: &mut _, settings: &_| apply(skel, settings, &known, &benign);
+    session.run(open, apply, "tp_btf", &["counters", "flows"])
 }
 
 /// Length of a tick of the kernel's clock: the coarse clocks go by it.
@@ -282,8 +276,8 @@ fn tick_ns() -> u64 {
     u64::try_from(tick.tv_sec * 1_000_000_000 + tick.tv_nsec).unwrap_or(0)
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut PacketlossSkel<'_>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
