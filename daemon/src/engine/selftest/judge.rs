@@ -297,3 +297,75 @@ fn good(check: &Check, told: &[SelfEvent], grown: f64, silent: Option<&str>) -> 
     }
     says
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checks::CHECKS;
+    use super::super::deeds::Deed;
+    use super::*;
+
+    fn check(probe: &str, deed: Deed) -> &'static Check {
+        CHECKS.iter().find(|check| check.probe == probe && check.deed == deed).unwrap()
+    }
+
+    fn done(deed: Deed, times: u64) -> Attempt {
+        let ends = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
+        Ok(Done { deed, version: Version::Four, began: Timestamp::UNIX_EPOCH, ends, times })
+    }
+
+    /// How a check without an event ends if its counter grows so much.
+    fn verdict(check: &'static Check, done: Vec<Attempt>, grown: f64) -> SelfCheck {
+        let reading = |value| {
+            let mut readings = Readings::default();
+            let labels = check.label.to_owned();
+            let whose = match check.whose {
+                Whose::Of(role) => Some(role),
+                Whose::Node => None,
+            };
+            let [probe, metric, name, kind] = [check.probe, check.metric, "", "counter"].map(str::to_owned);
+            let value = MetricValue { probe, metric, name, labels, kind, value, alarm: None };
+            readings.put(whose, vec![value]);
+            readings
+        };
+        let judge = Judge { done, connections: 7, before: reading(5.0), after: reading(5.0 + grown) };
+        let events = Events { after: 0, inodes: [1, 2], addresses: vec![], ports: 0..0, found: vec![] };
+        let silent = Some("no event is expected".to_owned());
+        judge.verdict(&Planned { check, silent, blind: None }, &events)
+    }
+
+    #[test]
+    fn what_nothing_else_makes_grow_grows_by_no_more() {
+        let exact = check("udp", Deed::Overflow);
+        for (grown, result) in
+            [(13.0, SelfResult::Failed), (14.0, SelfResult::Ok), (15.0, SelfResult::Failed)]
+        {
+            let verdict = verdict(exact, vec![done(Deed::Overflow, 8), done(Deed::Overflow, 6)], grown);
+            assert_eq!((verdict.result, verdict.expected, verdict.exact), (result, Some(14.0), true));
+        }
+        let least = check("tcp", Deed::Lost);
+        for (grown, result) in [(0.0, SelfResult::Failed), (1.0, SelfResult::Ok), (9.0, SelfResult::Ok)] {
+            assert_eq!(verdict(least, vec![done(Deed::Lost, 1)], grown).result, result);
+        }
+        let all = check("listen", Deed::Kept);
+        assert_eq!(
+            verdict(all, vec![done(Deed::Kept, 1)], 6.0).says,
+            format!("{} grew by 6 instead of 7", all.metric)
+        );
+        assert_eq!(verdict(all, vec![done(Deed::Kept, 1)], 7.0).result, SelfResult::Ok);
+        let bytes = check("io", Deed::Read);
+        assert_eq!(verdict(bytes, vec![done(Deed::Read, 4)], 16384.0).expected, Some(16384.0));
+    }
+
+    #[test]
+    fn what_cannot_be_done_here_is_no_failure_and_what_should_be_is() {
+        let check = check("biolatency", Deed::Read);
+        let undone = |why: Undone| verdict(check, vec![Err((Deed::Read, why))], 0.0);
+        let verdict = undone(Undone::Impossible("there is no disk".into()));
+        assert_eq!((verdict.result, &*verdict.says), (SelfResult::Skipped, "not provoked: there is no disk"));
+        let verdict = undone(Undone::Failed("a request to a disk could not be made: no".into()));
+        assert_eq!(
+            (verdict.result, &*verdict.says),
+            (SelfResult::Failed, "a request to a disk could not be made: no")
+        );
+    }
+}

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// What is not told by then is not told.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long something slow takes if nobody wants more.
 const HELD: Duration = Duration::from_millis(60);
 

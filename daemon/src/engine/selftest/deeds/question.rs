@@ -2,7 +2,7 @@
 
 use super::super::stage::{Role, Stage};
 use super::sockets::{await_it, datagrams};
-use super::{Rest, Scene};
+use super::{Rest, Scene, impossible};
 use rustix::event::PollFlags;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -65,7 +65,14 @@ fn serve(stage: &Stage, at: SocketAddr) -> io::Result<UdpSocket> {
     const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     match datagrams(stage, Role::Server, at) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            stage.room(Role::Server).within(|| std::fs::write(UNPRIVILEGED, "0"))??;
+            let freed = stage.room(Role::Server).within(|| std::fs::write(UNPRIVILEGED, "0"))?;
+            freed.map_err(|error| {
+                let port = at.port();
+                impossible(&format!(
+                    "the daemon has not the capability CAP_NET_BIND_SERVICE, which port {port} takes, and {UNPRIVILEGED} cannot \
+                     be written: {error}"
+                ))
+            })?;
             datagrams(stage, Role::Server, at)
         }
         result => result,
