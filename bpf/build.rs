@@ -7,6 +7,10 @@
 )]
 
 use libbpf_cargo::SkeletonBuilder;
+use libbpf_rs::ObjectBuilder;
+use libbpf_rs::libbpf_sys::{
+    BPF_CALL, BPF_DW, BPF_IMM, BPF_JMP, BPF_LD, BPF_PSEUDO_CALL, BPF_PSEUDO_FUNC, bpf_insn,
+};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .clang_args(["-I", include, "-mcpu=v3", "-Wall", "-Werror"])
             .build_and_generate(&skeleton)
             .map_err(|error| format!("{name}.bpf.c: {error:#}"))?;
+        refuse_calls(&out, &name)?;
         compile_for_arm64(&here, &out, &clang, include, &name)?;
         writeln!(modules, "/// Skeleton of `{name}.bpf.c`.\npub mod {name} {{ include!({skeleton:?}); }}")?;
     }
@@ -37,6 +42,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", here.display());
     println!("cargo::rerun-if-env-changed=NETSKOOP_CLANG");
     Ok(())
+}
+
+/// Programs that call functions of their own bring kernels down that lack 4675e234b9e1 ("bpf: ensure main program has an
+/// extable", 6.5; it is not in 5.10): these have such a program twice in their table of code, one of the two without the list
+/// of its loads that may fail. When a load fails, as that of a field through a pointer that is none any more does, it is
+/// chance which of them is found, and with the other the kernel panics.
+fn refuse_calls(out: &Path, name: &str) -> Result<(), Box<dyn Error>> {
+    let object = ObjectBuilder::default().open_file(out.join(format!("{name}.bpf.o")))?;
+    let calls = |insn: &bpf_insn| match (u32::from(insn.code), u32::from(insn.src_reg())) {
+        (code, BPF_PSEUDO_CALL) => code == BPF_JMP | BPF_CALL,
+        (code, BPF_PSEUDO_FUNC) => code == BPF_LD | BPF_IMM | BPF_DW,
+        _ => false,
+    };
+    match object.progs().find(|program| program.insns().iter().any(calls)) {
+        Some(program) => {
+            let program = program.name().display();
+            Err(format!(
+                "{name}.bpf.c: {program} calls a function that is not inlined; make it __always_inline"
+            )
+            .into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// What is loaded is the same for all processors, but a program can be written so that it holds for x86 only: whoever

@@ -3,6 +3,7 @@
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
 #include "flows.bpf.h"
+#include "filter.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -37,6 +38,7 @@ struct range {
 
 struct packetloss_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 ignore_reasons[REASON_WORDS]; /* bit set: no event for this reason */
 	struct range ignore[RANGES];	  /* no event for a packet freed from here */
 	u8 stack;
@@ -102,15 +104,16 @@ static __always_inline u64 cgroup_here(const struct sock *sk, const struct netns
 	return netns_of_sock(sk).inum == here->inum ? cgroup_of_sock(sk) : 0;
 }
 
-/* Not inlined, since it is long and called from two places. */
-static __noinline int tuple_of_packet(const struct sk_buff *skb, u16 protocol, struct tuple *t)
+static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 protocol,
+					    struct tuple *t)
 {
 	const struct sock *sk = skb->sk;
 
 	tuple_of_skb(skb, protocol, t);
-	if (!t->family && !protocol && sk)
+	if (!t->family && !protocol && sk) {
+		t->proto = is_full(sk->__sk_common.skc_state) ? sk->sk_protocol : IPPROTO_TCP;
 		tuple_of_sock(sk, t, false);
-	return 0;
+	}
 }
 
 SEC("tp_btf/kfree_skb")
@@ -128,6 +131,9 @@ int on_kfree_skb(u64 *ctx)
 	struct packetloss_key key;
 	struct netns netns = {};
 	struct tuple t = {};
+	u32 suppressed = 0;
+	bool looks;
+	u64 now;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
 		return 0;
@@ -153,19 +159,30 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
-	if (options.flows) {
-		tuple_of_packet(skb, protocol, &t);
-		count_flow(netns, &t, segments, st);
+	/* In a storm most events are withheld before their addresses are looked for. */
+	looks = options.flows || options.filter.is_set;
+	now = bpf_ktime_get_ns();
+	if (!looks) {
+		count(st, seen);
+		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
+			return 0;
 	}
-	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
+	tuple_of_packet(skb, protocol, &t);
+	if (looks) {
+		if (options.flows)
+			count_flow(netns, &t, segments, st);
+		if (!is_wanted(&options.filter, &t, st))
+			return 0;
+		count(st, seen);
+		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
+			return 0;
+	}
+	e = event_record(sizeof(*e), netns, 0, options.stack, st, now, suppressed);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_here(sk, &netns);
 	if (rx_sk && !e->head.cgroup)
 		e->head.cgroup = cgroup_here(rx_sk, &netns);
-	/* In a storm most events are withheld before their addresses are looked for. */
-	if (!options.flows)
-		tuple_of_packet(skb, protocol, &t);
 	e->tuple = t;
 	e->location = location;
 	e->reason = reason;

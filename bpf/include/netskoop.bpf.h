@@ -73,13 +73,17 @@ struct bucket {
 	u64 reported;
 };
 
-/* seen = submitted + ring_full + suppressed, once nothing is in flight. */
+/*
+ * seen = submitted + ring_full + suppressed, once nothing is in flight. What filters leave out is
+ * not seen.
+ */
 struct stats {
 	u64 seen;
 	u64 submitted;
 	u64 ring_full;
 	u64 suppressed;
 	u64 map_full;
+	u64 filtered;
 };
 
 /* The loader makes the ring first and gives it to every object. */
@@ -206,30 +210,41 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 	})
 
 /*
+ * The record of an event that is allowed, with its head filled in. NULL, and counted, if the ring
+ * is full.
+ */
+#define event_record(size, netns_, kind_, with_stack, st, now, suppressed_)                        \
+	({                                                                                         \
+		struct event_head *__r = reserve(size, with_stack, st);                            \
+		if (__r) {                                                                         \
+			__r->time = now;                                                           \
+			__r->netns = (netns_).inum;                                                \
+			__r->cookie = (netns_).cookie;                                             \
+			__r->cgroup = 0;                                                           \
+			__r->probe = probe;                                                        \
+			__r->kind = kind_;                                                         \
+			__r->suppressed = suppressed_;                                             \
+			__r->pid = 0;                                                              \
+			__builtin_memset(__r->comm, 0, sizeof(__r->comm));                         \
+			__r->pad = 0;                                                              \
+		}                                                                                  \
+		(void *)__r;                                                                       \
+	})
+
+/*
  * Everything between the filters and the record's own fields: counts, limits, reserves, fills the
  * head. NULL if the event is withheld or lost, which is then accounted for.
  */
 #define event_begin(size, limit, netns_, kind_, with_stack, st)                                    \
 	({                                                                                         \
-		struct event_head *__e = 0;                                                        \
+		void *__e = 0;                                                                     \
 		u64 __now = bpf_ktime_get_ns();                                                    \
 		u32 __suppressed = 0;                                                              \
 		count(st, seen);                                                                   \
 		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed))                \
-			__e = reserve(size, with_stack, st);                                       \
-		if (__e) {                                                                         \
-			__e->time = __now;                                                         \
-			__e->netns = (netns_).inum;                                                \
-			__e->cookie = (netns_).cookie;                                             \
-			__e->cgroup = 0;                                                           \
-			__e->probe = probe;                                                        \
-			__e->kind = kind_;                                                         \
-			__e->suppressed = __suppressed;                                            \
-			__e->pid = 0;                                                              \
-			__builtin_memset(__e->comm, 0, sizeof(__e->comm));                         \
-			__e->pad = 0;                                                              \
-		}                                                                                  \
-		(void *)__e;                                                                       \
+			__e = event_record(size, netns_, kind_, with_stack, st, __now,             \
+					   __suppressed);                                          \
+		__e;                                                                               \
 	})
 
 static __always_inline void event_submit(void *event, struct stats *st)

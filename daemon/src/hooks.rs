@@ -259,6 +259,29 @@ pub struct RawEvent {
     pub suppressed: u64,
 }
 
+impl RawEvent {
+    /// What the daemon itself has found, now.
+    pub fn found(
+        decl: &'static EventDecl,
+        (netns, cookie): (u32, u64),
+        fields: Vec<(&'static str, Value)>,
+    ) -> RawEvent {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        RawEvent {
+            decl,
+            netns,
+            cookie,
+            cgroup: 0,
+            time: now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned(),
+            tuple: None,
+            process: None,
+            fields,
+            stack: vec![],
+            suppressed: 0,
+        }
+    }
+}
+
 /// For probes whose programs only count.
 pub fn no_events(_: &[u8], _: &Known) -> Option<RawEvent> {
     None

@@ -4,6 +4,7 @@ use crate::anomalies::{kernel, total, two};
 use crate::root::{address, events_until, follow};
 use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
 use netskoop_api::{Event, Value};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
@@ -103,6 +104,7 @@ fn are_the_kernels(daemon: &Daemon, netns: &Netns, grown: &[&str]) {
 fn what_the_kernel_counts_is_under_one_name() {
     own_node!(Pids::Own);
     let (red, blue, daemon) = two(NET, Setup::on_node().set("probes.netanomaly", "enabled = true"));
+    let mut follow = follow(&daemon, "&type=NET_ANOMALY");
     are_the_kernels(&daemon, &red, &[]);
     are_the_kernels(&daemon, &blue, &[]);
     // Every SYN is answered with a cookie, and whoever closes first finds no room to wait.
@@ -137,4 +139,16 @@ fn what_the_kernel_counts_is_under_one_name() {
     });
     are_the_kernels(&daemon, &red, &["time_wait_overflow"]);
     are_the_kernels(&daemon, &blue, &["syn_cookies", "rp_filter", "zero_window"]);
+    // What was shown was also told, whose it was and how much.
+    let mut counted = BTreeMap::new();
+    for netns in [&red, &blue] {
+        let grown = COUNTED.map(|(label, field)| ((netns.0.clone(), label.to_owned()), kernel(netns, field)));
+        counted.extend(grown.into_iter().filter(|(_, count)| *count > 0));
+    }
+    let mut told: BTreeMap<_, u64> = BTreeMap::new();
+    events_until(&mut follow, &[], |event| {
+        let anomaly = (event.entity.as_ref().unwrap().name.clone(), text(event, "anomaly"));
+        *told.entry(anomaly).or_default() += text(event, "count").parse::<u64>().unwrap();
+        told == counted
+    });
 }

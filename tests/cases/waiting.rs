@@ -29,11 +29,6 @@ impl Late {
         let took = self.at_least.as_nanos()..=self.at_most.as_nanos();
         event.net.as_ref() == Some(&self.net) && took.contains(&u128::from(*latency))
     }
-
-    /// The same where the machine is so slow that something may move after all while nothing should.
-    pub(crate) fn is_most_in(&self, event: &Event) -> bool {
-        Late { net: self.net.clone(), at_least: Duration::ZERO, at_most: self.at_most }.is_in(event)
-    }
 }
 
 fn dawdle() -> Instant {

@@ -53,7 +53,7 @@ disks=(-drive "if=virtio,format=raw,file=$disk,snapshot=on,cache=unsafe"
 [ -z "$files" ] || disks+=(-drive "if=virtio,format=raw,file=$files,readonly=on")
 # Quiet for the console: what is said there is for the bad day.
 append="console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off audit=0 random.trust_cpu=on tsc=reliable"
-append+=" no_timer_check net.ifnames=0 $kernel_args"
+append+=" no_timer_check net.ifnames=0 unknown_nmi_panic $kernel_args"
 
 # Emulated always: /dev/kvm may be there and not work, and with other kernels than this one's it does not.
 # It dies with this script, whatever ends that; its temporary files (what is written to the disk) are in $work.
@@ -61,6 +61,7 @@ append+=" no_timer_check net.ifnames=0 $kernel_args"
 TMPDIR=$work setpriv --pdeathsig KILL qemu-system-x86_64 -M q35,usb=off,smbus=off,sata=off,vmport=off \
 	-accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2G \
 	-display none -nodefaults -no-user-config -no-reboot -serial "file:$work/console" \
+	-monitor "unix:$work/monitor,server=on,wait=off" \
 	-kernel "$directory/vmlinux" -initrd "$work/initrd" -append "$append" "${disks[@]}" \
 	-device virtio-serial-pci \
 	-chardev "file,id=out,path=$work/out" -device virtserialport,chardev=out,name=out \
@@ -72,6 +73,21 @@ qemu=$!
 tail -q -n +1 -s 0.2 --pid=$qemu -f "$work/out" 2>/dev/null &
 shown=$!
 
+# Lets a machine that does not answer tell where it stands: an interrupt that cannot be masked makes its kernel panic there.
+interrupt() {
+	timeout 10 python3 - "$work/monitor" >"$work/stands" 2>&1 <<'END' || true
+import socket, sys
+monitor = socket.socket(socket.AF_UNIX)
+monitor.connect(sys.argv[1])
+monitor.sendall(b"info registers -a\nnmi\nquit-not\n")
+said = b""
+while b"unknown command" not in said:
+    said += monitor.recv(65536)
+print(*(line for line in said.decode(errors="replace").split("\r\n") if line.startswith(("CPU#", "RIP="))), sep="\n")
+END
+	timeout 5 tail --pid=$qemu -f /dev/null || true
+}
+
 problem='' code=125 began=$SECONDS
 while kill -0 $qemu 2>/dev/null; do
 	if [ $((SECONDS - began)) -ge "$limit" ]; then
@@ -82,7 +98,8 @@ while kill -0 $qemu 2>/dev/null; do
 		sleep 0.2
 		continue
 	fi
-	kill -9 $qemu
+	interrupt
+	kill -9 $qemu 2>/dev/null || true
 	break
 done
 status=0
@@ -107,7 +124,8 @@ fi
 if [ -n "$problem" ]; then
 	{
 		echo "[vm] kernel $kernel ($(cat "$directory/release")) $problem. The end of its console:"
-		tail -n 40 "$work/console" 2>/dev/null | sed 's/^/    /'
+		tail -n 60 "$work/console" 2>/dev/null | sed 's/^/    /'
+		sed 's/^/    processors: /' "$work/stands" 2>/dev/null
 		sed 's/^/    qemu: /' "$work/qemu"
 	} >&2
 fi

@@ -159,6 +159,9 @@ pub struct EventStatus {
     pub overrun: u64,
     /// Put into the history.
     pub delivered: u64,
+    /// Left out because their probe's options `entities` and `ignore_entities` do not want them.
+    #[serde(default)]
+    pub filtered_by_entity: u64,
     /// Events in the history now.
     pub kept: u64,
     /// Sequence number of the newest one.

@@ -296,19 +296,8 @@ impl Worker {
             fields
                 .extend(value.filter(|value| **value != ABSENT).map(|value| (field, Value::Number(*value))));
         }
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let event = RawEvent {
-            decl: &gone::PROBE.events[0],
-            netns: living.target.inode,
-            cookie: living.target.cookie,
-            cgroup: 0,
-            time: now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned(),
-            tuple: None,
-            process: None,
-            fields,
-            stack: vec![],
-            suppressed: 0,
-        };
+        let netns = (living.target.inode, living.target.cookie);
+        let event = RawEvent::found(&gone::PROBE.events[0], netns, fields);
         self.parts.counts.received.fetch_add(1, Ordering::Relaxed);
         self.parts.intake.put(Incoming { probe: gone::PROBE.name, event });
     }

@@ -109,21 +109,12 @@ impl Engine {
     }
 
     fn tell(&self, probe: &'static Probe, sentence: String) {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let time =
-            Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
-        let event = RawEvent {
-            decl: &EVENTS[0],
-            netns: self.hooks.host_netns(),
-            cookie: 0,
-            cgroup: 0,
-            time: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
-            tuple: None,
-            process: None,
-            fields: vec![("reason", Value::Text(sentence))],
-            stack: vec![],
-            suppressed: 0,
-        };
+        let fields = vec![("reason", Value::Text(sentence))];
+        self.announce(probe, RawEvent::found(&EVENTS[0], (self.hooks.host_netns(), 0), fields));
+    }
+
+    /// Hands over an event of the daemon itself.
+    pub(super) fn announce(&self, probe: &'static Probe, event: RawEvent) {
         if let Some(intake) = &*lock(&self.intake) {
             self.counts.received.fetch_add(1, Ordering::Relaxed);
             intake.put(Incoming { probe: probe.name, event });

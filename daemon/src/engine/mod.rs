@@ -8,6 +8,7 @@ mod hooked;
 pub mod lanes;
 pub mod ledger;
 pub mod pass;
+mod rises;
 pub mod room;
 pub mod select;
 pub mod self_metrics;
@@ -29,6 +30,7 @@ use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
 use farewell::Farewell;
 use pass::{Collector, PassError, Snapshot, Sources};
+use rises::Rises;
 use room::{Limits, Rooms, View};
 use select::{Active, Contents, Exposition, Selection};
 use std::path::{Path, PathBuf};
@@ -71,6 +73,8 @@ pub struct Engine {
     absent: Mutex<Vec<Option<String>>>,
     /// Parts of a CPU that BPF programs took when they were last measured.
     shares: Mutex<Vec<governor::Share>>,
+    /// What the kernel had counted when it was last read.
+    rises: Mutex<Rises>,
     /// Where events of the daemon itself go.
     intake: Mutex<Option<Intake>>,
     /// Locked while a self-test runs.
@@ -237,6 +241,7 @@ impl Engine {
             errors: Mutex::new(vec![None; sources]),
             absent: Mutex::new(vec![None; sources]),
             shares: Mutex::default(),
+            rises: Mutex::default(),
             intake: Mutex::new(Some(parts.intake)),
             testing: Arc::default(),
         }
@@ -344,6 +349,7 @@ impl Engine {
         let wants = select::wants(chosen, &self.sources);
         let snapshot = self.collector.collect(wants, max_age, Instant::now() + timeout).await?;
         self.note(&snapshot);
+        self.tell_rises(&snapshot);
         *lock(&self.last_pass) = Some(LastPass::from(&*snapshot));
         Ok(snapshot)
     }

@@ -546,6 +546,7 @@ impl Handle {
             counts.ring_full += cpu.ring_full;
             counts.suppressed += cpu.suppressed;
             counts.map_full += cpu.map_full;
+            counts.filtered += cpu.filtered;
         }
         Ok(counts)
     }

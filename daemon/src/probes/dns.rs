@@ -5,6 +5,7 @@ use crate::declare::{
     histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -66,6 +67,8 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Bool { default: false },
             help: "The answer that there is no such name is an event too; search lists make many of them.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE],
     events: &EVENTS,

@@ -4,6 +4,7 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, LATENCY, Only, OptionDecl, Points, Probe, TableDecl, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -36,6 +37,11 @@ pub static PROBE: Probe = Probe {
             "A packet that is on its way for longer is an event.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -222,6 +228,7 @@ fn limit(way: &Way) -> Option<&'static str> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
 }

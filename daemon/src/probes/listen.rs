@@ -5,6 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -49,6 +50,10 @@ pub static PROBE: Probe = Probe {
                    accept is one. Each system call then takes a tenth of a microsecond longer.",
         },
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE],
     events: &EVENTS,
@@ -216,6 +221,7 @@ impl Accepts<'_> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings, accepts: &mut Accepts<'_>) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
     options.stamp = accepts.want(settings.bool(SYSTEM_CALLS)).into();

@@ -1,10 +1,9 @@
 //! What an expert looks for when a network misbehaves in a way that looks like nothing in particular: neighbours that do not
 //! answer, limits that are reached, packets that the kernel takes for lies.
 
-use crate::declare::{
-    Cost, EventDecl, Family, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter,
-};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, Points, Probe, TableDecl, column, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -30,11 +29,7 @@ pub static PROBE: Probe = Probe {
             neigh_create and sock_exceed_buf_limit. What conntrack counts is there if that probe is on.",
     default_on: false,
     section: None,
-    options: &[OptionDecl {
-        name: "stack",
-        kind: OptionType::Bool { default: false },
-        help: "Adds the kernel stack to each event, which costs several microseconds each.",
-    }],
+    options: &[OptionDecl::STACK, filter::ENTITIES, filter::IGNORE_ENTITIES],
     families: &[FAMILIES],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: true }),
@@ -48,10 +43,22 @@ static TABLE: TableDecl =
 static EVENTS: [EventDecl; 1] = [EventDecl {
     name: "NET_ANOMALY",
     aliases: &[],
-    fields: &["anomaly", "neighbour", "device", "direction"],
+    fields: &["anomaly", "neighbour", "device", "direction", "count"],
     help: "Something that an expert looks for; anomaly: neighbour_failed (neighbour did not answer on device), \
-           neighbour_table_full (it found no room), socket_memory (a socket got no memory to send or to receive; direction).",
+           neighbour_table_full (it found no room), socket_memory (a socket got no memory to send or to receive; direction), \
+           or one of those that the kernel counts anyhow: then it is told when metrics are collected, once for all that came \
+           since they were collected before (count).",
 }];
+
+/// The event of what the kernel has counted since it was read before.
+pub fn risen(label: &str, netns: (u32, u64), count: u64) -> RawEvent {
+    let anomaly = label.split('"').nth(1).unwrap_or(label).to_owned();
+    RawEvent::found(
+        &EVENTS[0],
+        netns,
+        vec![("anomaly", Value::Text(anomaly)), ("count", Value::Number(count))],
+    )
+}
 
 /// In the order of `enum anomaly`.
 const ANOMALIES: [&str; 3] = ["neighbour_failed", "neighbour_table_full", "socket_memory"];
@@ -63,7 +70,9 @@ const fn of_netstat(label: &'static str, key: &str) -> (&'static str, u16) {
     (label, column(&NETSTAT, key))
 }
 
-/// What the kernel counts anyhow.
+/// What the kernel counts anyhow: the table, and the label and column of each.
+pub static POLLED: [(&TableDecl, &[(&str, u16)]); 2] = [(&NETSTAT, &COUNTED), (&CONNTRACK, &RACES)];
+
 static COUNTED: [(&str, u16); 9] = [
     of_netstat("anomaly=\"syn_cookies\"", "TcpExt.SyncookiesSent"),
     of_netstat("anomaly=\"syn_queue_full\"", "TcpExt.TCPReqQFullDrop"),

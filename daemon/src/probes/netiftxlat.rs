@@ -5,6 +5,7 @@ use crate::declare::{
     histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -40,6 +41,11 @@ pub static PROBE: Probe = Probe {
             help: "Shows each interface on its own under netskoop_netiftxlat_device_*; from when it is set.",
         },
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -179,6 +185,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
     options.per_device = settings.bool("per_device").into();

@@ -3,6 +3,7 @@
 use crate::declare::{
     Column, Cost, EventDecl, Family, Kind, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column,
 };
+use crate::filter;
 use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
@@ -52,6 +53,11 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Integer { default: 32, min: 1, max: 256 },
             help: "So many functions have metrics of their own; those met later are summed up as \"other\".",
         },
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
         flows::OPTION,
         flows::MAX_OPTION,
     ],
@@ -270,6 +276,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();
     let mut set = [0u64; REASONS / 64];

@@ -4,6 +4,7 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -36,6 +37,11 @@ pub static PROBE: Probe = Probe {
             "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -239,6 +245,7 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
 }

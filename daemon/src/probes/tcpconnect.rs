@@ -4,6 +4,7 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::flows::{self, FLOW_COLUMNS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
@@ -35,6 +36,10 @@ pub static PROBE: Probe = Probe {
             "A handshake that takes longer is an event; so is an attempt that was given up after so long.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
         flows::OPTION,
         flows::MAX_OPTION,
     ],
@@ -133,6 +138,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();

@@ -1,8 +1,7 @@
 //! TCP resets: which connections were refused or broken off, by whom and why.
 
-use crate::declare::{
-    Column, Cost, EventDecl, Family, Kind, OptionDecl, OptionType, Points, Probe, TableDecl, column,
-};
+use crate::declare::{Column, Cost, EventDecl, Family, Kind, OptionDecl, Points, Probe, TableDecl, column};
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -29,11 +28,10 @@ pub static PROBE: Probe = Probe {
     section: None,
     options: &[
         OptionDecl::STACK,
-        OptionDecl {
-            name: "ignore_ports",
-            kind: OptionType::List { default: &[], max: PORTS, what: "a port number", check: is_port },
-            help: "No events for these ports (health checks that close with a reset); they are still counted.",
-        },
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[&[Family::native(
         "netskoop_tcpreset_resets_total",
@@ -96,13 +94,6 @@ const CAUSES: [(&str, &str); 6] = [
     ("receive", "closing"),
 ];
 
-/// Length of the programs' list of ports.
-const PORTS: usize = 16;
-
-fn is_port(word: &str) -> bool {
-    word.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 fn run(session: Session) -> Result<(), Refused> {
     let send = session.tracepoint("tcp_send_reset")?;
     session.tracepoint("tcp_receive_reset")?;
@@ -156,9 +147,8 @@ fn without_socket(session: &Session) -> Option<&'static Way> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
-    let mut ports = settings.list("ignore_ports").iter().filter_map(|word| word.parse().ok());
-    options.ignore_ports.fill_with(|| ports.next().unwrap_or(0));
 }
 
 fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
@@ -227,10 +217,5 @@ mod tests {
         let mut strange = whole;
         strange[30..32].copy_from_slice(&9u16.to_ne_bytes());
         assert!(decode(&strange, &known()).is_none());
-    }
-
-    #[test]
-    fn ports_are_numbers() {
-        assert!(is_port("443") && !is_port("0") && !is_port("65536") && !is_port("https"));
     }
 }

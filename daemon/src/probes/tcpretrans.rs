@@ -2,6 +2,7 @@
 
 use crate::declare::{Cost, EventDecl, Family, Only, OptionDecl, Points, Probe, TableDecl, column, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
@@ -26,7 +27,15 @@ pub static PROBE: Probe = Probe {
     needs: "BTF tracepoints tcp_retransmit_skb and tcp_retransmit_synack (failed ones: Linux 6.17).",
     default_on: true,
     section: None,
-    options: &[OptionDecl::STACK, flows::OPTION, flows::MAX_OPTION],
+    options: &[
+        OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
+        flows::OPTION,
+        flows::MAX_OPTION,
+    ],
     families: &[NATIVE, KUBESKOOP],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
@@ -146,6 +155,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();
 }

@@ -3,6 +3,7 @@
 use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, histogram,
 };
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -40,6 +41,10 @@ pub static PROBE: Probe = Probe {
             "A connection whose smoothed round-trip time is longer is an event.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[&[Family::native(
         "netskoop_tcprtt_smoothed_seconds",
@@ -89,6 +94,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.interval_ns = settings.nanoseconds("interval");
     options.slow_us = settings.nanoseconds("slow") / 1000;
     options.stack = settings.bool("stack").into();

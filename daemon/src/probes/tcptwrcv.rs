@@ -2,6 +2,7 @@
 
 use crate::declare::{Cost, EventDecl, Family, OptionDecl, Probe, TableDecl, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -25,7 +26,13 @@ pub static PROBE: Probe = Probe {
     needs: "BTF tracepoint kfree_skb with the receiving socket (Linux 6.11), else fentry or a kprobe.",
     default_on: false,
     section: None,
-    options: &[OptionDecl::STACK],
+    options: &[
+        OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
+    ],
     families: &[&[Family::native(
         "netskoop_tcptwrcv_segments_total",
         "Segments that came for a connection in TIME_WAIT. type: syn (a SYN that opens a new connection is none of them with \
@@ -90,6 +97,7 @@ fn run(session: Session) -> Result<(), Refused> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
 }
 
