@@ -178,6 +178,9 @@ static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
 static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
 
+/// What it says of itself on kernels without the hooks for the way out.
+pub const NO_WRITES: &str = "this kernel does not tell what applications write (Linux 6.3, or fentry)";
+
 /// From one look for data that nobody reads to the next.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -226,7 +229,7 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
     let write = session.choose::<SocketlatencySkelBuilder>(&[&WRITE_TRACEPOINT, &WRITE_FEXIT]);
     if let Err(refused) = &write {
         tracing::debug!("socketlatency without writes: {refused}");
-        session.limited("this kernel does not tell what applications write (Linux 6.3, or fentry)");
+        session.limited(NO_WRITES);
     }
     let blocked = session.choose::<SocketlatencySkelBuilder>(&[&BLOCKED_FENTRY, &BLOCKED_KPROBE]);
     if let Err(refused) = &blocked {
