@@ -277,9 +277,12 @@ pub struct SelfCheck {
     /// By how much it grew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grown: Option<f64>,
-    /// By how much it had to grow at least.
+    /// By how much it had to grow, at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<f64>,
+    /// Whether by so much exactly: nothing else makes it grow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exact: bool,
 }
 
 /// How a check ended.
