@@ -2,6 +2,7 @@
 /* How long packets are on their way through the kernel, and in which part of the IP layer. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include "under_way.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -33,6 +34,7 @@ enum what { DEPARTURE, OUTPUT, COUNTED };
 
 struct kernellatency_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 slow_ns;
 	u8 stack;
 };
@@ -101,14 +103,17 @@ static __always_inline void tell(void *ctx, const struct sk_buff *skb, struct ne
 				 bool typed)
 {
 	struct kernellatency_event *e;
+	struct tuple t = {};
 	int i;
 
+	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &t, typed);
+	if (!is_wanted(&options.filter, &t, st))
+		return;
 	e = event_begin(sizeof(*e), &options.limit, netns, path, options.stack, st);
 	if (!e)
 		return;
 	e->head.cgroup = cgroup;
-	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
-	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &e->tuple, typed);
+	e->tuple = t;
 	e->latency_ns = total;
 #pragma unroll
 	for (i = 0; i < PARTS; i++)

@@ -2,6 +2,7 @@
 /* Connections from others: how long they wait for accept(), and those that find its queue full. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -27,6 +28,7 @@ struct listen_event {
 
 struct listen_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 slow_ns;
 	u8 stack;
 	u8 stamp; /* whether something will tell that a connection was accepted */
@@ -109,7 +111,7 @@ static __always_inline int accepted(void *ctx, u64 sk)
 		return 0;
 	waited = bpf_ktime_get_ns() - found->began;
 	observe_time(&waits, found->netns, found->tuple.dport, waited, st);
-	if (waited < options.slow_ns)
+	if (waited < options.slow_ns || !is_wanted(&options.filter, &found->tuple, st))
 		goto out;
 	e = event_begin(sizeof(*e), &options.limit, found->netns, SLOW, options.stack, st);
 	if (!e)
@@ -184,6 +186,7 @@ static __always_inline int came(void *ctx, const struct sock *listener, const st
 	u32 limit = load(typed, listener, sk_max_ack_backlog);
 	struct listen_value *value;
 	struct listen_event *e;
+	struct tuple t = {};
 	struct netns netns;
 	struct stats *st;
 	u16 port;
@@ -198,12 +201,15 @@ static __always_inline int came(void *ctx, const struct sock *listener, const st
 	value = counters_of(netns, port, st);
 	if (value)
 		__sync_fetch_and_add(is_ack ? &value->full_ack : &value->full_syn, 1);
+	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &t, typed);
+	if (!is_wanted(&options.filter, &t, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, OVERFLOW, options.stack, st);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_of_sock_at(listener, typed);
 	__builtin_memset(&e->tuple, 0, sizeof(*e) - __builtin_offsetof(struct listen_event, tuple));
-	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &e->tuple, typed);
+	e->tuple = t;
 	e->backlog = backlog;
 	e->limit = limit;
 	e->port = port;

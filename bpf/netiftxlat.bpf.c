@@ -3,6 +3,7 @@
  */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include "under_way.bpf.h"
 
@@ -27,6 +28,7 @@ enum kind { QUEUED, SENT };
 
 struct netiftxlat_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 slow_ns;
 	u8 stack;
 	u8 per_device;
@@ -269,13 +271,16 @@ static __always_inline void tell(void *ctx, struct frame *frame, const struct ne
 				 struct netns netns, u16 kind, u64 latency, struct stats *st)
 {
 	struct netiftxlat_event *e;
+	struct tuple t = {};
 
+	tuple_of_frame(frame, &t);
+	if (!is_wanted(&options.filter, &t, st))
+		return;
 	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
 	if (!e)
 		return;
 	e->head.cgroup = frame->cgroup;
-	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
-	tuple_of_frame(frame, &e->tuple);
+	e->tuple = t;
 	__builtin_memset(e->device, 0, sizeof(e->device));
 	bpf_probe_read_kernel_str(e->device, sizeof(e->device), dev->name);
 	e->latency_ns = latency;

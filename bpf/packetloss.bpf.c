@@ -3,6 +3,7 @@
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
 #include "flows.bpf.h"
+#include "filter.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,6 +40,7 @@ struct range {
 
 struct packetloss_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 ignore_reasons[REASON_WORDS]; /* bit set: no event for this reason */
 	struct range ignore[RANGES];	  /* no event for a packet freed from here */
 	u32 generation; /* another number whenever what is ignored changes; never 0 */
@@ -141,8 +143,21 @@ static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 proto
 	const struct sock *sk = skb->sk;
 
 	tuple_of_skb(skb, protocol, t);
-	if (!t->family && !protocol && sk)
+	if (!t->family && !protocol && sk) {
+		t->proto = is_full(sk->__sk_common.skc_state) ? sk->sk_protocol : IPPROTO_TCP;
 		tuple_of_sock(sk, t, false);
+	}
+}
+
+/* Whether the limit lets an event through, and when that was. */
+static __always_inline bool is_due(struct hold *hold, struct netns netns, u64 *now, u32 *suppressed,
+				   struct stats *st)
+{
+	if (withheld(hold, netns.inum, 0, st))
+		return false;
+	count(st, seen);
+	*now = bpf_ktime_get_ns();
+	return allowed(&options.limit, netns.inum, 0, *now, st, suppressed, hold);
 }
 
 SEC("tp_btf/kfree_skb")
@@ -160,10 +175,10 @@ int on_kfree_skb(u64 *ctx)
 	struct packetloss_key key;
 	struct netns netns = {};
 	struct tuple t = {};
-	struct here *here;
 	u32 first = 0, suppressed = 0;
-	bool wanted;
-	u64 now = 0;
+	struct here *here;
+	bool looks;
+	u64 now;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
 		return 0;
@@ -194,20 +209,19 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
-	wanted = !withheld(&here->hold, netns.inum, 0, st);
-	if (wanted) {
-		count(st, seen);
-		now = bpf_ktime_get_ns();
-		wanted = allowed(&options.limit, netns.inum, 0, now, st, &suppressed, &here->hold);
-	}
 	/* In a storm most events are withheld before their addresses are looked for. */
-	if (!wanted && !options.flows)
+	looks = options.flows || options.filter.is_set;
+	if (!looks && !is_due(&here->hold, netns, &now, &suppressed, st))
 		return 0;
 	tuple_of_packet(skb, protocol, &t);
-	if (options.flows)
-		count_flow(netns, &t, segments, st);
-	if (!wanted)
-		return 0;
+	if (looks) {
+		if (options.flows)
+			count_flow(netns, &t, segments, st);
+		if (!is_wanted(&options.filter, &t, st))
+			return 0;
+		if (!is_due(&here->hold, netns, &now, &suppressed, st))
+			return 0;
+	}
 	e = event_record(sizeof(*e), netns, 0, options.stack, st, now, suppressed);
 	if (!e)
 		return 0;

@@ -3,6 +3,7 @@
  * until the first of it is sent. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -22,6 +23,7 @@ enum protocol { TCP, UDP };
 
 struct socketlatency_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 slow_ns;
 	u8 stack;
 };
@@ -165,16 +167,18 @@ static __always_inline void count_unread(struct netns netns, struct stats *st)
 static __always_inline struct socketlatency_event *
 tell(void *ctx, const struct sock *sk, struct netns netns, u16 kind, u64 latency, struct stats *st)
 {
+	struct tuple t = {.proto = sk->sk_protocol};
 	struct socketlatency_event *e;
 
+	tuple_of_sock(sk, &t, kind != WRITE);
+	if (!is_wanted(&options.filter, &t, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, kind, kind != UNREAD && options.stack,
 			st);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_of_sock(sk);
-	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
-	e->tuple.proto = sk->sk_protocol;
-	tuple_of_sock(sk, &e->tuple, kind != WRITE);
+	e->tuple = t;
 	e->latency_ns = latency;
 	return e;
 }

@@ -4,6 +4,7 @@
 #include "packet.bpf.h"
 #include "histogram.bpf.h"
 #include "flows.bpf.h"
+#include "filter.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -36,6 +37,7 @@ struct tcpconnect_key {
 
 struct tcpconnect_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 slow_ns;
 	u8 stack;
 	u8 flows;
@@ -113,6 +115,8 @@ static __always_inline int tell(void *ctx, const struct sock *sk, struct netns n
 {
 	struct tcpconnect_event *e;
 
+	if (!is_wanted(&options.filter, t, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
 	if (!e)
 		return 0;

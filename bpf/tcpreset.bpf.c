@@ -2,11 +2,10 @@
 /* TCP resets, sent and received. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-#define PORTS 16
 
 enum kind { NOSOCK, PROCESS, ACTIVE, RECEIVE };
 
@@ -28,7 +27,7 @@ struct tcpreset_key {
 
 struct tcpreset_options {
 	struct limit limit;
-	u16 ignore_ports[PORTS]; /* unused entries are 0 */
+	struct event_filter filter;
 	u8 stack;
 };
 
@@ -53,23 +52,6 @@ struct {
 	__type(value, u64);
 } counters SEC(".maps");
 
-static __always_inline bool ignored(const struct tuple *t)
-{
-	int i;
-
-	/* The list is filled from its beginning, and mostly there is none. */
-	if (!options.ignore_ports[0])
-		return false;
-#pragma unroll
-	for (i = 0; i < PORTS; i++) {
-		u16 port = options.ignore_ports[i];
-
-		if (port && (port == t->sport || port == t->dport))
-			return true;
-	}
-	return false;
-}
-
 static __always_inline int reset(void *ctx, const struct sock *sk, struct netns netns, u16 kind,
 				 u32 cause, const struct tuple *t, u8 state, u32 reason,
 				 bool in_task)
@@ -84,7 +66,7 @@ static __always_inline int reset(void *ctx, const struct sock *sk, struct netns 
 	value = counter(&counters, &key, &zero, st);
 	if (value)
 		__sync_fetch_and_add(value, 1);
-	if (ignored(t))
+	if (!is_wanted(&options.filter, t, st))
 		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, kind, options.stack, st);
 	if (!e)

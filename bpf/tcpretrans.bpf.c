@@ -3,6 +3,7 @@
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
 #include "flows.bpf.h"
+#include "filter.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -45,6 +46,7 @@ struct tcpretrans_value {
 
 struct tcpretrans_options {
 	struct limit limit;
+	struct event_filter filter;
 	u8 stack;
 	u8 flows;
 };
@@ -99,6 +101,8 @@ static __always_inline int retransmitted(void *ctx, const struct sock *owner,
 	}
 	if (options.flows && !r->error)
 		count_flow(netns, &r->tuple, r->segments, st);
+	if (!is_wanted(&options.filter, &r->tuple, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, r->error ? FAILED : SENT, options.stack,
 			st);
 	if (!e)

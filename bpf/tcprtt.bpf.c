@@ -2,12 +2,14 @@
 /* Round-trip times of TCP connections, as their senders have smoothed them. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include "histogram.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct tcprtt_options {
 	struct limit limit;
+	struct event_filter filter;
 	u64 interval_ns;
 	u64 slow_us;
 	u8 stack;
@@ -46,6 +48,7 @@ static __always_inline int look(void *ctx, const struct sock *sk, struct stats *
 	const struct tcp_sock *tp = (const void *)sk;
 	u32 srtt = BPF_CORE_READ(tp, srtt_us) >> 3;
 	struct netns netns = netns_of_sock(sk);
+	struct tuple t = {.proto = 6};
 	struct tcprtt_event *e;
 
 	/* Nothing was measured yet. */
@@ -54,13 +57,14 @@ static __always_inline int look(void *ctx, const struct sock *sk, struct stats *
 	observe(&counters, netns, 0, srtt, st);
 	if (!options.slow_us || srtt < options.slow_us)
 		return 0;
+	tuple_of_sock(sk, &t, false);
+	if (!is_wanted(&options.filter, &t, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, 0, options.stack, st);
 	if (!e)
 		return 0;
 	e->head.cgroup = cgroup_of_sock(sk);
-	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
-	e->tuple.proto = 6;
-	tuple_of_sock(sk, &e->tuple, false);
+	e->tuple = t;
 	e->srtt_us = srtt;
 	e->min_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
 	event_submit(e, st);

@@ -2,6 +2,7 @@
 /* What still comes for a connection that is closed: its socket is in TIME_WAIT, or was. */
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
+#include "filter.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -26,6 +27,7 @@ struct tcptwrcv_key {
 
 struct tcptwrcv_options {
 	struct limit limit;
+	struct event_filter filter;
 	u8 stack;
 };
 
@@ -66,6 +68,7 @@ static __always_inline int received(void *ctx, const struct sock *tw, const stru
 	struct stats *st = stats_here();
 	struct tcptwrcv_event *e;
 	u64 *value, zero = 0;
+	struct tuple t = {};
 
 	if (!st || !tcp.length)
 		return 0;
@@ -76,12 +79,14 @@ static __always_inline int received(void *ctx, const struct sock *tw, const stru
 	/* The peer's FIN often comes when its connection has been put into TIME_WAIT already. */
 	if (key.type == FIN)
 		return 0;
+	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &t, typed);
+	if (!is_wanted(&options.filter, &t, st))
+		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, key.type == RST ? RESET : RECEIVED,
 			options.stack, st);
 	if (!e)
 		return 0;
-	__builtin_memset(&e->tuple, 0, sizeof(e->tuple));
-	tuple_of_skb_at(skb, bpf_ntohs(load(typed, skb, protocol)), &e->tuple, typed);
+	e->tuple = t;
 	e->payload = payload;
 	e->type = key.type;
 	__builtin_memset(e->pad, 0, sizeof(e->pad));

@@ -33,6 +33,9 @@ mod dns;
 /// Docker's containers, as its API tells of them; for root. Each test has a Docker of its own.
 #[path = "cases/docker.rs"]
 mod docker;
+/// Events that nobody wants; for root.
+#[path = "cases/filters.rs"]
+mod filters;
 /// What goes through interfaces, by connection; for root.
 #[path = "cases/flow.rs"]
 mod flow;
@@ -51,6 +54,9 @@ mod labels;
 /// Time lost inside the kernel; for root.
 #[path = "cases/latency.rs"]
 mod latency;
+/// What is left of probes that were switched off, and of a daemon that was killed; for root.
+#[path = "cases/leftovers.rs"]
+mod leftovers;
 /// Start and stop: bad configuration, taken sockets, crashes, missing privileges, nothing left behind.
 #[path = "cases/lifecycle.rs"]
 mod lifecycle;

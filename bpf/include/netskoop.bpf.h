@@ -73,13 +73,17 @@ struct bucket {
 	u64 reported;
 };
 
-/* seen = submitted + ring_full + suppressed, once nothing is in flight. */
+/*
+ * seen = submitted + ring_full + suppressed, once nothing is in flight. What filters leave out is
+ * not seen.
+ */
 struct stats {
 	u64 seen;
 	u64 submitted;
 	u64 ring_full;
 	u64 suppressed;
 	u64 map_full;
+	u64 filtered;
 };
 
 /* The loader makes the ring first and gives it to every object. */

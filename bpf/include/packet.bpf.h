@@ -147,14 +147,26 @@ static __always_inline void tuple_of_sock(const struct sock *sk, struct tuple *t
 	t->dport = peer_is_src ? lport : pport;
 }
 
-/* Where the packet's bytes are, and how far they are contiguous. */
+/* Counted from the network header, wherever the packet's data begins. */
+#define FROM_NETWORK_HEADER 1
+
+/*
+ * Where the packet's bytes are, and how far they are contiguous. Programs on devices have the
+ * kernel look for them instead. Which it is has to be a constant where this is filled, so that
+ * what reads the other way does not get into the program.
+ */
 struct bytes {
 	u64 head;
 	u32 tail;
+	bool on_device;
+	struct __sk_buff *skb;
+	const u8 *with_ports; /* 0, or where it says whether anybody wants them */
 };
 
 static __always_inline bool read_at(const struct bytes *b, u32 off, void *to, u32 size)
 {
+	if (b->on_device)
+		return !bpf_skb_load_bytes_relative(b->skb, off, to, size, FROM_NETWORK_HEADER);
 	if (off + size > b->tail)
 		return false;
 	return !bpf_probe_read_kernel(to, size, (void *)(b->head + off));
@@ -164,6 +176,8 @@ static __always_inline void read_ports(const struct bytes *b, u32 off, struct tu
 {
 	u16 ports[2];
 
+	if (b->with_ports && !*b->with_ports)
+		return;
 	/* TCP, UDP, DCCP, SCTP and UDP-Lite begin with the two ports. */
 	if (t->proto != 6 && t->proto != 17 && t->proto != 33 && t->proto != 132 && t->proto != 136)
 		return;

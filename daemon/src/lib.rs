@@ -12,6 +12,7 @@ pub mod duration;
 pub mod engine;
 pub mod events;
 pub mod facts;
+pub mod filter;
 pub mod flows;
 #[cfg(test)]
 mod gates;

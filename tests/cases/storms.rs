@@ -55,7 +55,7 @@ fn counted(daemon: &Daemon, name: &str) -> u64 {
 fn told(daemon: &Daemon, name: &str) -> u64 {
     let text = daemon.ask(&format!("/v1/events?entity={name}&type=PACKET_DROP")).text();
     let events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
-    events.map(|event| 1 + u64::from(event.suppressed)).sum()
+    events.map(|event| 1 + event.suppressed).sum()
 }
 
 /// The CPUs that this thread may run on.

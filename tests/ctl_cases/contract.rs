@@ -112,7 +112,7 @@ fn event() -> Event {
 }
 
 fn stream() -> StreamCounts {
-    StreamCounts { missed: 1, seen: 2, submitted: 3, ring_full: 4, suppressed: 5, map_full: 6 }
+    StreamCounts { missed: 1, seen: 2, submitted: 3, ring_full: 4, suppressed: 5, map_full: 6, filtered: 7 }
 }
 
 fn probe() -> ProbeInfo {
@@ -252,6 +252,7 @@ fn status() -> Status {
             malformed: 2,
             overrun: 3,
             delivered: 4,
+            filtered_by_entity: 10,
             kept: 5,
             last_seq: 6,
             followers: 7,

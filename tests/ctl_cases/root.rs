@@ -1,7 +1,7 @@
 //! With programs in the kernel. Other users of BPF run beside these tests: each looks at its own connections only.
 
 use super::support::{Daemon, no_bpf, skip};
-use netskoop_api::{Event, ProbeInfo, StateName, Status};
+use netskoop_api::{Event, ProbeInfo, SelfCheck, SelfResult, SelfTest, StateName, Status};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 
@@ -71,6 +71,28 @@ fn a_refused_connection_is_in_the_history_and_on_the_screen() {
     );
     let off: ProbeInfo = daemon.json("probes show tcpreset");
     assert!(off.state.programs.is_empty() && off.state.state == StateName::Off);
+}
+
+/// In namespaces of its own, so that it finds nothing of other tests.
+#[test]
+fn a_self_test_says_how_it_ended_on_the_screen_in_json_and_by_its_exit_code() {
+    if skip("root::a_self_test_says_how_it_ended_on_the_screen_in_json_and_by_its_exit_code", no_bpf()) {
+        return;
+    }
+    let daemon = Daemon::on(Path::new("/proc"), "[probes.dns]\nenabled = true\n");
+    let test: SelfTest = daemon.json("selftest");
+    assert!(test.passed, "{test:#?}");
+    let of_dns = |check: &&SelfCheck| check.probe == "dns" && check.result == SelfResult::Ok && check.exact;
+    assert_eq!(test.checks.iter().filter(of_dns).count(), 2, "{test:#?}");
+    let screen = daemon.ctl("selftest").ok();
+    let line = screen.lines().find(|line| line.starts_with("dns ")).unwrap();
+    assert!(line.contains(" ok ") && line.contains("DNS_FAILED event in "), "{line}");
+    drop(daemon);
+    // Of two events of a type and namespace within a second only the first one gets through.
+    let daemon = Daemon::on(Path::new("/proc"), "[events]\nrate = 1\nburst = 1\n");
+    let outcome = daemon.ctl("selftest -o json");
+    let test: SelfTest = serde_json::from_str(&outcome.out).unwrap();
+    assert_eq!((outcome.code, test.passed), (1, false), "{test:#?}");
 }
 
 #[test]

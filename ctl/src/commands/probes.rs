@@ -200,6 +200,7 @@ fn stream(counts: &netskoop_api::StreamCounts) -> String {
         (counts.seen, "seen", true),
         (counts.submitted, "submitted", true),
         (counts.suppressed, "suppressed", true),
+        (counts.filtered, "filtered", false),
         (counts.ring_full, "lost (ring buffer full)", false),
         (counts.missed, "lost (hook busy)", false),
         (counts.map_full, "not counted (map full)", false),
@@ -342,8 +343,13 @@ virtcmdlatency  n/a        low   -       -       needs kprobes
         probe.aliases = vec!["tcpresets".into()];
         probe.state.via = Some("tp_btf".into());
         probe.state.programs = vec![41, 42];
-        probe.state.stream =
-            Some(StreamCounts { seen: 9, submitted: 7, suppressed: 2, ..StreamCounts::default() });
+        probe.state.stream = Some(StreamCounts {
+            seen: 9,
+            submitted: 7,
+            suppressed: 2,
+            filtered: 5,
+            ..StreamCounts::default()
+        });
         probe.options = vec![OptionInfo {
             name: "stack".into(),
             kind: "bool".into(),
@@ -376,7 +382,7 @@ tcpreset   what tcpreset does
   Via         tp_btf, programs 41 42
   Default     on
   Older names tcpresets
-  Counts      9 seen, 7 submitted, 2 suppressed
+  Counts      9 seen, 7 submitted, 2 suppressed, 5 filtered
 
 Options
   NAME   VALUE  DEFAULT  TYPE  RANGE  MEANING

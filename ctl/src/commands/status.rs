@@ -178,6 +178,10 @@ fn events(events: &EventStatus) -> Line {
         thousands(events.received),
         thousands(kernel.suppressed)
     ));
+    let filtered = kernel.filtered.saturating_add(events.filtered_by_entity);
+    if filtered > 0 {
+        line = line.plain(&format!("{} filtered, ", thousands(filtered)));
+    }
     let style = if lost == 0 { Style::Plain } else { Style::Bad };
     line = line.styled(style, &format!("{} lost", thousands(lost)));
     let parts = [

@@ -159,6 +159,9 @@ pub struct EventStatus {
     pub overrun: u64,
     /// Put into the history.
     pub delivered: u64,
+    /// Left out because their probe's options `entities` and `ignore_entities` do not want them.
+    #[serde(default)]
+    pub filtered_by_entity: u64,
     /// Events in the history now.
     pub kept: u64,
     /// Sequence number of the newest one.
@@ -274,9 +277,12 @@ pub struct SelfCheck {
     /// By how much it grew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grown: Option<f64>,
-    /// By how much it had to grow at least.
+    /// By how much it had to grow, at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<f64>,
+    /// Whether by so much exactly: nothing else makes it grow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exact: bool,
 }
 
 /// How a check ended.

@@ -117,6 +117,9 @@ pub struct StreamCounts {
     pub suppressed: u64,
     /// Counter updates that found no room in a BPF map.
     pub map_full: u64,
+    /// Left out by the probe's options `ports`, `ignore_ports` and `protocols`, and not among those seen.
+    #[serde(default)]
+    pub filtered: u64,
 }
 
 /// An option of a probe.

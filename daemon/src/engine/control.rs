@@ -202,6 +202,9 @@ impl Engine {
             {
                 tracking.configure(enabled, &options, &loaded.config);
             }
+            if let Some(intake) = &*lock(&self.intake) {
+                intake.choose(probe.name, &options);
+            }
             for source in &self.sources.all {
                 source.enable(probe.name, enabled);
                 source.configure(probe.name, &options);

@@ -39,6 +39,11 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
     ("netskoop_events_suppressed_total", "Events withheld by the rate limit in the kernel.", true),
     (
+        "netskoop_events_filtered_total",
+        "Events that a probe's options ports, ignore_ports and protocols leave out in the kernel; they are not among those seen.",
+        true,
+    ),
+    (
         "netskoop_events_missed_total",
         "Hook runs that the kernel skipped because the program was running; for conntrack, events that found no room in the socket.",
         true,
@@ -48,6 +53,11 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
     ("netskoop_events_malformed_total", "Records that could not be decoded.", true),
     ("netskoop_events_overrun_total", "Events lost between the ring buffer and the history.", true),
     ("netskoop_events_delivered_total", "Events put into the history.", true),
+    (
+        "netskoop_events_filtered_by_entity_total",
+        "Events left out because of the options entities and ignore_entities of their probe.",
+        true,
+    ),
     ("netskoop_events_missed_by_followers_total", "Events that clients were told they missed.", true),
     ("netskoop_events_relabelled_total", "Times that an event in the history got a better name.", true),
     ("netskoop_collection_cpu_seconds", "CPU time of the last collection.", false),
@@ -198,6 +208,7 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
             ("netskoop_events_submitted_total", stream.submitted),
             ("netskoop_events_ring_full_total", stream.ring_full),
             ("netskoop_events_suppressed_total", stream.suppressed),
+            ("netskoop_events_filtered_total", stream.filtered),
             ("netskoop_events_missed_total", stream.missed),
             ("netskoop_bpf_map_full_total", stream.map_full),
         ] {
@@ -213,6 +224,7 @@ fn event_metrics(writer: &mut Writer, status: &Status) {
         ("netskoop_events_malformed_total", events.malformed),
         ("netskoop_events_overrun_total", events.overrun),
         ("netskoop_events_delivered_total", events.delivered),
+        ("netskoop_events_filtered_by_entity_total", events.filtered_by_entity),
         ("netskoop_events_missed_by_followers_total", events.missed_by_followers),
         ("netskoop_events_relabelled_total", events.relabelled),
     ] {

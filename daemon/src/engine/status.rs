@@ -272,6 +272,7 @@ impl Engine {
             kernel.ring_full += stream.ring_full;
             kernel.suppressed += stream.suppressed;
             kernel.map_full += stream.map_full;
+            kernel.filtered += stream.filtered;
         }
         let counts = &self.counts;
         EventStatus {
@@ -280,6 +281,7 @@ impl Engine {
             malformed: counts.malformed.load(Ordering::Relaxed),
             overrun: counts.overrun.load(Ordering::Relaxed),
             delivered: counts.delivered.load(Ordering::Relaxed),
+            filtered_by_entity: counts.filtered_by_entity.load(Ordering::Relaxed),
             kept: self.history.len() as u64,
             last_seq: self.history.last_seq(),
             followers: u32::try_from(self.history.followers()).unwrap_or(u32::MAX),

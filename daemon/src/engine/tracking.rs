@@ -5,13 +5,14 @@ mod spaces;
 
 use crate::config::Config;
 use crate::events::bus::{Counts, Intake};
+use crate::filter::{Entities, protocol_number};
 use crate::hooks::Options;
 use crate::kernel::netlink::Family;
 use crate::kernel::netlink::all_namespaces::Listener;
 use crate::kernel::netlink::flows::{Change, Flow, flow};
 use crate::kernel::netlink::message::messages;
 use crate::kernel::parts::CONNTRACK_NETLINK;
-use crate::probes::conntrack::{self, protocol_number};
+use crate::probes::conntrack;
 use crate::resolve::directory::Directory;
 use crate::sources::conntrack::{DIRECTIONS, TCP_STATES};
 use crate::wake::{Followers, Wake};
@@ -79,7 +80,7 @@ struct Wanted {
     /// None: all.
     protocols: Vec<u8>,
     states: Vec<String>,
-    entities: Vec<String>,
+    entities: Entities,
     /// Nanoseconds between events of one kind and namespace, and by how much they may come early.
     interval: u64,
     tolerance: u64,
@@ -103,7 +104,7 @@ impl Wanted {
             groups: CHANGES.iter().enumerate().filter_map(wanted).sum(),
             protocols: words("event_protocols").iter().filter_map(|word| protocol_number(word)).collect(),
             states: words("event_states").to_vec(),
-            entities: words("event_entities").to_vec(),
+            entities: Entities::only(words("event_entities").to_vec()),
             interval,
             tolerance: interval * u64::from(burst.max(1) - 1),
         })
@@ -117,8 +118,7 @@ impl Wanted {
     }
 
     fn wants_of(&self, id: &EntityRef) -> bool {
-        let means = |word: &String| id.name == *word || id.pod.as_deref() == Some(word);
-        self.entities.is_empty() || self.entities.iter().any(means)
+        self.entities.have(Some(id))
     }
 }
 

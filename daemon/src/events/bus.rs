@@ -4,13 +4,14 @@
 use super::history::History;
 use super::names::{Names, Place, Socket};
 use super::unsettled::Unsettled;
-use crate::hooks::{Known, RawEvent, Tuple};
+use crate::filter::Entities;
+use crate::hooks::{Known, Options, RawEvent, Tuple};
 use crate::resolve::cgroup_tree::CgroupTree;
 use crate::resolve::directory::Directory;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use netskoop_api::{EVENT_SCHEMA, Event, Net, Process};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +36,8 @@ pub struct Counts {
     pub delivered: AtomicU64,
     /// Events given up because the queue to this thread was full.
     pub overrun: AtomicU64,
+    /// Events left out because nobody wants those of their entity.
+    pub filtered_by_entity: AtomicU64,
     /// Times that an event in the history was named again.
     pub relabelled: AtomicU64,
     /// Whether cgroups cannot be looked up: then nobody can tell whose a socket in the node's own namespace is.
@@ -73,9 +76,29 @@ pub struct Intake {
     /// Of boxes: the room for all that may wait is taken at once.
     queue: mpsc::SyncSender<Box<Incoming>>,
     counts: Arc<Counts>,
+    chosen: Arc<ArcSwap<Chosen>>,
 }
 
+/// The entities whose events are wanted, of probes of which not all are.
+type Chosen = FxHashMap<&'static str, Entities>;
+
 impl Intake {
+    /// Tells which entities' events of a probe are wanted from now on.
+    pub fn choose(&self, probe: &'static str, options: &Options) {
+        let entities = Some(Entities::new(options)).filter(|entities| !entities.are_all());
+        if self.chosen.load().get(probe) == entities.as_ref() {
+            return;
+        }
+        self.chosen.rcu(|chosen| {
+            let mut chosen = Chosen::clone(chosen);
+            match &entities {
+                Some(entities) => drop(chosen.insert(probe, entities.clone())),
+                None => drop(chosen.remove(probe)),
+            }
+            chosen
+        });
+    }
+
     /// Hands an event over, or counts it as lost.
     pub fn put(&self, incoming: Incoming) {
         if self.queue.try_send(Box::new(incoming)).is_err() {
@@ -89,9 +112,11 @@ impl Bus {
     pub fn start(self) -> std::io::Result<(Intake, std::thread::JoinHandle<()>)> {
         let (queue, inbox) = mpsc::sync_channel(QUEUE);
         let counts = Arc::clone(&self.counts);
+        let chosen = Arc::new(ArcSwap::default());
+        let intake = Intake { queue, counts, chosen: Arc::clone(&chosen) };
         let thread = std::thread::Builder::new().name("netskoop-events".into());
-        let thread = thread.spawn(move || Naming::new(self).run(&inbox))?;
-        Ok((Intake { queue, counts }, thread))
+        let thread = thread.spawn(move || Naming::new(self, chosen).run(&inbox))?;
+        Ok((intake, thread))
     }
 
     fn event(&self, probe: &'static str, raw: RawEvent) -> Event {
@@ -125,6 +150,7 @@ struct Waiting {
 /// What the thread works with. The tree of cgroups is here, since reading it takes milliseconds.
 struct Naming {
     bus: Bus,
+    chosen: Arc<ArcSwap<Chosen>>,
     tree: CgroupTree,
     waiting: VecDeque<Waiting>,
     unsettled: Unsettled,
@@ -134,12 +160,13 @@ struct Naming {
 }
 
 impl Naming {
-    fn new(bus: Bus) -> Naming {
+    fn new(bus: Bus, chosen: Arc<ArcSwap<Chosen>>) -> Naming {
         let tree = CgroupTree::new(&bus.proc);
         bus.counts.without_cgroups.store(tree.mount_point().is_none(), Ordering::Relaxed);
         Naming {
             tree,
             bus,
+            chosen,
             waiting: VecDeque::new(),
             unsettled: Unsettled::default(),
             in_vain: FxHashSet::default(),
@@ -208,6 +235,11 @@ impl Naming {
 
     fn deliver(&mut self, place: Place, incoming: Incoming, names: Names, now: Instant) {
         let Incoming { probe, event: raw } = incoming;
+        // Who is not known for sure may turn out to be wanted.
+        if names.settled && self.chosen.load().get(probe).is_some_and(|of| !of.have(names.entity.as_ref())) {
+            self.bus.counts.filtered_by_entity.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let tuple = raw.tuple;
         let mut event = self.bus.event(probe, raw);
         names.put(&mut event, place.netns);

@@ -8,7 +8,7 @@ use super::default_route;
 use super::netlink::filters::{self, Direction};
 use super::netlink::{Family, Netlink, NetlinkError, link};
 use super::parts::{CLS_BPF, SCH_INGRESS};
-use crate::declare::matches_interface;
+use crate::declare::matches_pattern;
 use libbpf_rs::libbpf_sys::bpf_program__attach_tcx;
 use libbpf_rs::{AsRawLibbpf, Link, Object, ProgramMut};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -115,7 +115,7 @@ impl Taps {
         let routes = if patterns.is_empty() { default_route::interfaces(proc) } else { Vec::new() };
         let is_wanted = |name: &str| {
             routes.iter().any(|route| route == name)
-                || patterns.iter().any(|pattern| matches_interface(pattern.as_bytes(), name.as_bytes()))
+                || patterns.iter().any(|pattern| matches_pattern(pattern.as_bytes(), name.as_bytes()))
         };
         let wanted: BTreeMap<u32, String> =
             links.into_iter().filter(|(_, name)| is_wanted(name)).take(MAX_DEVICES).collect();

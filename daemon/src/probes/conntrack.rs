@@ -2,6 +2,7 @@
 
 use crate::declare::{Cost, EventDecl, Family, OptionDecl, OptionType, Probe, Scope};
 use crate::facts::{Cells, Fact, cells, fact, inspector, kubeskoop, native, one};
+use crate::filter;
 use crate::sources::conntrack::{CONNTRACK, CONNTRACK_STATES, DIRECTIONS, TCP_STATES, WALK_LIMIT};
 
 /// What the older systems had, too.
@@ -151,38 +152,12 @@ static EVENTS: [EventDecl; 3] = [
     },
 ];
 
-/// Protocols that have names here.
-const PROTOCOLS: [(&str, u8); 8] = [
-    ("tcp", 6),
-    ("udp", 17),
-    ("icmp", 1),
-    ("icmp6", 58),
-    ("sctp", 132),
-    ("dccp", 33),
-    ("gre", 47),
-    ("udplite", 136),
-];
-
-/// The number of a protocol by its name, or by itself.
-pub fn protocol_number(word: &str) -> Option<u8> {
-    let known = PROTOCOLS.iter().find(|(name, _)| *name == word);
-    known.map(|(_, number)| *number).or_else(|| word.parse().ok())
-}
-
 fn is_type(word: &str) -> bool {
     matches!(word, "new" | "update" | "destroy")
 }
 
-fn is_protocol(word: &str) -> bool {
-    protocol_number(word).is_some()
-}
-
 fn is_state(word: &str) -> bool {
     TCP_STATES.contains(&word) || DIRECTIONS.contains(&word)
-}
-
-fn is_name(word: &str) -> bool {
-    (1..=300).contains(&word.len()) && !word.chars().any(char::is_control)
 }
 
 const fn list(
@@ -224,8 +199,8 @@ pub static PROBE: Probe = Probe {
         list("event_types", "new, update or destroy", is_type, "Only these types of events; all if empty."),
         list(
             "event_protocols",
-            "a protocol: tcp, udp, icmp, icmp6, sctp, dccp, gre, udplite, or a number",
-            is_protocol,
+            filter::A_PROTOCOL,
+            filter::is_protocol,
             "Only events of connections of these protocols; all if empty.",
         ),
         list(
@@ -236,8 +211,8 @@ pub static PROBE: Probe = Probe {
         ),
         list(
             "event_entities",
-            "the name of an entity or of a pod",
-            is_name,
+            filter::AN_ENTITY,
+            filter::is_entity,
             "Only events of these entities; all if empty. What happens in the node's own namespace is the host's here, even if a pod with hostNetwork does it.",
         ),
     ],

@@ -5,6 +5,7 @@ use crate::declare::{
     histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -66,6 +67,8 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Bool { default: false },
             help: "The answer that there is no such name is an event too; search lists make many of them.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE],
     events: &EVENTS,
@@ -159,7 +162,6 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let often = Cell::new(pause(session.settings()));
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());

@@ -4,6 +4,7 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, LATENCY, Only, OptionDecl, Points, Probe, TableDecl, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -36,6 +37,11 @@ pub static PROBE: Probe = Probe {
             "A packet that is on its way for longer is an event.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -183,7 +189,7 @@ fn run(session: Session) -> Result<(), Refused> {
             Ok(loaded) => loaded,
             Err(refused) => return Err(Box::new((session, refused))),
         };
-        session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+        session.serve(|settings| apply(&mut skel, settings));
         Ok(())
     })
 }
@@ -199,10 +205,7 @@ fn load<'o>(
         rodata.probe = session.number();
     }
     ways::load_only(open.open_object_mut(), &[way]);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let links = session.attach(skel.object())?;
+    let (skel, links) = session.hook(open, apply)?;
     if let Some(limit) = limit(way) {
         session.limited(limit);
     }
@@ -219,9 +222,10 @@ fn limit(way: &Way) -> Option<&'static str> {
     }
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut KernellatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
 }

@@ -5,6 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -43,17 +44,29 @@ pub static PROBE: Probe = Probe {
             help: "So many ports are shown by themselves, over all namespaces; the rest is port other.",
         },
         OptionDecl {
-            name: "system_calls",
+            name: SYSTEM_CALLS,
             kind: OptionType::Bool { default: false },
             help: "Where the kernel takes neither fentry nor kprobes: looks at the end of every system call of the node, of which \
                    accept is one. Each system call then takes a tenth of a microsecond longer.",
         },
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
 };
+
+/// Option for kernels that do not tell of accepted connections by themselves.
+pub const SYSTEM_CALLS: &str = "system_calls";
+/// What it says of itself on kernels without the hooks for accepted connections.
+pub const NO_WAITS: &str = "this kernel takes neither fentry nor kprobes, so that how long connections wait is seen with the option \
+                            system_calls only";
+/// And without those for dropped ones.
+pub const NO_FULL_QUEUES: &str = "full queues are not seen: see the option listeners of tcpsummary";
 
 static MAPS: [CountersMap; 2] = [
     CountersMap { name: "counters", table: &TABLE, fill },
@@ -139,7 +152,7 @@ const NATIVE: &[Family] = &[
 static STATES: Way = Way::new("tp_btf", &["on_state"]);
 static ACCEPT_FENTRY: Way = Way::new("fentry", &["fentry_graft"]);
 static ACCEPT_KPROBE: Way = Way::new("kprobe", &["kprobe_graft"]);
-static SYSTEM_CALLS: Way = Way::new("tp_btf", &["on_sys_exit"]);
+static CALLS: Way = Way::new("tp_btf", &["on_sys_exit"]);
 static FULL_FENTRY: Way = Way::new("fentry", &["fentry_request", "fentry_child_v4", "fentry_child_v6"]);
 static FULL_KPROBE: Way = Way::new("kprobe", &["kprobe_request", "kprobe_child_v4", "kprobe_child_v6"]);
 
@@ -157,9 +170,8 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.sees_full = full.is_some();
     }
     let calls = accept.is_none() && session.tracepoint("sys_exit").is_ok();
-    let loaded: Vec<&Way> = chosen.iter().copied().chain(calls.then_some(&SYSTEM_CALLS)).collect();
+    let loaded: Vec<&Way> = chosen.iter().copied().chain(calls.then_some(&CALLS)).collect();
     ways::load_only(open.open_object_mut(), &loaded);
-    session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let mut data = skel.maps.bss_data.take();
     let links = session.attach_ways(skel.object(), &chosen)?;
@@ -174,13 +186,10 @@ fn run(session: Session) -> Result<(), Refused> {
 
 fn tell_limits(session: &Session, accept: bool, full: bool) {
     if !accept {
-        session.limited(
-            "this kernel takes neither fentry nor kprobes, so that how long connections wait is seen with the option system_calls \
-             only",
-        );
+        session.limited(NO_WAITS);
     }
     if !full {
-        session.limited("full queues are not seen: see the option listeners of tcpsummary");
+        session.limited(NO_FULL_QUEUES);
     }
 }
 
@@ -211,9 +220,10 @@ impl Accepts<'_> {
 fn apply(data: Option<&mut types::bss>, settings: &Settings, accepts: &mut Accepts<'_>) {
     let Some(options) = data.map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
-    options.stamp = accepts.want(settings.bool("system_calls")).into();
+    options.stamp = accepts.want(settings.bool(SYSTEM_CALLS)).into();
 }
 
 fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {

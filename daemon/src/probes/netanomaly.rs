@@ -1,19 +1,17 @@
 //! What an expert looks for when a network misbehaves in a way that looks like nothing in particular: neighbours that do not
 //! answer, limits that are reached, packets that the kernel takes for lies.
 
-use crate::declare::{
-    Cost, EventDecl, Family, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter,
-};
+use crate::declare::{Cost, EventDecl, Family, OptionDecl, Points, Probe, TableDecl, column, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::sources::columns::NETSTAT;
 use crate::sources::conntrack::CONNTRACK;
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
-use netskoop_bpf::netanomaly::{NetanomalySkelBuilder, types};
+use netskoop_bpf::netanomaly::{NetanomalySkel, NetanomalySkelBuilder, types};
 use netskoop_bpf::plain;
 use std::mem::MaybeUninit;
 
@@ -30,11 +28,7 @@ pub static PROBE: Probe = Probe {
             neigh_create and sock_exceed_buf_limit. What conntrack counts is there if that probe is on.",
     default_on: false,
     section: None,
-    options: &[OptionDecl {
-        name: "stack",
-        kind: OptionType::Bool { default: false },
-        help: "Adds the kernel stack to each event, which costs several microseconds each.",
-    }],
+    options: &[OptionDecl::STACK, filter::ENTITIES, filter::IGNORE_ENTITIES],
     families: &[FAMILIES],
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: true }),
@@ -126,17 +120,11 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, "tp_btf", &["counters"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut NetanomalySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     options.stack = settings.bool("stack").into();
 }

@@ -3,15 +3,15 @@
 use crate::declare::{
     Column, Cost, EventDecl, Family, Kind, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column,
 };
+use crate::filter;
 use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::symbols::{Found, Landmarks};
 use crate::table::{Subject, Table};
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
-use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
+use netskoop_bpf::packetloss::{PacketlossSkel, PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHasher;
 use std::borrow::Cow;
@@ -53,6 +53,11 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Integer { default: 32, min: 1, max: 256 },
             help: "So many functions have metrics of their own; those met later are summed up as \"other\".",
         },
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
         flows::OPTION,
         flows::MAX_OPTION,
     ],
@@ -253,8 +258,6 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.alone = session.guards_programs();
         rodata.tick_ns = tick_ns();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
     // Hidden symbols cost the filter, not the probe: then benign drops are events too.
     let known = session.known();
     let functions = [&BENIGN[..], &CLASSIFIED].concat();
@@ -263,11 +266,8 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(hidden) = known.symbols.hidden() {
         session.limited(hidden);
     }
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "flows"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings, &known, &benign));
-    Ok(())
+    let apply = |skel: &mut _, settings: &_| apply(skel, settings, &known, &benign);
+    session.run(open, apply, "tp_btf", &["counters", "flows"])
 }
 
 /// Length of a tick of the kernel's clock: the coarse clocks go by it.
@@ -276,9 +276,10 @@ fn tick_ns() -> u64 {
     u64::try_from(tick.tv_sec * 1_000_000_000 + tick.tv_nsec).unwrap_or(0)
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut PacketlossSkel<'_>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();
     let mut set = [0u64; REASONS / 64];

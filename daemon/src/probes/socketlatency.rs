@@ -4,6 +4,7 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -12,7 +13,7 @@ use crate::table::Table;
 use libbpf_rs::skel::{OpenSkel, Skel};
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::socketlatency::{SocketlatencySkelBuilder, types};
+use netskoop_bpf::socketlatency::{SocketlatencySkel, SocketlatencySkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -36,6 +37,11 @@ pub static PROBE: Probe = Probe {
             "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::PROTOCOLS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -172,6 +178,9 @@ static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static BLOCKED_FENTRY: Way = Way::new("fentry", &["fentry_blocks", "fexit_blocks"]);
 static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_blocks"]);
 
+/// What it says of itself on kernels without the hooks for the way out.
+pub const NO_WRITES: &str = "this kernel does not tell what applications write (Linux 6.3, or fentry)";
+
 /// From one look for data that nobody reads to the next.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -186,14 +195,11 @@ fn run(session: Session) -> Result<(), Refused> {
     let looks = looks(&session);
     let all: Vec<&Way> = chosen.iter().copied().chain(looks).collect();
     ways::load_only(open.open_object_mut(), &all);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
+    let (mut skel, _links) = session.hook(open, apply)?;
     let sweep = looks.map(|_| session.sweep(skel.object(), "on_sweep", "sockets")).transpose()?;
     session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
     session.serve_every(
-        |settings| apply(skel.maps.bss_data.as_deref_mut(), settings),
+        |settings| apply(&mut skel, settings),
         || {
             let Some(sweep) = &sweep else { return Duration::MAX };
             sweep.run_or_say("data that nobody reads");
@@ -223,7 +229,7 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
     let write = session.choose::<SocketlatencySkelBuilder>(&[&WRITE_TRACEPOINT, &WRITE_FEXIT]);
     if let Err(refused) = &write {
         tracing::debug!("socketlatency without writes: {refused}");
-        session.limited("this kernel does not tell what applications write (Linux 6.3, or fentry)");
+        session.limited(NO_WRITES);
     }
     let blocked = session.choose::<SocketlatencySkelBuilder>(&[&BLOCKED_FENTRY, &BLOCKED_KPROBE]);
     if let Err(refused) = &blocked {
@@ -233,9 +239,10 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
     Ok([Some(read), write.ok(), blocked.ok()].into_iter().flatten().collect())
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut SocketlatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
 }

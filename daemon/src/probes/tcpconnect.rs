@@ -4,15 +4,15 @@ use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, Points, Probe, TableDecl, counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::flows::{self, FLOW_COLUMNS};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tcpconnect::{TcpconnectSkelBuilder, types};
+use netskoop_bpf::tcpconnect::{TcpconnectSkel, TcpconnectSkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -35,6 +35,10 @@ pub static PROBE: Probe = Probe {
             "A handshake that takes longer is an event; so is an attempt that was given up after so long.",
         ),
         OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
         flows::OPTION,
         flows::MAX_OPTION,
     ],
@@ -121,18 +125,13 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "handshakes", "flows"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, "tp_btf", &["counters", "handshakes", "flows"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TcpconnectSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();

@@ -1,17 +1,16 @@
 //! TCP resets: which connections were refused or broken off, by whom and why.
 
-use crate::declare::{
-    Column, Cost, EventDecl, Family, Kind, OptionDecl, OptionType, Points, Probe, TableDecl, column,
-};
+use crate::declare::{Column, Cost, EventDecl, Family, Kind, OptionDecl, Points, Probe, TableDecl, column};
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
 use crate::table::Table;
-use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::skel::OpenSkel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tcpreset::{TcpresetSkelBuilder, types};
+use netskoop_bpf::tcpreset::{TcpresetSkel, TcpresetSkelBuilder, types};
 use std::mem::MaybeUninit;
 
 /// The probe.
@@ -29,11 +28,10 @@ pub static PROBE: Probe = Probe {
     section: None,
     options: &[
         OptionDecl::STACK,
-        OptionDecl {
-            name: "ignore_ports",
-            kind: OptionType::List { default: &[], max: PORTS, what: "a port number", check: is_port },
-            help: "No events for these ports (health checks that close with a reset); they are still counted.",
-        },
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[&[Family::native(
         "netskoop_tcpreset_resets_total",
@@ -96,13 +94,6 @@ const CAUSES: [(&str, &str); 6] = [
     ("receive", "closing"),
 ];
 
-/// Length of the programs' list of ports.
-const PORTS: usize = 16;
-
-fn is_port(word: &str) -> bool {
-    word.parse::<u16>().is_ok_and(|port| port != 0)
-}
-
 fn run(session: Session) -> Result<(), Refused> {
     let send = session.tracepoint("tcp_send_reset")?;
     session.tracepoint("tcp_receive_reset")?;
@@ -121,13 +112,7 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.kfree_skb_arguments = u8::try_from(freed(&session)).unwrap_or(u8::MAX);
     }
     ways::load_only(open.open_object_mut(), &chosen);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), &ways::via(&chosen), &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, &ways::via(&chosen), &["counters"])
 }
 
 static TRACEPOINTS: Way = Way::new("tp_btf", &["on_send_reset", "on_receive_reset"]);
@@ -153,12 +138,11 @@ fn without_socket(session: &Session) -> Option<&'static Way> {
     }
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TcpresetSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
-    let mut ports = settings.list("ignore_ports").iter().filter_map(|word| word.parse().ok());
-    options.ignore_ports.fill_with(|| ports.next().unwrap_or(0));
 }
 
 fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
@@ -227,10 +211,5 @@ mod tests {
         let mut strange = whole;
         strange[30..32].copy_from_slice(&9u16.to_ne_bytes());
         assert!(decode(&strange, &known()).is_none());
-    }
-
-    #[test]
-    fn ports_are_numbers() {
-        assert!(is_port("443") && !is_port("0") && !is_port("65536") && !is_port("https"));
     }
 }

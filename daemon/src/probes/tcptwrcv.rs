@@ -2,15 +2,16 @@
 
 use crate::declare::{Cost, EventDecl, Family, OptionDecl, Probe, TableDecl, counter};
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
 use crate::table::Table;
-use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::skel::OpenSkel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tcptwrcv::{TcptwrcvSkelBuilder, types};
+use netskoop_bpf::tcptwrcv::{TcptwrcvSkel, TcptwrcvSkelBuilder, types};
 use std::mem::MaybeUninit;
 
 /// The probe.
@@ -25,7 +26,13 @@ pub static PROBE: Probe = Probe {
     needs: "BTF tracepoint kfree_skb with the receiving socket (Linux 6.11), else fentry or a kprobe.",
     default_on: false,
     section: None,
-    options: &[OptionDecl::STACK],
+    options: &[
+        OptionDecl::STACK,
+        filter::PORTS,
+        filter::IGNORE_PORTS,
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
+    ],
     families: &[&[Family::native(
         "netskoop_tcptwrcv_segments_total",
         "Segments that came for a connection in TIME_WAIT. type: syn (a SYN that opens a new connection is none of them with \
@@ -78,18 +85,13 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
     }
     ways::load_only(open.open_object_mut(), &[way]);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), way.via, &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, way.via, &["counters"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TcptwrcvSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
+    filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
 }
 

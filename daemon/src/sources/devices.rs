@@ -1,7 +1,7 @@
 //! What the interfaces of each namespace had counted when they were last seen. Without it the sum over the interfaces
 //! of a namespace would fall when one vanishes, `rate()` would take that for a restart and add the whole remainder.
 
-use crate::declare::matches_interface;
+use crate::declare::matches_pattern;
 use crate::kernel::procfs::dev::{FIELDS, MAX_NAME, Values};
 use crate::table::{ABSENT, Subject};
 use rustc_hash::FxHashMap;
@@ -231,7 +231,7 @@ impl Known {
         }
         let count = self.devices.iter().filter(|device| device.shown == Some(true)).count();
         let wanted =
-            name != b"other" && patterns.iter().any(|pattern| matches_interface(pattern.as_bytes(), name));
+            name != b"other" && patterns.iter().any(|pattern| matches_pattern(pattern.as_bytes(), name));
         let shown = wanted && count < MAX_SHOWN;
         self.devices[at].shown = Some(shown);
         shown
@@ -382,10 +382,10 @@ mod tests {
         devices.show(&["eth*".into(), "lo".into()]);
         assert_eq!(split(&mut devices, &all), (vec!["lo".into(), "eth0".into()], Some(4)));
         assert!(
-            matches_interface(b"*", b"")
-                && matches_interface(b"e*0", b"eth10")
-                && !matches_interface(b"e*0", b"eth1")
-                && !matches_interface(b"", b"x")
+            matches_pattern(b"*", b"")
+                && matches_pattern(b"e*0", b"eth10")
+                && !matches_pattern(b"e*0", b"eth1")
+                && !matches_pattern(b"", b"x")
         );
     }
 }

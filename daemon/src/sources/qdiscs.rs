@@ -5,7 +5,7 @@ use super::enter::failed;
 use super::kept::Kept;
 use super::lock;
 use super::{ReadError, Report, Scratch, Source, Want};
-use crate::declare::{Column, ColumnSet, Kind, TableDecl, counter, matches_interface};
+use crate::declare::{Column, ColumnSet, Kind, TableDecl, counter, matches_pattern};
 use crate::hooks::Options;
 use crate::kernel::netlink::Family;
 use crate::kernel::netlink::message::Message;
@@ -96,7 +96,7 @@ impl Qdiscs {
             // An interface that has gone since is shown no more.
             let Some((_, name)) = &device else { continue };
             let name = name.as_bytes();
-            if patterns.iter().any(|pattern| matches_interface(pattern.as_bytes(), name)) {
+            if patterns.iter().any(|pattern| matches_pattern(pattern.as_bytes(), name)) {
                 row(&mut out[table], subject, name, qdisc);
             }
         }

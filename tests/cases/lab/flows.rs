@@ -1,7 +1,7 @@
 //! What goes through interfaces, and what hangs on them.
 
 use super::Outcome::Seen;
-use super::{Lab, Outcome, modprobe, run};
+use super::{Lab, Outcome, Setup, modprobe, run};
 use crate::flow::{here, labels, talk, there, uplink};
 use std::process::Command;
 
@@ -17,6 +17,18 @@ fn disable(lab: &Lab) {
 /// Filters on the way into the interface, as `tc` lists them.
 fn filters() -> String {
     run("tc", &["filter", "show", "dev", "flow0", "ingress"])
+}
+
+/// Another daemon is killed: its filters stay, and the next one removes them as it starts.
+fn killed_and_started_again() {
+    let setup = Setup::new().pull_only().set("probes.flow", "enabled = true\ndevices = [\"flow*\"]");
+    let mut daemon = setup.start();
+    daemon.kill();
+    assert!(filters().contains("netskoop"), "{}", filters());
+    let mut daemon = daemon.restart();
+    daemon.logged("filters of an earlier daemon were removed");
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(filters(), "");
 }
 
 pub(super) fn through_an_interface(lab: &Lab) -> Outcome {
@@ -57,6 +69,7 @@ pub(super) fn through_an_interface(lab: &Lab) -> Outcome {
         assert!(cleaned.success());
         assert_eq!(filters(), "");
         disable(lab);
+        killed_and_started_again();
         enable(lab);
         assert!(filters().contains("netskoop"), "{}", filters());
     }

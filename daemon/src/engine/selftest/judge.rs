@@ -1,9 +1,9 @@
 //! Compares what was told with what was done.
 
-use super::checks::{Check, Whose};
-use super::stage::{PORTS, Role, Stage, Version};
-use super::{Attempt, Planned};
-use crate::engine::selftest::deeds::Done;
+use super::Planned;
+use super::checks::{Amount, Check, Whose};
+use super::deeds::{Attempt, Done, Undone};
+use super::stage::{PORTS, Role, Stage, Version, second};
 use crate::events::history::History;
 use jiff::Timestamp;
 use netskoop_api::{Event, MetricValue, Net, SelfCheck, SelfEvent, SelfResult, Value};
@@ -29,8 +29,8 @@ impl Events {
     /// Those that come from now on.
     pub(super) fn new(stage: &Stage, after: u64) -> Events {
         let first = stage.at(Role::Client, Version::Four, 0).port();
-        let addresses =
-            Role::ALL.into_iter().flat_map(|role| Version::ALL.map(|version| role.address(version)));
+        let of = |version| [Role::Client.address(version), Role::Server.address(version), second(version)];
+        let addresses = Version::ALL.into_iter().flat_map(of);
         Events {
             after,
             inodes: Role::ALL.map(|role| stage.room(role).inode),
@@ -56,9 +56,10 @@ impl Events {
 
     fn is_ours(&self, event: &Event) -> bool {
         let inside = event.entity.as_ref().is_some_and(|entity| self.inodes.contains(&entity.netns));
-        let end =
-            |address: &String, port: u16| self.addresses.contains(address) && self.ports.contains(&port);
-        inside || event.net.as_ref().is_some_and(|net| end(&net.src, net.sport) && end(&net.dst, net.dport))
+        let between = |net: &Net| [&net.src, &net.dst].into_iter().all(|end| self.addresses.contains(end));
+        // The server's ports are the same each time.
+        let now = |net: &Net| [net.sport, net.dport].iter().any(|port| self.ports.contains(port));
+        inside || event.net.as_ref().is_some_and(|net| between(net) && now(net))
     }
 
     fn inode(&self, role: Role) -> u32 {
@@ -83,8 +84,7 @@ impl Events {
                 // This kernel does not tell.
                 _ => true,
             };
-            let between = event.net.as_ref().is_some_and(|net| is_between(net, &done.ends));
-            event.kind == check.event && between && check.fields.iter().all(fits)
+            event.kind == check.event && is_of(event, &done.ends) && check.fields.iter().all(fits)
         })
     }
 
@@ -93,6 +93,16 @@ impl Events {
         let Whose::Of(role) = check.whose else { return None };
         let inode = self.inode(role);
         self.of(check, done).find(|event| event.entity.as_ref().is_some_and(|entity| entity.netns == inode))
+    }
+}
+
+/// Whether an event tells of what went between the two, or of the one that was not there.
+fn is_of(event: &Event, ends: &[SocketAddr; 2]) -> bool {
+    let [_, nobody] = ends;
+    match (&event.net, event.fields.get("neighbour")) {
+        (Some(net), _) => is_between(net, ends),
+        (None, Some(Value::Text(address))) => address.parse() == Ok(nobody.ip()),
+        (None, _) => false,
     }
 }
 
@@ -131,6 +141,8 @@ impl Readings {
 pub(super) struct Judge {
     /// What was done.
     pub(super) done: Vec<Attempt>,
+    /// Connections that were made for it.
+    pub(super) connections: u64,
     /// What was counted before.
     pub(super) before: Readings,
     /// What was counted afterwards.
@@ -142,23 +154,48 @@ impl Judge {
         self.done.iter().filter_map(|done| done.as_ref().ok()).filter(|done| done.deed == check.deed)
     }
 
+    fn undone(&self, check: &Check) -> impl Iterator<Item = &Undone> {
+        let undone = self.done.iter().filter_map(|done| done.as_ref().err());
+        undone.filter(|(deed, _)| *deed == check.deed).map(|(_, why)| why)
+    }
+
+    /// By how much its counter has to grow.
+    fn expected(&self, check: &Check) -> f64 {
+        match check.amount {
+            Amount::Connections => self.connections as f64,
+            Amount::Each(amount) => self.done(check).map(|done| done.times as f64 * amount).sum(),
+        }
+    }
+
     /// Whether every event that a check wants has come.
     pub(super) fn has_all(&self, plan: &Planned, events: &Events) -> bool {
         plan.check.event.is_empty()
             || plan.silent.is_some()
+            || plan.blind.is_some()
             || self.done(plan.check).all(|done| events.right(plan.check, done).is_some())
+    }
+
+    /// Why there is nothing to judge: what the probe is to see it cannot see here, or it cannot be done.
+    fn nothing(&self, plan: &Planned) -> Option<String> {
+        let impossible = self.undone(plan.check).find_map(|undone| match undone {
+            Undone::Impossible(why) => Some(why),
+            Undone::Failed(_) => None,
+        });
+        let is_tried = self.done(plan.check).next().is_some();
+        plan.blind.clone().or_else(|| impossible.filter(|_| !is_tried).cloned())
     }
 
     /// How a check ended.
     pub(super) fn verdict(&self, plan: &Planned, events: &Events) -> SelfCheck {
         let check = plan.check;
-        let mut wrong: Vec<String> = self
-            .done
-            .iter()
-            .filter_map(|done| done.as_ref().err())
-            .filter(|(deed, _)| *deed == check.deed)
-            .map(|(_, why)| why.clone())
-            .collect();
+        if let Some(why) = self.nothing(plan) {
+            return plain(check.probe, SelfResult::Skipped, not_provoked(&why));
+        }
+        let failed = self.undone(check).filter_map(|undone| match undone {
+            Undone::Failed(why) => Some(why.clone()),
+            Undone::Impossible(_) => None,
+        });
+        let mut wrong: Vec<String> = failed.collect();
         let mut told = Vec::new();
         if !check.event.is_empty() && plan.silent.is_none() {
             for done in self.done(check) {
@@ -168,9 +205,10 @@ impl Judge {
                 }
             }
         }
-        let grown = self.after.sum(check) - self.before.sum(check);
-        let expected = self.done(check).map(|done| done.times as f64).sum::<f64>();
-        if grown < expected {
+        let (before, after, expected) = (self.before.sum(check), self.after.sum(check), self.expected(check));
+        // Sums of fractions are not equal in the last place.
+        let grown = ((after - before) * 1e9).round() / 1e9;
+        if grown < expected || check.exact && grown > expected {
             wrong.push(format!("{} grew by {grown} instead of {expected}", named(check)));
         }
         let result = if wrong.is_empty() { SelfResult::Ok } else { SelfResult::Failed };
@@ -179,15 +217,33 @@ impl Judge {
             false => wrong.join("; "),
         };
         SelfCheck {
-            probe: check.probe.to_owned(),
-            result,
-            says,
             events: told,
             metric: Some(named(check)),
             grown: Some(grown),
             expected: Some(expected),
+            exact: check.exact,
+            ..plain(check.probe, result, says)
         }
     }
+}
+
+/// A check without numbers.
+pub(super) fn plain(probe: &str, result: SelfResult, says: String) -> SelfCheck {
+    SelfCheck {
+        probe: probe.to_owned(),
+        result,
+        says,
+        events: vec![],
+        metric: None,
+        grown: None,
+        expected: None,
+        exact: false,
+    }
+}
+
+/// What is said of a probe for which nothing is done.
+pub(super) fn not_provoked(why: &str) -> String {
+    format!("not provoked: {why}")
 }
 
 fn named(check: &Check) -> String {
@@ -240,4 +296,76 @@ fn good(check: &Check, told: &[SelfEvent], grown: f64, silent: Option<&str>) -> 
         let _ = write!(says, "; {silent}");
     }
     says
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checks::CHECKS;
+    use super::super::deeds::Deed;
+    use super::*;
+
+    fn check(probe: &str, deed: Deed) -> &'static Check {
+        CHECKS.iter().find(|check| check.probe == probe && check.deed == deed).unwrap()
+    }
+
+    fn done(deed: Deed, times: u64) -> Attempt {
+        let ends = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
+        Ok(Done { deed, version: Version::Four, began: Timestamp::UNIX_EPOCH, ends, times })
+    }
+
+    /// How a check without an event ends if its counter grows so much.
+    fn verdict(check: &'static Check, done: Vec<Attempt>, grown: f64) -> SelfCheck {
+        let reading = |value| {
+            let mut readings = Readings::default();
+            let labels = check.label.to_owned();
+            let whose = match check.whose {
+                Whose::Of(role) => Some(role),
+                Whose::Node => None,
+            };
+            let [probe, metric, name, kind] = [check.probe, check.metric, "", "counter"].map(str::to_owned);
+            let value = MetricValue { probe, metric, name, labels, kind, value, alarm: None };
+            readings.put(whose, vec![value]);
+            readings
+        };
+        let judge = Judge { done, connections: 7, before: reading(5.0), after: reading(5.0 + grown) };
+        let events = Events { after: 0, inodes: [1, 2], addresses: vec![], ports: 0..0, found: vec![] };
+        let silent = Some("no event is expected".to_owned());
+        judge.verdict(&Planned { check, silent, blind: None }, &events)
+    }
+
+    #[test]
+    fn what_nothing_else_makes_grow_grows_by_no_more() {
+        let exact = check("udp", Deed::Overflow);
+        for (grown, result) in
+            [(13.0, SelfResult::Failed), (14.0, SelfResult::Ok), (15.0, SelfResult::Failed)]
+        {
+            let verdict = verdict(exact, vec![done(Deed::Overflow, 8), done(Deed::Overflow, 6)], grown);
+            assert_eq!((verdict.result, verdict.expected, verdict.exact), (result, Some(14.0), true));
+        }
+        let least = check("tcp", Deed::Lost);
+        for (grown, result) in [(0.0, SelfResult::Failed), (1.0, SelfResult::Ok), (9.0, SelfResult::Ok)] {
+            assert_eq!(verdict(least, vec![done(Deed::Lost, 1)], grown).result, result);
+        }
+        let all = check("listen", Deed::Kept);
+        assert_eq!(
+            verdict(all, vec![done(Deed::Kept, 1)], 6.0).says,
+            format!("{} grew by 6 instead of 7", all.metric)
+        );
+        assert_eq!(verdict(all, vec![done(Deed::Kept, 1)], 7.0).result, SelfResult::Ok);
+        let bytes = check("io", Deed::Read);
+        assert_eq!(verdict(bytes, vec![done(Deed::Read, 4)], 16384.0).expected, Some(16384.0));
+    }
+
+    #[test]
+    fn what_cannot_be_done_here_is_no_failure_and_what_should_be_is() {
+        let check = check("biolatency", Deed::Read);
+        let undone = |why: Undone| verdict(check, vec![Err((Deed::Read, why))], 0.0);
+        let verdict = undone(Undone::Impossible("there is no disk".into()));
+        assert_eq!((verdict.result, &*verdict.says), (SelfResult::Skipped, "not provoked: there is no disk"));
+        let verdict = undone(Undone::Failed("a request to a disk could not be made: no".into()));
+        assert_eq!(
+            (verdict.result, &*verdict.says),
+            (SelfResult::Failed, "a request to a disk could not be made: no")
+        );
+    }
 }

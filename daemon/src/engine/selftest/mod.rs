@@ -12,27 +12,27 @@ use super::{ChangeError, Engine, Peer};
 use crate::declare::{Names, Probe};
 use crate::probes::{PROBES, gone};
 use crate::resolve::watcher::Guest;
-use checks::{CHECKS, Check, IGNORED, SLOW, why_untried};
-use deeds::{Deed, Done};
-use judge::{Events, Judge, Readings};
+use checks::{CHECKS, Check, IGNORED, NXDOMAIN, PORTS, SLOW, TIMEOUT, why_untried};
+use deeds::{Deed, Order};
+use judge::{Events, Judge, Readings, not_provoked, plain};
 use netskoop_api::{OptionValue, SelfCheck, SelfResult, SelfTest, StateName};
 use stage::{Role, Stage};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// What is not told by then is not told.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Time between looks at the events that have come.
-const LOOK: Duration = Duration::from_millis(10);
-/// How long something slow takes if nobody wants more, and at most: TCP would try a handshake again after a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long something slow takes if nobody wants more.
 const HELD: Duration = Duration::from_millis(60);
-const HELD_AT_MOST: Duration = Duration::from_millis(950);
 
 /// A check of a probe that works.
 struct Planned {
     check: &'static Check,
     /// Why no event is to be expected, although there is one.
     silent: Option<String>,
+    /// Why nothing is to be expected at all.
+    blind: Option<String>,
 }
 
 /// What is done with a probe.
@@ -66,34 +66,25 @@ impl Engine {
         let plans: Vec<(&'static Probe, Plan)> =
             PROBES.iter().map(|probe| (*probe, self.plan(probe))).collect();
         let planned = || plans.iter().filter_map(|(_, plan)| plan.tries()).flatten();
-        let wanted: Vec<(Deed, Duration)> = Deed::ALL
-            .into_iter()
-            .filter(|deed| planned().any(|plan| plan.check.deed == *deed))
-            .map(|deed| (deed, self.held(planned().filter(|plan| plan.check.deed == deed))))
-            .collect();
+        let order = self.order(planned);
         let proc = self.config.load().config.proc.clone();
         let mut stage = blocking(move || Stage::build(&proc)).await??;
+        // Whoever else follows the stream keeps the place.
+        let mut news = self.history.follow(usize::MAX).ok_or("the events cannot be followed")?;
         let mut events = Events::new(&stage, self.history.last_seq());
         self.introduce(&stage).await?;
         let probes: Vec<&'static Probe> =
             plans.iter().filter(|(_, plan)| plan.tries().is_some()).map(|(probe, _)| *probe).collect();
         let before = self.readings(&stage, &probes).await?;
-        let mut work = tokio::spawn(blocking(move || {
-            let done = deeds::all(&mut stage, &wanted);
+        let work = blocking(move || {
+            let done = deeds::all(&mut stage, &order);
             (stage, done)
-        }));
-        let (stage, done) = loop {
-            tokio::select! {
-                result = &mut work => break result.map_err(|error| error.to_string())??,
-                () = tokio::time::sleep(LOOK) => events.gather(&self.history),
-            }
-        };
-        let mut judge = Judge { done, before, after: Readings::default() };
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end && !planned().all(|plan| judge.has_all(plan, &events)) {
-            tokio::time::sleep(LOOK).await;
-            events.gather(&self.history);
-        }
+        });
+        let (stage, done) = self.while_following(&mut news, &mut events, work).await??;
+        let (connections, after) = (stage.connections, Readings::default());
+        let mut judge = Judge { done, connections, before, after };
+        let has_all = |events: &Events| planned().all(|plan| judge.has_all(plan, events));
+        self.await_events(&mut news, &mut events, has_all).await;
         judge.after = self.readings(&stage, &probes).await?;
         let inodes = Role::ALL.map(|role| stage.room(role).inode);
         blocking(move || drop(stage)).await?;
@@ -103,7 +94,7 @@ impl Engine {
             match plan {
                 Plan::Try(all) => checks.extend(all.iter().map(|plan| judge.verdict(plan, &events))),
                 Plan::Skip(result, says) => checks.push(plain(probe.name, *result, says.clone())),
-                Plan::AtTheEnd => checks.push(self.farewells(&mut events).await),
+                Plan::AtTheEnd => checks.push(self.farewells(&mut news, &mut events).await),
             }
         }
         checks.push(left);
@@ -113,20 +104,34 @@ impl Engine {
         Ok(SelfTest { passed, seconds, checks })
     }
 
+    /// All that has to be done for what is planned.
+    fn order<'a, I: Iterator<Item = &'a Planned>>(&self, planned: impl Fn() -> I) -> Order {
+        let wanted = |deed: &Deed| planned().any(|plan| plan.blind.is_none() && plan.check.deed == *deed);
+        let ports = self.option("dns", PORTS);
+        let first = match &ports {
+            Some(OptionValue::List(ports)) => ports.first().and_then(|port| port.parse().ok()),
+            _ => None,
+        };
+        Order {
+            deeds: Deed::ALL.into_iter().filter(wanted).collect(),
+            held: self.held(planned()),
+            dns_port: first.unwrap_or(53),
+        }
+    }
+
     /// What to do with a probe as it stands.
     fn plan(&self, probe: &'static Probe) -> Plan {
         let is_gone = std::ptr::eq(probe, &raw const gone::PROBE);
-        if !is_gone && CHECKS.iter().all(|check| check.probe != probe.name) {
-            return Plan::Skip(SelfResult::Skipped, why_untried(probe.name).to_owned());
-        }
+        let is_tried = is_gone || CHECKS.iter().any(|check| check.probe == probe.name);
         let info = self.probe_info(probe);
         let reason = info.state.reason.unwrap_or_default();
         match info.state.state {
             StateName::On => {}
-            StateName::Off => {
+            StateName::Off if is_tried => {
                 let says = format!("it is off; to try it: netskoopctl probes enable {} --for 1m", probe.name);
                 return Plan::Skip(SelfResult::Skipped, says);
             }
+            StateName::Off => return Plan::Skip(SelfResult::Skipped, "it is off".into()),
             StateName::NotAvailable => return Plan::Skip(SelfResult::Skipped, reason),
             StateName::Failed | StateName::Starting => {
                 return Plan::Skip(SelfResult::Failed, format!("it does not work: {reason}"));
@@ -135,8 +140,36 @@ impl Engine {
         if is_gone {
             return Plan::AtTheEnd;
         }
+        if !is_tried {
+            return Plan::Skip(SelfResult::Skipped, not_provoked(why_untried(probe.name)));
+        }
         let checks = CHECKS.iter().filter(|check| check.probe == probe.name);
-        Plan::Try(checks.map(|check| Planned { check, silent: self.silence(check) }).collect())
+        let plan =
+            |check| Planned { check, silent: self.silence(check), blind: self.blindness(check, &reason) };
+        Plan::Try(checks.map(plan).collect())
+    }
+
+    /// Why a probe cannot see what is done for a check.
+    fn blindness(&self, check: &Check, reason: &str) -> Option<String> {
+        let is_on = |option| self.option(check.probe, option) == Some(OptionValue::Bool(true));
+        if let Some(blind) = check.blind.filter(|blind| reason.contains(blind.says) && !is_on(blind.unless)) {
+            return Some(blind.says.into());
+        }
+        let hooks = self.slots().iter().find(|slot| slot.probe.name == check.probe)?.without_hooks.clone();
+        if let Some(why) = hooks.filter(|_| !check.event.is_empty()) {
+            return Some(why);
+        }
+        let timeout = self.duration(check.probe, TIMEOUT).filter(|_| check.deed.is_held())?;
+        let longest = check.deed.longest();
+        (timeout <= longest).then(|| {
+            format!("since the option {TIMEOUT} is {timeout:?} it does not wait for an answer that takes up to {longest:?}")
+        })
+    }
+
+    /// An option that is a length of time.
+    fn duration(&self, probe: &str, option: &str) -> Option<Duration> {
+        let Some(OptionValue::Text(text)) = self.option(probe, option) else { return None };
+        crate::config::parse_duration(&text).ok()
     }
 
     /// The value of an option in force.
@@ -148,17 +181,20 @@ impl Engine {
 
     /// From when on something is slow enough for an event.
     fn slow(&self, check: &Check) -> Option<Duration> {
-        let Some(OptionValue::Text(text)) = self.option(check.probe, SLOW) else { return None };
-        crate::config::parse_duration(&text).ok().filter(|_| check.deed.is_slow())
+        self.duration(check.probe, SLOW).filter(|_| check.deed.is_held() && !check.event.is_empty())
     }
 
     /// Why the options in force let a probe send no event.
     fn silence(&self, check: &Check) -> Option<String> {
-        if let Some(slow) = self.slow(check).filter(|slow| *slow >= HELD_AT_MOST) {
+        let longest = check.deed.longest();
+        if let Some(slow) = self.slow(check).filter(|slow| *slow >= longest) {
             return Some(format!(
-                "no event is expected, since the option slow is {slow:?} and {HELD_AT_MOST:?} is the most that the self-test \
-                 makes"
+                "no event is expected, since the option slow is {slow:?} and {longest:?} is the most that the self-test makes"
             ));
+        }
+        if check.deed == Deed::Nameless && self.option(check.probe, NXDOMAIN) == Some(OptionValue::Bool(true))
+        {
+            return Some(format!("no event of type {} is expected with the option {NXDOMAIN}", check.event));
         }
         let Some(OptionValue::List(ignored)) = self.option(check.probe, IGNORED) else { return None };
         let (_, reason) = check.fields.iter().find(|(_, value)| ignored.iter().any(|word| word == value))?;
@@ -167,8 +203,11 @@ impl Engine {
 
     /// How long something has to take so that all find it slow.
     fn held<'a>(&self, planned: impl Iterator<Item = &'a Planned>) -> Duration {
-        let slow = planned.filter_map(|plan| self.slow(plan.check)).filter(|slow| *slow < HELD_AT_MOST);
-        slow.map(|slow| slow + HELD).fold(HELD, Duration::max).min(HELD_AT_MOST)
+        let enough = |plan: &Planned| {
+            let longest = plan.check.deed.longest();
+            self.slow(plan.check).filter(|slow| *slow < longest).map(|slow| (slow + HELD).min(longest))
+        };
+        planned.filter_map(enough).fold(HELD, Duration::max)
     }
 
     /// Makes the two namespaces known like any other, by the threads that live in them.
@@ -238,21 +277,52 @@ impl Engine {
     }
 
     /// The probe that tells of namespaces that have ended.
-    async fn farewells(&self, events: &mut Events) -> SelfCheck {
+    async fn farewells(&self, news: &mut watch::Receiver<u64>, events: &mut Events) -> SelfCheck {
         let kind = gone::PROBE.events[0].name;
-        let end = Instant::now() + PATIENCE;
-        loop {
-            events.gather(&self.history);
-            let told = events.told_of_all(kind);
-            if told || Instant::now() > end {
-                let says = match told {
-                    true => format!("{kind} event of each namespace, attributed"),
-                    false => format!("no {kind} event of each namespace within {PATIENCE:?}"),
-                };
-                let result = if told { SelfResult::Ok } else { SelfResult::Failed };
-                return plain(gone::PROBE.name, result, says);
+        let (result, says) = match self.await_events(news, events, |events| events.told_of_all(kind)).await {
+            true => (SelfResult::Ok, format!("{kind} event of each namespace, attributed")),
+            false => (SelfResult::Failed, format!("no {kind} event of each namespace within {PATIENCE:?}")),
+        };
+        plain(gone::PROBE.name, result, says)
+    }
+
+    /// Collects events until they are as wanted; whether they were in time.
+    async fn await_events(
+        &self,
+        news: &mut watch::Receiver<u64>,
+        events: &mut Events,
+        is_good: impl Fn(&Events) -> bool,
+    ) -> bool {
+        let wait = async {
+            while !is_good(events) && news.changed().await.is_ok() {
+                events.gather(&self.history);
             }
-            tokio::time::sleep(LOOK).await;
+        };
+        // Whatever came of it is looked at once more.
+        let _ = tokio::time::timeout(PATIENCE, wait).await;
+        events.gather(&self.history);
+        is_good(events)
+    }
+
+    /// Collects events as long as something goes on, so that none is pushed out by others.
+    async fn while_following<T>(
+        &self,
+        news: &mut watch::Receiver<u64>,
+        events: &mut Events,
+        work: impl Future<Output = T>,
+    ) -> Result<T, String> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => {
+                    events.gather(&self.history);
+                    return Ok(result);
+                }
+                changed = news.changed() => {
+                    changed.map_err(|error| format!("the events cannot be followed: {error}"))?;
+                    events.gather(&self.history);
+                }
+            }
         }
     }
 }
@@ -277,23 +347,7 @@ fn note(result: &Result<SelfTest, String>) {
     tracing::info!(passed = test.passed, seconds = test.seconds, "self-test ended");
 }
 
-/// A check without numbers.
-fn plain(probe: &str, result: SelfResult, says: String) -> SelfCheck {
-    SelfCheck {
-        probe: probe.to_owned(),
-        result,
-        says,
-        events: vec![],
-        metric: None,
-        grown: None,
-        expected: None,
-    }
-}
-
 /// Runs what may block on a thread where it may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("the self-test broke off: {error}"))
 }
-
-/// What was done, or why not.
-type Attempt = Result<Done, (Deed, String)>;

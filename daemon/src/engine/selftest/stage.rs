@@ -7,6 +7,7 @@ use crate::kernel::parts::VETH;
 use crate::kernel::rooms::Room;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -14,6 +15,12 @@ use std::path::Path;
 const CABLE: &str = "selftest";
 /// Ports of one self-test.
 pub(super) const PORTS: u16 = 100;
+/// The server's are the same each time: a probe that shows each port by itself has room for a few of them, once and for all.
+const SERVER_PORTS: u16 = 9900;
+/// A neighbour that does not answer is given up after so many milliseconds, where nobody is to wait for it.
+const PATIENCE: u64 = 10;
+/// Packets that find room in a queue that is meant to have some.
+const ROOM: u32 = 1000;
 
 /// The version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +40,14 @@ impl Version {
         match self {
             Version::Four => "v4",
             Version::Six => "v6",
+        }
+    }
+
+    /// At the end of a sentence.
+    pub(super) fn over(self) -> &'static str {
+        match self {
+            Version::Four => " over v4",
+            Version::Six => " over v6",
         }
     }
 }
@@ -81,7 +96,23 @@ impl Role {
     }
 }
 
-/// What becomes of what the client sends.
+/// A second address of the server, so that what is sent there can wait and nothing else.
+pub(super) fn second(version: Version) -> IpAddr {
+    match version {
+        Version::Four => IpAddr::from([192, 0, 2, 3]),
+        Version::Six => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 3]),
+    }
+}
+
+/// An address on the cable that nobody has.
+pub(super) fn nobody(version: Version) -> IpAddr {
+    match version {
+        Version::Four => IpAddr::from([192, 0, 2, 9]),
+        Version::Six => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]),
+    }
+}
+
+/// What becomes of what the client sends to an address of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// It arrives.
@@ -105,7 +136,11 @@ pub(super) struct Stage {
     server: Side,
     /// The versions of IP that there are.
     pub(super) versions: Vec<Version>,
-    /// The first of its ports.
+    /// Connections that were made here.
+    pub(super) connections: u64,
+    /// Sockets that stay open as long as this stands.
+    pub(super) kept: Vec<OwnedFd>,
+    /// The first of the client's ports.
     base: u16,
 }
 
@@ -164,6 +199,8 @@ impl Stage {
             client: Side { room: client, netlink: near, index: near_index },
             server: Side { room: server, netlink: far, index: far_index },
             versions,
+            connections: 0,
+            kept: Vec::new(),
             base: base(),
         })
     }
@@ -176,13 +213,14 @@ impl Stage {
         }
     }
 
-    /// An address with one of the ports of this self-test, which are other ones each time.
+    /// An address with one of its ports. Those of the client are other ones each time.
     pub(super) fn at(&self, role: Role, version: Version, port: u16) -> SocketAddr {
-        SocketAddr::new(role.address(version), self.base + port % PORTS)
+        let first = if role == Role::Client { self.base } else { SERVER_PORTS };
+        SocketAddr::new(role.address(version), first + port % PORTS)
     }
 
-    /// Decides what becomes of what the client sends.
-    pub(super) fn set_way(&mut self, version: Version, path: Way) -> io::Result<()> {
+    /// Decides what becomes of what the client sends to one of the server's addresses.
+    pub(super) fn set_way(&mut self, to: IpAddr, path: Way) -> io::Result<()> {
         /// Neither of the two.
         const NOBODY: Mac = [2, 0, 0, 0, 0, 9];
         let known = match path {
@@ -191,7 +229,19 @@ impl Stage {
             Way::Held => Neighbour::Awaited,
         };
         let (netlink, index) = (&mut self.client.netlink, self.client.index);
-        Ok(link::set_neighbour(netlink, index, Role::Server.address(version), known)?)
+        Ok(link::set_neighbour(netlink, index, to, known)?)
+    }
+
+    /// What is sent to nobody is given up soon. Neighbours that are told are not concerned.
+    pub(super) fn lose_patience(&mut self, version: Version) -> io::Result<()> {
+        let (netlink, index) = (&mut self.client.netlink, self.client.index);
+        Ok(link::set_patience(netlink, index, version == Version::Four, PATIENCE)?)
+    }
+
+    /// Puts a queue in front of the client's end, with room or without any. It stays, for what it has counted goes with it.
+    pub(super) fn set_queue(&mut self, has_room: bool) -> io::Result<()> {
+        let packets = if has_room { ROOM } else { 0 };
+        Ok(link::set_queue(&mut self.client.netlink, self.client.index, packets)?)
     }
 
     /// Whether the server's end is there; for its number is of no use otherwise.
@@ -205,7 +255,7 @@ fn netlink(room: &Room) -> io::Result<Netlink> {
     Ok(room.within(|| Netlink::open(Family::Route))??)
 }
 
-/// Gives both sides their address of a version, and tells each where the other is.
+/// Gives both sides their addresses of a version, and tells each where the other is.
 fn settle(sides: &mut [(&mut Netlink, u32); 2], version: Version) -> Result<(), NetlinkError> {
     let prefix = if version == Version::Four { 24 } else { 64 };
     for ((netlink, index), (own, other)) in
@@ -215,7 +265,9 @@ fn settle(sides: &mut [(&mut Netlink, u32); 2], version: Version) -> Result<(), 
         let known = Neighbour::At(other.mac());
         link::set_neighbour(netlink, *index, other.address(version), known)?;
     }
-    Ok(())
+    let [(near, near_index), (far, far_index)] = sides;
+    link::add_address(far, *far_index, second(version), prefix)?;
+    link::set_neighbour(near, *near_index, second(version), Neighbour::At(Role::Server.mac()))
 }
 
 /// Another one each time: events of an earlier self-test, or of another daemon's, must not be taken for this one's.

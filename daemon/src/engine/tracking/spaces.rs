@@ -72,7 +72,7 @@ impl Spaces {
     /// None is known yet; the calling thread stays in the namespace in which it is.
     pub(super) fn open(wanted: &Wanted) -> Result<Spaces, Errno> {
         let own = rustix::fs::stat("/proc/thread-self/ns/net")?;
-        let unknown = Space { wanted: wanted.entities.is_empty(), ..Space::default() };
+        let unknown = Space { wanted: wanted.entities.are_all(), ..Space::default() };
         let own = Space { inode: u32::try_from(own.st_ino).unwrap_or(0), ..unknown.clone() };
         Ok(Spaces {
             numbers: Numbers::open()?,

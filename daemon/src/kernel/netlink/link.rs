@@ -1,14 +1,17 @@
-//! What it takes to join two namespaces of the daemon's own: a pair of interfaces, addresses, neighbours (rtnetlink(7), veth(4)).
+//! What it takes to join two namespaces of the daemon's own: a pair of interfaces, addresses, neighbours, a queue (rtnetlink(7),
+//! veth(4), tc-pfifo(8)).
 //! The messages that change something are for such namespaces only.
 
 use super::message::{attribute, put, text, u32_at};
 use super::{Netlink, NetlinkError};
 use std::net::IpAddr;
 
-/// `RTM_NEWLINK`, `RTM_NEWADDR` and `RTM_NEWNEIGH`.
+/// `RTM_NEWLINK`, `RTM_NEWADDR`, `RTM_NEWNEIGH`, `RTM_NEWQDISC` and `RTM_SETNEIGHTBL`.
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_NEIGHBOUR: u16 = 28;
+const NEW_QUEUE: u16 = 36;
+const SET_NEIGHBOUR_TABLE: u16 = 67;
 /// `RTM_GETLINK`.
 const GET_LINK: u16 = 18;
 /// `NLM_F_REPLACE`, `NLM_F_EXCL` and `NLM_F_CREATE`.
@@ -89,6 +92,22 @@ pub fn set_neighbour(
     netlink.change(NEW_NEIGHBOUR, CREATE | REPLACE, &body, &mut Vec::new())
 }
 
+/// Lets an interface give up a neighbour of one version of IP at its first silence, and that after so long.
+pub fn set_patience(
+    netlink: &mut Netlink,
+    index: u32,
+    is_ipv4: bool,
+    milliseconds: u64,
+) -> Result<(), NetlinkError> {
+    let body = patience_message(index, is_ipv4, milliseconds);
+    netlink.change(SET_NEIGHBOUR_TABLE, 0, &body, &mut Vec::new())
+}
+
+/// Puts a queue for so many packets in front of an interface, or changes how many they are.
+pub fn set_queue(netlink: &mut Netlink, index: u32, packets: u32) -> Result<(), NetlinkError> {
+    netlink.change(NEW_QUEUE, CREATE | REPLACE, &queue_message(index, packets), &mut Vec::new())
+}
+
 /// `struct ifinfomsg`.
 fn interface(index: u32, flags: u32, changed: u32) -> Vec<u8> {
     let mut out = vec![0; 4];
@@ -162,10 +181,64 @@ fn neighbour_message(index: u32, address: IpAddr, known: Neighbour) -> Vec<u8> {
     out
 }
 
+fn patience_message(index: u32, is_ipv4: bool, milliseconds: u64) -> Vec<u8> {
+    const NAME: u16 = 1;
+    const PARAMETERS: u16 = 6;
+    /// Within `NDTA_PARMS`.
+    const INTERFACE: u16 = 1;
+    const PAUSE: u16 = 5;
+    const QUESTIONS: u16 = 11;
+    let (family, name): (u8, &[u8]) = match is_ipv4 {
+        true => (super::neigh::IPV4, b"arp_cache\0"),
+        false => (super::neigh::IPV6, b"ndisc_cache\0"),
+    };
+    let mut parameters = Vec::new();
+    put(&mut parameters, INTERFACE, &index.to_ne_bytes());
+    put(&mut parameters, PAUSE, &milliseconds.to_ne_bytes());
+    put(&mut parameters, QUESTIONS, &1_u32.to_ne_bytes());
+    let mut out = vec![family, 0, 0, 0];
+    put(&mut out, NAME, name);
+    put(&mut out, PARAMETERS, &parameters);
+    out
+}
+
+/// The simplest queue, which is part of every kernel that has queues at all: nothing is loaded for it.
+fn queue_message(index: u32, packets: u32) -> Vec<u8> {
+    const KIND: u16 = 1;
+    const OPTIONS: u16 = 2;
+    /// `TC_H_ROOT`.
+    const ROOT: u32 = u32::MAX;
+    // The kernel chooses the handle.
+    let mut out = vec![0; 4];
+    out.extend([index, 0, ROOT, 0].map(u32::to_ne_bytes).concat());
+    put(&mut out, KIND, b"pfifo\0");
+    put(&mut out, OPTIONS, &packets.to_ne_bytes());
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::message::attribute;
     use super::*;
+
+    #[test]
+    fn only_the_interface_that_is_named_loses_its_patience() {
+        for (is_ipv4, family, name) in [(true, 2, &b"arp_cache\0"[..]), (false, 10, b"ndisc_cache\0")] {
+            let body = patience_message(7, is_ipv4, 20);
+            assert_eq!((body[0], attribute(&body[4..], 1)), (family, Some(name)));
+            let parameters = attribute(&body[4..], 6).unwrap();
+            assert_eq!(attribute(parameters, 1), Some(&7_u32.to_ne_bytes()[..]));
+            assert_eq!(attribute(parameters, 5), Some(&20_u64.to_ne_bytes()[..]));
+        }
+    }
+
+    #[test]
+    fn a_queue_is_in_front_of_one_interface() {
+        let body = queue_message(7, 0);
+        assert_eq!(u32_at(&body, 4), Some(7));
+        assert_eq!(attribute(&body[20..], 1), Some(&b"pfifo\0"[..]));
+        assert_eq!(attribute(&body[20..], 2), Some(&[0; 4][..]));
+    }
 
     #[test]
     fn a_pair_says_where_its_other_end_is_to_be() {

@@ -1,0 +1,242 @@
+//! Events that nobody wants: not told, not seen, counted all the same. That they do not come a later event proves, which is
+//! wanted.
+
+use crate::anomalies::{total, two};
+use crate::root::{address, events_until, find, follow, refused};
+use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
+use crate::waiting::{connection, read_late, udp_pair, udp_read_late};
+use netskoop_api::{Event, Net, StreamCounts};
+use std::net::UdpSocket;
+
+fn has_port(net: &Net, port: u16) -> bool {
+    net.sport == port || net.dport == port
+}
+
+/// The counts of a probe, when nothing is on its way and they agree.
+fn counts(daemon: &Daemon, probe: &str) -> StreamCounts {
+    until("the counts agree", || {
+        let counts = daemon.probe(probe).state.stream.unwrap();
+        (counts.seen == counts.submitted + counts.ring_full + counts.suppressed).then_some(counts)
+    })
+}
+
+/// Whether all that was received has gone somewhere.
+fn nothing_is_lost(daemon: &Daemon) {
+    until("all is accounted for", || {
+        let events = daemon.status().events;
+        let gone = events.delivered + events.malformed + events.overrun + events.filtered_by_entity;
+        (events.received == gone && events.malformed + events.overrun == 0).then_some(())
+    });
+}
+
+#[test]
+fn ignored_ports_give_no_events_and_take_nothing_of_the_rate() {
+    own_node!(Pids::Own);
+    let setup = Setup::on_node().set("events", "rate = 1\nburst = 2").set(
+        "probes.tcpreset",
+        "ignore_ports = [\"80\", \"7410-7419\"]\nignore_entities = [\"host\", \"netns/red\"]",
+    );
+    let (red, blue, daemon) = two(81, setup.set("probes.packetloss", "enabled = false"));
+    let mut follow = follow(&daemon, "&entity=blue");
+    let mut marks = 0;
+    for version in [4, 6] {
+        for round in 0..50 {
+            refused(
+                &red,
+                address(version, 81, 1, 21_000 + round),
+                address(version, 81, 2, 7410 + round % 10),
+            );
+        }
+        refused(&red, address(version, 81, 1, 22_000), address(version, 81, 2, 7420));
+    }
+    let events = events_until(&mut follow, &[blue.inode()], |event| {
+        marks += u32::from(event.net.as_ref().is_some_and(|net| has_port(net, 7420)));
+        marks == 2
+    });
+    assert_eq!(events.len(), 2, "the burst is 2, and the others have taken nothing of it: {events:#?}");
+    assert!(events.iter().all(|event| event.suppressed == 0), "{events:#?}");
+    let resets =
+        |entity, labels| total(&daemon.scrape("/metrics"), "netskoop_tcpreset_resets_total", entity, labels);
+    assert_eq!((resets("blue", "cause=\"no_socket\""), resets("red", "cause=\"connecting\"")), (102, 102));
+    // Others on this machine may be refused as well.
+    assert!(counts(&daemon, "tcpreset").filtered >= 200);
+    nothing_is_lost(&daemon);
+    let text = daemon.scrape("/metrics");
+    let line =
+        text.lines().find(|line| line.starts_with("netskoop_events_filtered_total{probe=\"tcpreset\"}"));
+    assert!(line.is_some_and(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 200.0));
+}
+
+/// A datagram that nobody takes.
+fn unwanted(from: &Netns, to: &Netns, version: u8, port: u16) {
+    let [near, far] = [(1, 21_000), (2, port)].map(|(host, port)| address(version, 82, host, port));
+    let gone = to.enter(|| UdpSocket::bind(far).unwrap());
+    drop(gone);
+    from.enter(|| {
+        let socket = UdpSocket::bind(near).unwrap();
+        socket.send_to(b"x", far).unwrap();
+    });
+}
+
+#[test]
+fn only_wanted_ports_and_protocols_give_events() {
+    own_node!(Pids::Own);
+    let options = "ports = [\"7421\", \"9000-9100\"]\nprotocols = [\"udp\"]";
+    let (red, blue, daemon) = two(82, Setup::on_node().set("probes.packetloss", options));
+    let before = daemon.scrape("/metrics?set=full");
+    let mut follow = follow(&daemon, "&type=PACKET_DROP&entity=blue");
+    let mut wanted = Vec::new();
+    for version in [4, 6] {
+        unwanted(&red, &blue, version, 7422);
+        refused(&red, address(version, 82, 1, 23_000), address(version, 82, 2, 7421));
+        for port in [7421, 9050] {
+            unwanted(&red, &blue, version, port);
+            wanted.push((address(version, 82, 2, port).ip().to_string(), port));
+        }
+    }
+    let events = events_until(&mut follow, &[blue.inode()], |event| {
+        let net = event.net.as_ref().unwrap();
+        wanted.last() == Some(&(net.dst.clone(), net.dport))
+    });
+    let told = |event: &Event| {
+        let net = event.net.as_ref().unwrap();
+        assert_eq!(net.proto, "udp", "{event:#?}");
+        (net.dst.clone(), net.dport)
+    };
+    assert_eq!(events.iter().map(told).collect::<Vec<_>>(), wanted);
+    let after = daemon.scrape("/metrics?set=full");
+    let dropped =
+        |text: &str| total(text, "netskoop_packetloss_packets_total", "blue", "reason=\"NO_SOCKET\"");
+    assert_eq!(dropped(&after) - dropped(&before), 2 * 4);
+    assert!(counts(&daemon, "packetloss").filtered >= 4);
+
+    // Changed while it runs: now only the other one is told of.
+    daemon.change(
+        "packetloss",
+        r#"{"options":{"ports":"","ignore_ports":"7421,9050","protocols":"udp,58"},"runtime":true}"#,
+    );
+    for version in [4, 6] {
+        unwanted(&red, &blue, version, 7421);
+        unwanted(&red, &blue, version, 7422);
+    }
+    let last = address(6, 82, 2, 7422).ip().to_string();
+    let events = events_until(&mut follow, &[blue.inode()], |event| {
+        event.net.as_ref().is_some_and(|net| net.dst == last && net.dport == 7422)
+    });
+    assert!(events.iter().all(|event| !has_port(event.net.as_ref().unwrap(), 7421)), "{events:#?}");
+}
+
+/// Every way in which a probe may tell of a connection on this kernel, over both versions.
+fn converse(red: &Netns, blue: &Netns, port: u16) {
+    for version in [4, 6] {
+        let target = address(version, 83, 2, port);
+        refused(red, address(version, 83, 1, port + 10_000), target);
+        let mut pair = connection(red, blue, target);
+        read_late(&mut pair);
+        let udp = udp_pair(red, blue, address(version, 83, 1, port + 20_000), target);
+        udp_read_late(&udp);
+    }
+}
+
+#[test]
+fn every_probe_that_tells_of_connections_takes_the_same_filters() {
+    own_node!(Pids::Own);
+    let options = "enabled = true\nports = [\"7441\"]\nslow = \"1ms\"";
+    let at_once = options.replace("1ms", "1us");
+    let setup = Setup::on_node()
+        .set("events", "rate = 10000\nburst = 10000")
+        .set("probes.tcpreset", "ports = [\"7441\"]")
+        .set("probes.tcpconnect", options)
+        .set("probes.socketlatency", options)
+        .set("probes.netiftxlat", &at_once)
+        .set("probes.kernellatency", &at_once);
+    let (red, blue, daemon) = two(83, setup.set("probes.packetloss", "enabled = false"));
+    let mut follow = follow(&daemon, "");
+    converse(&red, &blue, 7440);
+    converse(&red, &blue, 7441);
+    let mut missing: Vec<(&str, &str, bool)> = [
+        ("tcpreset", "tcp"),
+        ("tcpconnect", "tcp"),
+        ("socketlatency", "tcp"),
+        ("socketlatency", "udp"),
+        ("netiftxlat", "tcp"),
+        ("netiftxlat", "udp"),
+        ("kernellatency", "tcp"),
+    ]
+    .iter()
+    .flat_map(|(probe, proto)| [false, true].map(|v6| (*probe, *proto, v6)))
+    .collect();
+    let events = events_until(&mut follow, &[red.inode(), blue.inode()], |event| {
+        let Some(net) = event.net.as_ref().filter(|net| has_port(net, 7441)) else { return false };
+        missing.retain(|(probe, proto, v6)| {
+            (*probe, *proto, *v6) != (&*event.probe, &*net.proto, net.src.contains(':'))
+        });
+        missing.is_empty()
+    });
+    for event in events.iter().filter(|event| event.probe != "tcpretrans") {
+        assert!(has_port(event.net.as_ref().unwrap(), 7441), "{event:#?}");
+    }
+    for probe in ["tcpreset", "tcpconnect", "socketlatency", "netiftxlat", "kernellatency"] {
+        assert!(counts(&daemon, probe).filtered > 0, "{probe}");
+    }
+    nothing_is_lost(&daemon);
+}
+
+#[test]
+fn events_of_some_entities_only() {
+    own_node!(Pids::Own);
+    let setup = Setup::on_node().set("probes.packetloss", "enabled = false");
+    let (red, blue, daemon) = two(84, setup.set("probes.tcpreset", "ignore_entities = [\"netns/re*\"]"));
+    // Until its name is sure, an event of it may be anybody's.
+    daemon.entities_until("sure names", |now| {
+        let sure = |netns: &Netns| find(now, netns.inode()).is_some_and(|entity| !entity.provisional);
+        sure(&red) && sure(&blue)
+    });
+    let inodes = [red.inode(), blue.inode()];
+    let mut follow = follow(&daemon, "&type=TCP_RESET_NOSOCK&type=TCP_RESET_RECEIVE");
+    let mut port = 7450;
+    // Each connection has a reset that one has sent and the other has received.
+    let mut told = |wanted: &str, from: &Netns, hosts: (u8, u8)| {
+        for version in [4, 6] {
+            port += 1;
+            let [near, far] = [(hosts.0, port + 10_000), (hosts.1, port)]
+                .map(|(host, port)| address(version, 84, host, port));
+            refused(from, near, far);
+            let events = events_until(&mut follow, &inodes, |event| {
+                event.net.as_ref().is_some_and(|net| has_port(net, port))
+            });
+            let names: Vec<&str> = events.iter().map(|event| &*event.entity.as_ref().unwrap().name).collect();
+            assert_eq!(names, [wanted], "{events:#?}");
+        }
+    };
+    told("blue", &red, (1, 2));
+    told("blue", &blue, (2, 1));
+    let options = r#"{"options":{"entities":"pod/*,red","ignore_entities":""},"runtime":true}"#;
+    daemon.change("tcpreset", options);
+    told("red", &red, (1, 2));
+    told("red", &blue, (2, 1));
+    until("the last one as well", || (daemon.status().events.filtered_by_entity >= 8).then_some(()));
+    nothing_is_lost(&daemon);
+    let text = daemon.scrape("/metrics");
+    let resets = |entity| total(&text, "netskoop_tcpreset_resets_total", entity, "");
+    assert_eq!((resets("red"), resets("blue")), (8, 8));
+}
+
+#[test]
+fn bad_filters_are_refused_with_their_place() {
+    let setup = Setup::fixture("healthy")
+        .set("probes.tcpreset", "ports = [\"http\"]")
+        .set("probes.packetloss", "protocols = [\"tcpp\"]")
+        .set("probes.tcpretrans", "entities = [\"\"]");
+    let (code, stderr) = setup.fails();
+    assert_eq!(code, Some(78), "{stderr}");
+    for says in [
+        "probes.tcpreset.ports: expected a port number, or a range like 30000-32767, found the text 'http'",
+        "probes.packetloss.protocols: expected a protocol: tcp, udp, icmp, icmp6,",
+        "probes.tcpretrans.entities: expected a name of an entity, or a pattern with *,",
+    ] {
+        let line = stderr.lines().find(|line| line.contains(says));
+        assert!(line.is_some_and(|line| line.starts_with("netskoopd: /")), "{says}: {stderr}");
+    }
+    assert_eq!(stderr.lines().count(), 3, "{stderr}");
+}
