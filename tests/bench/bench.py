@@ -414,7 +414,7 @@ rounds, in which all take turns.
 `tests/bench/floor/drops.c` sends as fast as it can what the kernel drops; CPU time of the sender for each packet, which includes
 all that the packet costs, without the probes and with them, events with stacks, at the default limits. The fastest of {storm.ROUNDS} rounds
 of {storm.PACKETS:,} packets for each sender, in which both take turns. "Dropped": what the namespace's own counters say (RcvbufErrors; OutRsts, and two drops for
-each reset: the segment and its answer); "counted": the same reason in the probes' metrics, resets included. "Seen" are events of
+each reset: the segment and its answer, three events for each packet, which therefore have no target); "counted": the same reason in the probes' metrics, resets included. "Seen" are events of
 the whole machine, and "lost" is what the ring had no room for, or came while the program ran already.
 
 ## Method

@@ -18,6 +18,8 @@ import packets
 HERE = pathlib.Path(__file__).resolve().parent
 # Every object but the one that watches namespaces is a probe's.
 PROBES = sorted({path.name.split(".")[0] for path in (HERE.parent.parent / "bpf").glob("*.bpf.c")} - {"netns"})
+# What a probe needs to see the traffic here, which goes over the loopback device.
+OPTIONS = {"flow": 'devices = ["*"]'}
 HEAD = ["program", "runs", "ns per run", "instructions verified"]
 # Public tools by the probe that is closest to them; of libbpf-tools 0.26, whose programs are made for BTF as these are.
 TOOLS = {
@@ -43,7 +45,7 @@ STATS = pathlib.Path("/proc/sys/kernel/bpf_stats_enabled")
 def measure(bench, port, note):
     """A row for each program, the probes that cannot run here with the reason, and a row for each tool or why it has none."""
     note("BPF programs under all kinds of traffic")
-    probes = "".join(f"[probes.{name}]\nenabled = true\n" for name in PROBES)
+    probes = "".join(f"[probes.{name}]\nenabled = true\n{OPTIONS.get(name, '')}\n" for name in PROBES)
     try:
         with packets.veth(), bench.running('min_interval = "1ms"', f'{probes}[limits]\nbpf_cpu = "0%"\n') as process:
             with counting():
