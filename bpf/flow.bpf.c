@@ -9,8 +9,6 @@ enum direction { INGRESS, EGRESS };
 
 /* Tags of a packet that are followed, outer ones first. */
 #define VLAN_TAGS 2
-/* Counted from the network header, wherever the packet's data begins. */
-#define FROM_NETWORK_HEADER 1
 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after decides. */
 #define GO_ON -1
 
@@ -68,75 +66,9 @@ struct {
 	__type(value, struct flow_traffic);
 } totals SEC(".maps");
 
-static __always_inline bool read_net(struct __sk_buff *skb, u32 off, void *to, u32 size)
-{
-	return !bpf_skb_load_bytes_relative(skb, off, to, size, FROM_NETWORK_HEADER);
-}
-
-static __always_inline void ports_at(struct __sk_buff *skb, u32 off, struct tuple *t)
-{
-	u16 ports[2];
-
-	if (!options.ports)
-		return;
-	/* TCP, UDP, DCCP, SCTP and UDP-Lite begin with the two ports. */
-	if (t->proto != 6 && t->proto != 17 && t->proto != 33 && t->proto != 132 && t->proto != 136)
-		return;
-	if (!read_net(skb, off, ports, sizeof(ports)))
-		return;
-	t->sport = bpf_ntohs(ports[0]);
-	t->dport = bpf_ntohs(ports[1]);
-}
-
-static __always_inline void ipv4_at(struct __sk_buff *skb, u32 off, struct tuple *t)
-{
-	struct iphdr ip;
-
-	if (!read_net(skb, off, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
-		return;
-	t->family = 4;
-	t->proto = ip.protocol;
-	t->saddr[0] = ip.saddr;
-	t->daddr[0] = ip.daddr;
-	/* Only the first fragment has the ports. */
-	if (!(bpf_ntohs(ip.frag_off) & 0x1fff))
-		ports_at(skb, off + (ip.version_ihl & 15) * 4, t);
-}
-
-static __always_inline void ipv6_at(struct __sk_buff *skb, u32 off, struct tuple *t)
-{
-	struct ipv6hdr ip;
-	u8 ext[4], next;
-	int i;
-
-	if (!read_net(skb, off, &ip, sizeof(ip)) || (*(u8 *)&ip.flow >> 4) != 6)
-		return;
-	t->family = 6;
-	copy_addr(t->saddr, ip.saddr);
-	copy_addr(t->daddr, ip.daddr);
-	next = ip.nexthdr;
-	off += sizeof(ip);
-#pragma unroll
-	for (i = 0; i < EXT_HEADERS; i++) {
-		bool fragment = next == 44;
-
-		if (next != 0 && next != 43 && next != 60 && next != 51 && !fragment)
-			break;
-		if (!read_net(skb, off, ext, sizeof(ext)))
-			break;
-		if (fragment && (((u16)ext[2] << 8 | ext[3]) & 0xfff8)) {
-			t->proto = ext[0];
-			return;
-		}
-		off += fragment ? 8 : next == 51 ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
-		next = ext[0];
-	}
-	t->proto = next;
-	ports_at(skb, off, t);
-}
-
 static __always_inline void tuple_of(struct __sk_buff *skb, struct tuple *t)
 {
+	const struct bytes b = {.on_device = true, .with_ports = &options.ports, .skb = skb};
 	u16 protocol = bpf_ntohs(skb->protocol);
 	u32 off = 0;
 	u16 tag[2];
@@ -147,15 +79,12 @@ static __always_inline void tuple_of(struct __sk_buff *skb, struct tuple *t)
 	for (i = 0; i < VLAN_TAGS; i++) {
 		if (protocol != 0x8100 && protocol != 0x88a8)
 			break;
-		if (!read_net(skb, off, tag, sizeof(tag)))
+		if (!read_at(&b, off, tag, sizeof(tag)))
 			return;
 		protocol = bpf_ntohs(tag[1]);
 		off += sizeof(tag);
 	}
-	if (protocol == ETH_P_IP)
-		ipv4_at(skb, off, t);
-	else if (protocol == ETH_P_IPV6)
-		ipv6_at(skb, off, t);
+	tuple_of_bytes(&b, off, protocol, t);
 }
 
 static __always_inline void add(struct flow_traffic *traffic, u64 bytes, u64 packets)

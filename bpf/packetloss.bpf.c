@@ -27,7 +27,9 @@ struct packetloss_key {
 
 struct packetloss_value {
 	u64 packets;
-	u64 segments;
+	u64 more;    /* segments beyond one for each packet */
+	u32 verdict; /* under which options it was judged last, and in the lowest bit how */
+	u32 pad;
 };
 
 /* Code addresses, start inclusive, end exclusive. */
@@ -41,6 +43,7 @@ struct packetloss_options {
 	struct event_filter filter;
 	u64 ignore_reasons[REASON_WORDS]; /* bit set: no event for this reason */
 	struct range ignore[RANGES];	  /* no event for a packet freed from here */
+	u32 generation; /* another number whenever what is ignored changes; never 0 */
 	u8 stack;
 	u8 flows;
 };
@@ -62,6 +65,19 @@ struct {
 	__type(value, struct packetloss_value);
 } counters SEC(".maps");
 
+/* What a run has to itself on its CPU, if the program is alone. */
+struct here {
+	struct hold hold;
+	u64 number; /* of segments_of() */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct here);
+} heres SEC(".maps");
+
 static __always_inline bool is_ignored(u32 reason, u64 location)
 {
 	int i;
@@ -76,6 +92,23 @@ static __always_inline bool is_ignored(u32 reason, u64 location)
 		if (location >= options.ignore[i].start && location < options.ignore[i].end)
 			return true;
 	return false;
+}
+
+/*
+ * All packets of one entry are ignored or none is. Going through the list for each takes longer
+ * than counting them, so the entry keeps the answer as long as the options stay.
+ */
+static __always_inline bool is_entry_ignored(struct packetloss_value *value, u32 reason,
+					     u64 location)
+{
+	u32 judged = options.generation << 1;
+	u32 verdict = value->verdict;
+
+	if ((verdict & ~1u) != judged) {
+		verdict = judged | is_ignored(reason, location);
+		value->verdict = verdict;
+	}
+	return verdict & 1;
 }
 
 static __always_inline bool is_no_drop(u32 reason)
@@ -116,6 +149,17 @@ static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 proto
 	}
 }
 
+/* Whether the limit lets an event through, and when that was. */
+static __always_inline bool is_due(struct hold *hold, struct netns netns, u64 *now, u32 *suppressed,
+				   struct stats *st)
+{
+	if (withheld(hold, netns.inum, 0, st))
+		return false;
+	count(st, seen);
+	*now = bpf_ktime_get_ns();
+	return allowed(&options.limit, netns.inum, 0, *now, st, suppressed, hold);
+}
+
 SEC("tp_btf/kfree_skb")
 int on_kfree_skb(u64 *ctx)
 {
@@ -131,7 +175,8 @@ int on_kfree_skb(u64 *ctx)
 	struct packetloss_key key;
 	struct netns netns = {};
 	struct tuple t = {};
-	u32 suppressed = 0;
+	u32 first = 0, suppressed = 0;
+	struct here *here;
 	bool looks;
 	u64 now;
 
@@ -145,7 +190,10 @@ int on_kfree_skb(u64 *ctx)
 	}
 	if (!netns.inum)
 		netns = netns_of_skb(skb);
-	segments = segments_of(skb);
+	here = bpf_map_lookup_elem(&heres, &first);
+	if (!here)
+		return 0;
+	segments = segments_of(skb, &here->number);
 	key = (struct packetloss_key){.netns = netns.inum,
 				      .reason = reason,
 				      .location = location,
@@ -153,28 +201,25 @@ int on_kfree_skb(u64 *ctx)
 	value = counter(&counters, &key, &zero, st);
 	if (value) {
 		__sync_fetch_and_add(&value->packets, 1);
-		__sync_fetch_and_add(&value->segments, segments);
+		/* Seldom: an add is as dear as all the rest of counting. */
+		if (segments > 1)
+			__sync_fetch_and_add(&value->more, segments - 1);
 	}
-	if (is_ignored(reason, location))
+	if (value ? is_entry_ignored(value, reason, location) : is_ignored(reason, location))
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
 	/* In a storm most events are withheld before their addresses are looked for. */
 	looks = options.flows || options.filter.is_set;
-	now = bpf_ktime_get_ns();
-	if (!looks) {
-		count(st, seen);
-		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
-			return 0;
-	}
+	if (!looks && !is_due(&here->hold, netns, &now, &suppressed, st))
+		return 0;
 	tuple_of_packet(skb, protocol, &t);
 	if (looks) {
 		if (options.flows)
 			count_flow(netns, &t, segments, st);
 		if (!is_wanted(&options.filter, &t, st))
 			return 0;
-		count(st, seen);
-		if (!allowed(&options.limit, netns.inum, 0, now, st, &suppressed))
+		if (!is_due(&here->hold, netns, &now, &suppressed, st))
 			return 0;
 	}
 	e = event_record(sizeof(*e), netns, 0, options.stack, st, now, suppressed);

@@ -108,6 +108,9 @@ mod serving;
 /// Whose a socket in the node's own namespace is, by its cgroup; for root.
 #[path = "cases/sockets.rs"]
 mod sockets;
+/// Packets dropped as fast as the machine can; for root.
+#[path = "cases/storms.rs"]
+mod storms;
 /// Units of a real systemd, booted in a container; for root.
 #[path = "cases/systemd.rs"]
 mod systemd;

@@ -109,6 +109,16 @@ struct {
 /* Number that the loader gave this object. */
 const volatile u16 probe = 0;
 
+/*
+ * Whether this is an object of one program, and the kernel has 05b24ff9b2cf ("bpf: Prevent bpf
+ * program recursion for raw tracepoint probes", 6.1): then a run has its CPU's entries of maps to
+ * itself.
+ */
+const volatile bool alone = false;
+
+/* The length of a tick of the kernel's clock in nanoseconds; 0 where nobody asks for it. */
+const volatile u64 tick_ns = 0;
+
 /* Never NULL for index 0 of an array, but the verifier wants to see it checked. */
 static __always_inline struct stats *stats_here(void)
 {
@@ -119,9 +129,16 @@ static __always_inline struct stats *stats_here(void)
 
 /*
  * Even a per-CPU counter needs an atomic add: two programs of one object may nest on one CPU. The
- * result is never used, which keeps it the plain add that kernels before 5.12 know.
+ * result is never used, which keeps it the plain add that kernels before 5.12 know. An object of
+ * one program does without, where the kernel does not let a program interrupt itself.
  */
-#define count(stats, what) __sync_fetch_and_add(&(stats)->what, 1)
+#define count(stats, what)                                                                         \
+	do {                                                                                       \
+		if (alone)                                                                         \
+			(stats)->what++;                                                           \
+		else                                                                               \
+			__sync_fetch_and_add(&(stats)->what, 1);                                   \
+	} while (0)
 
 /*
  * An index into an array whose size is a power of two, kept inside in the very register that is
@@ -136,12 +153,52 @@ static __always_inline struct stats *stats_here(void)
 	})
 
 /*
+ * What one CPU remembers of the last bucket that it found empty: for how many ticks of the kernel's
+ * clock nothing comes into it. Meanwhile a storm is withheld without asking for the bucket and the
+ * time, which is half of what a withheld event costs. What was withheld so is in none of the
+ * buckets until this CPU asks for one again. Only for a program that is alone.
+ */
+struct hold {
+	struct bucket_key key;
+	u64 since; /* ticks */
+	u64 ticks;
+	u64 withheld;
+};
+
+/* Whether an event is withheld without asking its bucket. */
+static __always_inline bool withheld(struct hold *hold, u32 netns, u32 kind, struct stats *st)
+{
+	if (!alone || hold->key.netns != netns || hold->key.kind != kind ||
+	    bpf_jiffies64() - hold->since >= hold->ticks)
+		return false;
+	hold->withheld++;
+	count(st, seen);
+	count(st, suppressed);
+	return true;
+}
+
+/* The bucket is told what was withheld in its name; if it is gone, so is its namespace. */
+static __always_inline void settle(struct hold *hold, const struct bucket_key *key,
+				   struct bucket *bucket)
+{
+	u64 missing = hold->withheld;
+
+	if (!missing)
+		return;
+	if (hold->key.netns != key->netns || hold->key.kind != key->kind)
+		bucket = bpf_map_lookup_elem(&buckets, &hold->key);
+	if (bucket)
+		__sync_fetch_and_add(&bucket->suppressed, missing);
+	hold->withheld = 0;
+}
+
+/*
  * Decides whether an event may take room in the ring. It runs before anything expensive, since user
  * space cannot keep up with a storm. Two CPUs may race for a bucket: then one event too many
- * passes, which does no harm.
+ * passes, which does no harm. `hold` is NULL where nothing is remembered.
  */
 static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 kind, u64 now,
-				    struct stats *st, u32 *suppressed)
+				    struct stats *st, u32 *suppressed, struct hold *hold)
 {
 	struct bucket_key key = {.netns = netns, .kind = kind};
 	struct bucket *bucket;
@@ -162,10 +219,18 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 			return false;
 		}
 	}
+	if (hold)
+		settle(hold, &key, bucket);
 	next = bucket->next > now ? bucket->next : now;
 	if (next - now > limit->tolerance_ns) {
 		__sync_fetch_and_add(&bucket->suppressed, 1);
 		count(st, suppressed);
+		if (hold && alone && tick_ns) {
+			hold->key = key;
+			hold->since = bpf_jiffies64();
+			/* The tick that has begun already is none of them. */
+			hold->ticks = (next - now - limit->tolerance_ns) / tick_ns;
+		}
 		return false;
 	}
 	bucket->next = next + limit->interval_ns;
@@ -241,7 +306,7 @@ static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 ki
 		u64 __now = bpf_ktime_get_ns();                                                    \
 		u32 __suppressed = 0;                                                              \
 		count(st, seen);                                                                   \
-		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed))                \
+		if (allowed(limit, (netns_).inum, kind_, __now, st, &__suppressed, 0))             \
 			__e = event_record(size, netns_, kind_, with_stack, st, __now,             \
 					   __suppressed);                                          \
 		__e;                                                                               \

@@ -65,12 +65,23 @@ static __always_inline u64 number_of(const u64 *ctx, u32 argument)
 	return number;
 }
 
-/* A segmented packet is as many packets on the wire; its shared info lies behind the data. */
-static __always_inline u16 segments_of(const struct sk_buff *skb)
+/*
+ * A segmented packet is as many packets on the wire; its shared info lies behind the data. `number`
+ * is this CPU's in a map: there the pointer to the data becomes a number to calculate with, in a
+ * fraction of the time that reading it as one takes, if nobody comes between.
+ */
+static __always_inline u16 segments_of(const struct sk_buff *skb, volatile u64 *number)
 {
-	u64 info = (u64)BPF_CORE_READ(skb, head) + skb->end;
 	u16 segments = 0;
+	u64 info;
 
+	if (alone) {
+		*number = (u64)skb->head;
+		info = *number;
+	} else {
+		info = (u64)BPF_CORE_READ(skb, head);
+	}
+	info += skb->end;
 	bpf_probe_read_kernel(
 		&segments, sizeof(segments),
 		(void *)(info + bpf_core_field_offset(struct skb_shared_info, gso_segs)));
@@ -136,14 +147,26 @@ static __always_inline void tuple_of_sock(const struct sock *sk, struct tuple *t
 	t->dport = peer_is_src ? lport : pport;
 }
 
-/* Where the packet's bytes are, and how far they are contiguous. */
+/* Counted from the network header, wherever the packet's data begins. */
+#define FROM_NETWORK_HEADER 1
+
+/*
+ * Where the packet's bytes are, and how far they are contiguous. Programs on devices have the
+ * kernel look for them instead. Which it is has to be a constant where this is filled, so that
+ * what reads the other way does not get into the program.
+ */
 struct bytes {
 	u64 head;
 	u32 tail;
+	bool on_device;
+	struct __sk_buff *skb;
+	const u8 *with_ports; /* 0, or where it says whether anybody wants them */
 };
 
 static __always_inline bool read_at(const struct bytes *b, u32 off, void *to, u32 size)
 {
+	if (b->on_device)
+		return !bpf_skb_load_bytes_relative(b->skb, off, to, size, FROM_NETWORK_HEADER);
 	if (off + size > b->tail)
 		return false;
 	return !bpf_probe_read_kernel(to, size, (void *)(b->head + off));
@@ -153,6 +176,8 @@ static __always_inline void read_ports(const struct bytes *b, u32 off, struct tu
 {
 	u16 ports[2];
 
+	if (b->with_ports && !*b->with_ports)
+		return;
 	/* TCP, UDP, DCCP, SCTP and UDP-Lite begin with the two ports. */
 	if (t->proto != 6 && t->proto != 17 && t->proto != 33 && t->proto != 132 && t->proto != 136)
 		return;

@@ -1,13 +1,13 @@
 //! Puts the daemon together, runs it, and takes it apart again.
 
-use crate::config::{Loaded, State};
+use crate::config::{Config, Loaded, State};
 use crate::engine::farewell::{self, Farewell};
 use crate::engine::ledger::Ledger;
 use crate::engine::pass::{Collector, PassError, Sources};
 use crate::engine::select::Selection;
 use crate::engine::tracking::{self, Tracking};
 use crate::engine::{Engine, Facts, HookRunner, Objects, Parts};
-use crate::events::bus::{Bus, Counts};
+use crate::events::bus::{Bus, Counts, Intake};
 use crate::events::history::History;
 use crate::hooks::{HookTable, Known};
 use crate::kernel::bpf::{Loader, Refused};
@@ -221,25 +221,11 @@ async fn assemble(
     listeners: &Listeners,
     tasks: &mut JoinSet<&'static str>,
 ) -> Result<(Arc<Engine>, AbortHandle), RunError> {
-    match clean_up() {
-        Ok(0) => {}
-        Ok(interfaces) => tracing::info!(interfaces, "filters of an earlier daemon were removed"),
-        Err(error) => tracing::warn!(%error, "cannot look for filters of an earlier daemon"),
-    }
+    remove_leftovers();
     let config = loaded.config.clone();
-    let (state, complaint) = State::load(&config.run);
-    if let Some(complaint) = complaint {
-        tracing::warn!("{complaint}");
-    }
+    let state = state(&config);
     let facts = facts(&config.node_name, listeners)?;
-    let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
-    let labels = Labels { node: facts.node.clone(), extra: config.extra(), ..Labels::default() };
-    let watcher = Watcher::start(roots, labels).map_err(start_error("watch namespaces"))?;
-    let watcher = Arc::new(watcher);
-    let settings =
-        Settings { proc: config.proc.clone(), run: config.run.clone(), choices: config.sources.clone() };
-    let runtimes =
-        Runtimes::start(&settings, watcher.book()).map_err(start_error("start the sources of names"))?;
+    let (watcher, runtimes) = names(&config, &facts)?;
     let (loader, known) = loader(&config.proc, &watcher);
     let history = Arc::new(History::new(config.history));
     let counts = Arc::new(Counts::default());
@@ -253,45 +239,18 @@ async fn assemble(
         proc: config.proc.clone(),
     };
     let (intake, _) = bus.start().map_err(start_error("start the event thread"))?;
-    let (for_farewell, for_engine) = (intake.clone(), intake.clone());
-    let tracking = tracking::Parts {
-        directory: watcher.cell(),
-        intake: intake.clone(),
-        counts: Arc::clone(&counts),
-        proc: config.proc.clone(),
-        followers: Arc::clone(watcher.followers()),
-    };
-    let tracking = Tracking::start(tracking)
-        .map_err(start_error("start the thread that hears of tracked connections"))?;
+    let base = Base { config, watcher, intake, counts };
+    let tracking = base.tracking()?;
     let objects = Arc::new(Objects::default());
-    let hooks =
-        HookRunner::start_pump(Arc::clone(&objects), loader, known, intake, &watcher, Arc::clone(&counts))
-            .map_err(start_error("start the pump of the event ring"))?;
-    let mut all: Vec<Arc<dyn Source>> = sources::all(&config.proc, &config.sys);
-    let table = objects as Arc<dyn HookTable>;
-    let counters = PROBES.iter().flat_map(|probe| CounterSource::all(probe, &table, &config.proc));
-    all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
+    let hooks = base.pump(&objects, loader, known)?;
     let gone = Arc::new(Gone::default());
-    all.push(Arc::clone(&gone) as Arc<dyn Source>);
-    let sources = Arc::new(Sources::new(all));
+    let sources = Arc::new(base.sources(objects, &gone));
     let ledger = Ledger::new(Arc::clone(&gone), &sources).map(Arc::new);
     let (collector, passes) =
-        Collector::new(Arc::clone(&sources), Arc::clone(&watcher), home(), ledger.clone());
-    let reader = sources.index(ROLLED[0]).map(|at| Arc::clone(&sources.all[sources.owner(at)]));
-    let farewell = |(ledger, reader)| farewell::Parts {
-        directory: watcher.cell(),
-        ledger,
-        gone,
-        source: reader,
-        intake: for_farewell,
-        counts: Arc::clone(&counts),
-        home: home(),
-        proc: config.proc.clone(),
-        followers: Arc::clone(watcher.followers()),
-    };
-    let farewell = ledger.zip(reader).map(|parts| Farewell::start(farewell(parts))).transpose();
-    let farewell = farewell.map_err(start_error("start the thread that reads namespaces as they die"))?;
+        Collector::new(Arc::clone(&sources), Arc::clone(&base.watcher), home(), ledger.clone());
+    let farewell = base.farewell(&sources, gone, ledger)?;
     let passes = tasks.spawn(named("the task that collects", passes));
+    let Base { watcher, intake, counts, .. } = base;
     let engine = Arc::new(Engine::new(Parts {
         loaded,
         config_path,
@@ -305,12 +264,108 @@ async fn assemble(
         runtimes,
         farewell,
         tracking,
-        intake: for_engine,
+        intake,
         facts,
     }));
     engine.reconcile().await;
     first_pass(&engine).await.map_err(RunError::FirstPass)?;
     Ok((engine, passes))
+}
+
+fn remove_leftovers() {
+    match clean_up() {
+        Ok(0) => {}
+        Ok(interfaces) => tracing::info!(interfaces, "filters of an earlier daemon were removed"),
+        Err(error) => tracing::warn!(%error, "cannot look for filters of an earlier daemon"),
+    }
+}
+
+/// What was changed while an earlier daemon ran.
+fn state(config: &Config) -> State {
+    let (state, complaint) = State::load(&config.run);
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+    state
+}
+
+/// What finds out the names of namespaces.
+fn names(config: &Config, facts: &Facts) -> Result<(Arc<Watcher>, Runtimes), RunError> {
+    let roots = Roots { proc: config.proc.clone(), netns: config.run.join("netns") };
+    let labels = Labels { node: facts.node.clone(), extra: config.extra(), ..Labels::default() };
+    let watcher = Watcher::start(roots, labels).map_err(start_error("watch namespaces"))?;
+    let settings =
+        Settings { proc: config.proc.clone(), run: config.run.clone(), choices: config.sources.clone() };
+    let runtimes =
+        Runtimes::start(&settings, watcher.book()).map_err(start_error("start the sources of names"))?;
+    Ok((Arc::new(watcher), runtimes))
+}
+
+/// What the parts that hear of something are made with.
+struct Base {
+    config: Config,
+    watcher: Arc<Watcher>,
+    intake: Intake,
+    counts: Arc<Counts>,
+}
+
+impl Base {
+    /// What hears of tracked connections.
+    fn tracking(&self) -> Result<Tracking, RunError> {
+        let parts = tracking::Parts {
+            directory: self.watcher.cell(),
+            intake: self.intake.clone(),
+            counts: Arc::clone(&self.counts),
+            proc: self.config.proc.clone(),
+            followers: Arc::clone(self.watcher.followers()),
+        };
+        Tracking::start(parts).map_err(start_error("start the thread that hears of tracked connections"))
+    }
+
+    /// What hears of BPF objects.
+    fn pump(
+        &self,
+        objects: &Arc<Objects>,
+        loader: Result<Loader, Refused>,
+        known: Arc<Known>,
+    ) -> Result<HookRunner, RunError> {
+        let (intake, counts) = (self.intake.clone(), Arc::clone(&self.counts));
+        HookRunner::start_pump(Arc::clone(objects), loader, known, intake, &self.watcher, counts)
+            .map_err(start_error("start the pump of the event ring"))
+    }
+
+    /// Everything that a collection may read.
+    fn sources(&self, objects: Arc<Objects>, gone: &Arc<Gone>) -> Sources {
+        let (proc, table) = (&self.config.proc, objects as Arc<dyn HookTable>);
+        let mut all: Vec<Arc<dyn Source>> = sources::all(proc, &self.config.sys);
+        let counters = PROBES.iter().flat_map(|probe| CounterSource::all(probe, &table, proc));
+        all.extend(counters.map(|source| Arc::new(source) as Arc<dyn Source>));
+        all.push(Arc::clone(gone) as Arc<dyn Source>);
+        Sources::new(all)
+    }
+
+    /// What reads namespaces as they die, if anything reads the tables that are added up.
+    fn farewell(
+        &self,
+        sources: &Sources,
+        gone: Arc<Gone>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Result<Option<Farewell>, RunError> {
+        let Some((ledger, table)) = ledger.zip(sources.index(ROLLED[0])) else { return Ok(None) };
+        let parts = farewell::Parts {
+            directory: self.watcher.cell(),
+            ledger,
+            gone,
+            source: Arc::clone(&sources.all[sources.owner(table)]),
+            intake: self.intake.clone(),
+            counts: Arc::clone(&self.counts),
+            home: home(),
+            proc: self.config.proc.clone(),
+            followers: Arc::clone(self.watcher.followers()),
+        };
+        let started = Farewell::start(parts);
+        started.map(Some).map_err(start_error("start the thread that reads namespaces as they die"))
+    }
 }
 
 async fn first_pass(engine: &Engine) -> Result<(), PassError> {

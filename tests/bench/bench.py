@@ -16,7 +16,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ import crowd
 import identity
 import packets
 import processes
+import programs
+import storm
 import tracked
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -32,10 +33,9 @@ DOC = HERE.parent.parent / "docs" / "benchmarks.md"
 PORT = 9102
 # The files that the default probes read for each namespace.
 FILES = ["snmp", "netstat", "dev", "sockstat", "sockstat6", "snmp6"]
-# Probes with hooks whose cost per event is measured.
-HOOKED = ["tcpreset", "packetloss", *packets.PROBES]
 IDLE_SECONDS = float(os.environ.get("IDLE", "30"))
-# "names", "sockets", "processes", "tracked", "packets" and "reads" leave out everything but that; nothing is written then.
+# "names", "sockets", "processes", "tracked", "packets", "storm", "programs" and "reads" leave out everything but that; nothing is
+# written then.
 ONLY = os.environ.get("ONLY", "")
 # The environment in which the unit runs it.
 UNIT = dict(re.findall(r"^Environment=(\w+)=(\S+)$", (HERE.parent.parent / "systemd" / "netskoopd.service").read_text(), re.M))
@@ -54,7 +54,9 @@ def main():
         sockets = crowd.measure(bench, PORT, note) if ONLY in ("", "sockets") else []
         connections = tracked.measure(bench, PORT, note) if ONLY in ("", "tracked") else []
         streams = packets.measure(bench, note) if ONLY in ("", "packets") else []
-        for n in counts if ONLY not in ("sockets", "tracked", "packets") else []:
+        storms = storm.measure(bench, PORT, note) if ONLY in ("", "storm") else []
+        clean = storm.clean(bench, STATS, note) if ONLY in ("", "storm") else {}
+        for n in counts if ONLY not in ("sockets", "tracked", "packets", "storm", "programs") else []:
             bench.make(n)
             if ONLY in ("", "reads"):
                 rows.append(bench.round(n))
@@ -62,10 +64,10 @@ def main():
                 by_process += processes.measure(bench, n, PORT, note)
             if ONLY in ("", "names") and n >= 100:
                 names.append(identity.measure(bench, runtime, n, IDLE_SECONDS))
-        programs = bench.programs() if ONLY in ("", "packets") else []
+        costs, tools = programs.measure(bench, PORT, note) if ONLY in ("", "programs") else ([], [])
     finally:
         run(HERE / "floor" / "rmns.sh", env={"FLOOR_DIR": str(bench.work / "state")})
-    found = Found(rows, names, sockets, by_process, connections, streams, programs)
+    found = Found(rows, names, sockets, by_process, connections, streams, storms, clean, costs, tools)
     report = render(found, (pathlib.Path(work) / "commit").read_text().strip())
     print(report)
     if {100, 1000} <= set(counts) and not ONLY:
@@ -85,7 +87,10 @@ class Found:
     by_process: list
     connections: list
     streams: list
+    storms: list
+    clean: dict
     programs: list
+    tools: list
 
 
 class Bench:
@@ -122,40 +127,8 @@ class Bench:
         (self.work / f"floor.{n}.txt").write_text(text)
         return parse_floor(text)
 
-    def programs(self):
-        """Nanoseconds per run of each BPF program, under traffic that makes them run."""
-        note("BPF programs under resets, drops and packets")
-        probes = "".join(f"[probes.{name}]\nenabled = true\n" for name in HOOKED)
-        try:
-            with packets.veth(), self.running('min_interval = "1s"', probes) as process:
-                STATS.write_text("1")
-                before = process.programs()
-                refuse(20_000)
-                packets.send(self, "udp", packets.DATAGRAMS)
-                packets.send(self, "tcp", packets.KIB)
-                time.sleep(0.2)
-                after = process.programs()
-                STATS.write_text("0")
-                return program_costs(before, after, self.program_names())
-        except (OSError, RuntimeError) as error:
-            note(f"no BPF numbers: {error}")
-            return []
-
     def netskoopctl(self, *words):
         return run(self.ctl, "--socket", "/run/netskoop/netskoopd.sock", *words)
-
-    def program_names(self):
-        """Names by program id: the kernel's from bpftool, else the probe's from netskoopctl."""
-        names = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, subprocess.CalledProcessError):
-            answer = json.loads(self.netskoopctl("probes", "list", "-o", "json"))
-            for probe in answer if isinstance(answer, list) else answer["probes"]:
-                names |= {id: probe["name"] for id in probe["state"].get("programs", [])}
-        with contextlib.suppress(OSError, ValueError, subprocess.CalledProcessError):
-            shown = json.loads(run("bpftool", "-j", "prog", "show"))
-            full = {program["id"]: program.get("name", "") for program in shown}
-            names = {id: f"{full.get(id, '')} ({name})" for id, name in names.items()} or full
-        return names
 
     @contextlib.contextmanager
     def running(self, metrics, rest=""):
@@ -201,14 +174,8 @@ class Process:
         return [int(re.search(rf"{key}:\s+(\d+)", status).group(1)) / 1024 for key in ("VmRSS", "VmHWM")]
 
     def programs(self):
-        """Run time and runs of the BPF programs that the process holds, by id."""
-        programs = {}
-        for fd in (self.proc / "fdinfo").iterdir():
-            with contextlib.suppress(OSError):
-                info = dict(line.split(":", 1) for line in fd.read_text().splitlines() if ":" in line)
-                if "prog_id" in info and "run_cnt" in info:
-                    programs[int(info["prog_id"])] = (int(info["run_time_ns"]), int(info["run_cnt"]))
-        return programs
+        """Run time, runs and verified instructions of the BPF programs that the process holds, by id."""
+        return programs.held(self.proc.name)
 
 
 def measure(process, scrapes, gap, encoding=None):
@@ -259,27 +226,6 @@ def wait_ready(child, log):
     raise RuntimeError(f"netskoopd is not ready after 60 s:\n{log.read_text()}")
 
 
-def refuse(times):
-    """Refused connections and datagrams to a closed port: resets and drops with a reason."""
-    closed = ("127.0.0.1", 1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        for _ in range(times):
-            datagrams.sendto(b"x", closed)
-    for _ in range(times):
-        with socket.socket() as stream, contextlib.suppress(ConnectionRefusedError):
-            stream.connect(closed)
-
-
-def program_costs(before, after, names):
-    costs = []
-    for id, (nanos, runs) in sorted(after.items()):
-        old = before.get(id, (0, 0))
-        nanos, runs = nanos - old[0], runs - old[1]
-        if runs:
-            costs.append((names.get(id, f"program {id}"), runs, nanos / runs))
-    return costs
-
-
 def parse_floor(text):
     """CPU microseconds per namespace from the floor program's lines."""
     costs = {}
@@ -323,6 +269,7 @@ def verdict(found):
     targets += processes.targets(found.by_process) if found.by_process else []
     targets += tracked.targets(found.connections) if found.connections else []
     targets += packets.targets(found.streams) if found.streams else []
+    targets += storm.targets(found.storms) + (storm.clean_targets(found.clean) if found.clean else [])
     return targets + (identity.targets(found.names[-1]) if found.names else [])
 
 
@@ -370,7 +317,9 @@ def render(found, commit):
     process_table = table(processes.HEAD, processes.table_rows(found.by_process)) if found.by_process else "Not measured."
     packets_table = table(packets.HEAD, packets.table_rows(found.streams)) if found.streams else "Not measured."
     tracked_table = table(tracked.HEAD, tracked.table_rows(found.connections)) if found.connections else "Not measured."
-    program_table = table(["program", "runs", "ns per run"], [[name, f"{runs:,}", f"{ns:.0f}"] for name, runs, ns in found.programs])
+    storm_table = table(storm.HEAD, storm.table_rows(found.storms)) if found.storms else "Not measured."
+    program_table = table(programs.HEAD, programs.table_rows(found.programs)) if found.programs else "Not measured: no program ran."
+    tool_table = table(programs.TOOL_HEAD, programs.tool_rows(found.tools)) if found.tools else "Not measured."
     target_table = table(["target", "measured", "met"], [[t, m, "yes" if met else "**no**"] for t, m, met in verdict(found)])
     return f"""# Benchmarks
 
@@ -443,16 +392,30 @@ In one namespace, asked for in a collection for this probe alone, medians of {tr
 
 ## eBPF programs
 
-{program_table if found.programs else "Not measured: no program ran."}
+{program_table}
 
-From `kernel.bpf_stats_enabled`, which is on only for this measurement: refused connections and datagrams to a closed port on
-loopback, then the streams of the next table. It includes the cost of the kernel's own time stamps.
+From `kernel.bpf_stats_enabled`, which is on only for this measurement and includes the cost of the kernel's own time stamps:
+refused connections, datagrams to a closed port, the streams of the next table, questions to a name server, short connections,
+some that are never answered, writes to the disk. "Instructions verified": how many the kernel's verifier walked through. Other
+tools under the same traffic, all their programs together:
+
+{tool_table}
 
 {packets_table}
 
 UDP: CPU time for each of {packets.DATAGRAMS:,} datagrams of 64 bytes that one process sends and receives. TCP: {packets.KIB // 1024} MiB from one process to
 another, in packets as large as they come, which are not cut. Through a veth pair between two namespaces; the fastest of {packets.ROUNDS}
 rounds, in which all take turns.
+
+## Storms of drops
+
+{storm_table}
+
+`tests/bench/floor/drops.c` sends as fast as it can what the kernel drops; CPU time of the sender for each packet, which includes
+all that the packet costs, without the probes and with them, events with stacks, at the default limits. The fastest of {storm.ROUNDS} rounds
+of {storm.PACKETS:,} packets for each sender, in which both take turns. "Dropped": what the namespace's own counters say (RcvbufErrors; OutRsts, and two drops for
+each reset: the segment and its answer); "counted": the same reason in the probes' metrics, resets included. "Seen" are events of
+the whole machine, and "lost" is what the ring had no room for, or came while the program ran already.
 
 ## Method
 

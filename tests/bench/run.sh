@@ -2,8 +2,9 @@
 # Measures netskoopd against the floor program, in namespaces of its own that are gone when it ends.
 #
 # N="1 10 100" chooses the numbers of namespaces. docs/benchmarks.md is written if they include 100 and 1000.
-# ONLY=names measures nothing but what names cost, ONLY=sockets, ONLY=processes, ONLY=tracked and ONLY=packets nothing but what
-# these cost; ONLY=reads nothing but collections.
+# ONLY=names measures nothing but what names cost, ONLY=sockets, ONLY=processes, ONLY=tracked, ONLY=packets and ONLY=programs
+# nothing but what these cost, ONLY=storm what a storm of dropped packets does; ONLY=reads nothing but collections.
+# NETSKOOP_TOOLS is a directory with public tools to compare with, beside those that are installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:${HOME:-/root}/.cargo/bin
@@ -37,6 +38,7 @@ cc -O2 -w -o "$work/floor" tests/bench/floor/floor.c
 cc -O2 -w -o "$work/sockets" tests/bench/floor/sockets.c
 cc -O2 -w -o "$work/processes" tests/bench/floor/processes.c
 cc -O2 -w -o "$work/packets" tests/bench/floor/packets.c
+cc -O2 -w -o "$work/drops" tests/bench/floor/drops.c
 git rev-parse --short HEAD >"$work/commit" 2>/dev/null || echo unknown >"$work/commit"
 
 # A node of its own: the daemon sees these namespaces and processes only, and all end with the first process.

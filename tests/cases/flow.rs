@@ -86,6 +86,51 @@ fn counter(device: &str, file: &str) -> u64 {
     std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
+/// Bytes that the interface itself has counted, out and in.
+fn of_interface() -> [u64; 2] {
+    ["tx_bytes", "rx_bytes"].map(|file| counter("wan0", file))
+}
+
+/// The sum of all that was ever shown for one direction of a device.
+fn all(seen: &BTreeMap<String, u64>, metric: &str, device: &str) -> u64 {
+    let name = format!("netskoop_flow_{metric}_total{{");
+    let ours = seen.iter().filter(|(key, _)| key.starts_with(&name) && key.contains(device));
+    ours.map(|(_, value)| value).sum()
+}
+
+/// Twenty datagrams went out and ten came back.
+fn each_way_is_counted(text: &str, version: u8) {
+    let (near, to) = (here(version, 61, 7000), there(version, 61, 7001));
+    for (direction, from, to, count) in [("out", near, to, 20), ("in", to, near, 10)] {
+        let labels = labels("wan0", direction, from, to, true);
+        assert_eq!(value(text, "packets", &labels), count, "{labels}: {text}");
+        assert_eq!(value(text, "bytes", &labels), count * size(version), "{labels}: {text}");
+    }
+}
+
+/// Two connections are one, under another set of labels.
+fn without_ports_connections_are_one(daemon: &Daemon, far: &Netns) {
+    daemon.change("flow", r#"{"options":{"ports":"false","max_flows":"50"},"runtime":true}"#);
+    let before = scrape(daemon);
+    let pair = labels("wan0", "out", here(4, 61, 0), there(4, 61, 0), false);
+    talk(far, 4, 61, 7020, 6);
+    talk(far, 4, 61, 7030, 6);
+    let grown = value(&scrape(daemon), "bytes", &pair) - value(&before, "bytes", &pair);
+    assert_eq!(grown, 12 * size(4));
+}
+
+fn older_names_have_the_ends(daemon: &Daemon) {
+    let older = daemon.scrape("/metrics?names=kubeskoop&collect[]=flow");
+    let line = older.lines().find(|line| {
+        line.starts_with("kubeskoop_flow_bytes{")
+            && line.contains(&format!("dst=\"{}\"", there(4, 61, 0).ip()))
+    });
+    let line = line.unwrap_or_else(|| panic!("{older}"));
+    for label in ["k8s_node=\"node-1\"", "protocol=\"UDP\"", "sport=\"", "dport=\"", "src_type=\"unknown\""] {
+        assert!(line.contains(label), "{label}: {line}");
+    }
+}
+
 #[test]
 fn connections_are_counted_to_the_byte_and_the_rest_is_other() {
     own_node!(Pids::Own);
@@ -97,66 +142,36 @@ fn connections_are_counted_to_the_byte_and_the_rest_is_other() {
     let daemon = Setup::on_node().set("probes.flow", "enabled = true\nports = true\nmax_flows = 3").start();
     let state = daemon.probe("flow").state;
     assert_eq!((state.state, state.via.as_deref()), (StateName::On, Some("tcx")), "{state:?}");
-    let before = [counter("wan0", "tx_bytes"), counter("wan0", "rx_bytes")];
-    let mut seen = BTreeMap::new();
+    let (sent, mut seen) = (of_interface(), BTreeMap::new());
     let mut look = || {
         let text = scrape(&daemon);
         remember(&mut seen, &text);
         text
     };
     let first = look();
-    let totals = |text: &str| {
-        ["out", "in"].map(|way| value(text, "device_bytes", &format!("device=\"wan0\",direction=\"{way}\"")))
-    };
     for version in [4, 6] {
         talk(&far, version, 61, 7000, 20);
-        let text = look();
-        let (near, to) = (here(version, 61, 7000), there(version, 61, 7001));
-        for (direction, from, to, count) in [("out", near, to, 20), ("in", to, near, 10)] {
-            let labels = labels("wan0", direction, from, to, true);
-            assert_eq!(value(&text, "packets", &labels), count, "{labels}: {text}");
-            assert_eq!(value(&text, "bytes", &labels), count * size(version), "{labels}: {text}");
-        }
+        each_way_is_counted(&look(), version);
     }
     // There is no room for more: what comes is in other, and no byte is lost or twice there.
     talk(&far, 4, 61, 7010, 4);
     let text = look();
-    let after = [counter("wan0", "tx_bytes"), counter("wan0", "rx_bytes")];
+    let now = of_interface();
     for (at, way) in ["out", "in"].into_iter().enumerate() {
-        let grown = totals(&text)[at] - totals(&first)[at];
-        assert_eq!(grown, after[at] - before[at], "{way}: {text}");
-        let of_device = format!("device=\"wan0\",direction=\"{way}\"");
-        let all = |metric: &str| {
-            let name = format!("netskoop_flow_{metric}_total{{");
-            let ours = seen.iter().filter(|(key, _)| key.starts_with(&name) && key.contains(&of_device));
-            ours.map(|(_, value)| value).sum::<u64>()
-        };
-        assert_eq!(all("bytes"), totals(&text)[at], "{way}: {text}");
-        assert_eq!(all("packets"), value(&text, "device_packets", &of_device), "{way}: {text}");
+        let device = format!("device=\"wan0\",direction=\"{way}\"");
+        let total = |text: &str, metric: &str| value(text, &format!("device_{metric}"), &device);
+        assert_eq!(total(&text, "bytes") - total(&first, "bytes"), now[at] - sent[at], "{way}: {text}");
+        for metric in ["bytes", "packets"] {
+            assert_eq!(all(&seen, metric, &device), total(&text, metric), "{way}: {text}");
+        }
     }
     let own = text
         .lines()
         .filter(|line| line.starts_with("netskoop_flow_bytes_total{") && !line.contains("src=\"other\""));
     assert_eq!(own.count(), 3, "{text}");
 
-    // Without ports both connections are one, under another set of labels.
-    daemon.change("flow", r#"{"options":{"ports":"false","max_flows":"50"},"runtime":true}"#);
-    let before = scrape(&daemon);
-    let pair = labels("wan0", "out", here(4, 61, 0), there(4, 61, 0), false);
-    talk(&far, 4, 61, 7020, 6);
-    talk(&far, 4, 61, 7030, 6);
-    let grown = value(&scrape(&daemon), "bytes", &pair) - value(&before, "bytes", &pair);
-    assert_eq!(grown, 12 * size(4));
-
-    let older = daemon.scrape("/metrics?names=kubeskoop&collect[]=flow");
-    let line = older.lines().find(|line| {
-        line.starts_with("kubeskoop_flow_bytes{")
-            && line.contains(&format!("dst=\"{}\"", there(4, 61, 0).ip()))
-    });
-    let line = line.unwrap_or_else(|| panic!("{older}"));
-    for label in ["k8s_node=\"node-1\"", "protocol=\"UDP\"", "sport=\"", "dport=\"", "src_type=\"unknown\""] {
-        assert!(line.contains(label), "{label}: {line}");
-    }
+    without_ports_connections_are_one(&daemon, &far);
+    older_names_have_the_ends(&daemon);
     // What was there before is there afterwards, and nothing else.
     assert!(run("tc", &["qdisc", "show", "dev", "wan0"]).contains("clsact"));
     daemon.change("flow", r#"{"enabled":false,"runtime":true}"#);

@@ -176,9 +176,93 @@ fn told(daemon: &Daemon, kind: &str, netns: &Netns, late: &Late) {
     }
 }
 
+fn scrape(daemon: &Daemon) -> String {
+    daemon.scrape("/metrics?set=full&collect[]=socketlatency")
+}
+
 fn reads(text: &str, entity: &str, protocol: &str) -> u64 {
     let labels = format!("protocol=\"{protocol}\"");
     total(text, "netskoop_socketlatency_read_seconds_count", entity, &labels)
+}
+
+/// What is read at once: a hundred times each.
+fn at_once_is_counted(daemon: &Daemon, tcp: &mut [(TcpStream, TcpStream)], udp: &[[UdpSocket; 2]]) {
+    for pair in tcp {
+        ping_pong(pair, 100);
+    }
+    for [client, server] in udp {
+        for _ in 0..100 {
+            client.send(b"?").unwrap();
+            assert_eq!(server.recv(&mut [0; 1]).unwrap(), 1);
+        }
+    }
+    let text = scrape(daemon);
+    assert_eq!((reads(&text, "red", "tcp"), reads(&text, "blue", "tcp")), (200, 200), "{text}");
+    assert_eq!(reads(&text, "red", "udp"), 0, "{text}");
+    // A reader on another CPU may be quicker than the sentence that there is something to read.
+    assert!((190..=200).contains(&reads(&text, "blue", "udp")), "{text}");
+}
+
+fn late_reads_are_told(
+    daemon: &Daemon,
+    blue: &Netns,
+    tcp: &mut [(TcpStream, TcpStream)],
+    udp: &[[UdpSocket; 2]],
+) {
+    for pair in tcp {
+        for late in read_late(pair) {
+            told(daemon, "SOCKETLAT_READSLOW", blue, &late);
+        }
+    }
+    for pair in udp {
+        told(daemon, "SOCKETLAT_READSLOW", blue, &udp_read_late(pair));
+    }
+    let text = scrape(daemon);
+    assert_eq!(reads(&text, "blue", "tcp"), 204, "{text}");
+    let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=socketlatency");
+    assert!(old.contains("kubeskoop_socketlatency_read1ms{"), "{old}");
+    crate::golden::lint(&old, "kubeskoop");
+}
+
+fn what_nobody_reads_is_told(daemon: &Daemon, tcp: &mut [(TcpStream, TcpStream)]) {
+    let unread = || total(&scrape(daemon), "netskoop_socketlatency_unread_total", "blue", "");
+    // What was late may have been met by the look for what nobody reads.
+    let before = unread();
+    for pair in tcp {
+        let net = never_read(pair);
+        let event = until("what nobody reads", || {
+            let text = daemon.ask("/v1/events?type=SOCKETLAT_UNREAD&entity=blue").text();
+            let mut events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
+            events.find(|event| event.net.as_ref() == Some(&net))
+        });
+        assert_eq!(event.process, None, "nobody is known to be late");
+        pair.1.read_exact(&mut [0; 6]).unwrap();
+    }
+    assert_eq!(unread() - before, 2);
+}
+
+fn late_writes_are_told(daemon: &Daemon, red: &Netns, tcp: &mut [(TcpStream, TcpStream)]) {
+    for pair in tcp {
+        told(daemon, "SOCKETLAT_SENDSLOW", red, &sent_late(pair));
+    }
+    let text = scrape(daemon);
+    let writes = |entity| total(&text, "netskoop_socketlatency_write_seconds_count", entity, "");
+    assert!(writes("red") >= 2, "{text}");
+    assert_eq!(writes("blue"), 0, "{text}");
+    crate::golden::lint(&text, "netskoop");
+}
+
+fn older_names_have_them(daemon: &Daemon, red: &Netns) {
+    let old = daemon.scrape("/metrics?names=inspector&collect[]=socketlatency");
+    let late = |name: &str| {
+        let mut lines =
+            old.lines().filter(|line| line.starts_with(&format!("inspector_pod_socketlatency{name}{{")));
+        let line = lines.find(|line| line.contains(&format!("netns=\"ns{}\"", red.inode())));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    assert!(late("write1ms").is_some_and(|writes| writes >= 2.0), "{old}");
+    assert!(late("read300ms").is_some(), "{old}");
+    crate::golden::lint(&old, "inspector");
 }
 
 #[test]
@@ -197,69 +281,9 @@ fn late_readers_and_writes_are_told_and_counted() {
     assert_eq!(state.state, StateName::On, "{state:?}");
     assert!(!state.reason.is_some_and(|reason| reason.contains("what applications write")));
 
-    for pair in &mut tcp {
-        ping_pong(pair, 100);
-    }
-    for [client, server] in &udp {
-        for _ in 0..100 {
-            client.send(b"?").unwrap();
-            assert_eq!(server.recv(&mut [0; 1]).unwrap(), 1);
-        }
-    }
-    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-    assert_eq!((reads(&text, "red", "tcp"), reads(&text, "blue", "tcp")), (200, 200), "{text}");
-    assert_eq!(reads(&text, "red", "udp"), 0, "{text}");
-    // A reader on another CPU may be quicker than the sentence that there is something to read.
-    assert!((190..=200).contains(&reads(&text, "blue", "udp")), "{text}");
-
-    for pair in &mut tcp {
-        for late in read_late(pair) {
-            told(&daemon, "SOCKETLAT_READSLOW", &blue, &late);
-        }
-    }
-    for pair in &udp {
-        told(&daemon, "SOCKETLAT_READSLOW", &blue, &udp_read_late(pair));
-    }
-    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-    assert_eq!(reads(&text, "blue", "tcp"), 204, "{text}");
-    let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=socketlatency");
-    assert!(old.contains("kubeskoop_socketlatency_read1ms{"), "{old}");
-    crate::golden::lint(&old, "kubeskoop");
-
-    // What was late may have been met by the look for what nobody reads.
-    let unread = || {
-        let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-        total(&text, "netskoop_socketlatency_unread_total", "blue", "")
-    };
-    let before = unread();
-    for pair in &mut tcp {
-        let net = never_read(pair);
-        let event = until("what nobody reads", || {
-            let text = daemon.ask("/v1/events?type=SOCKETLAT_UNREAD&entity=blue").text();
-            let mut events = text.lines().map(|line| serde_json::from_str::<Event>(line).unwrap());
-            events.find(|event| event.net.as_ref() == Some(&net))
-        });
-        assert_eq!(event.process, None, "nobody is known to be late");
-        pair.1.read_exact(&mut [0; 6]).unwrap();
-    }
-    assert_eq!(unread() - before, 2);
-
-    for pair in &mut tcp {
-        let late = sent_late(pair);
-        told(&daemon, "SOCKETLAT_SENDSLOW", &red, &late);
-    }
-    let text = daemon.scrape("/metrics?set=full&collect[]=socketlatency");
-    assert!(total(&text, "netskoop_socketlatency_write_seconds_count", "red", "") >= 2, "{text}");
-    assert_eq!(total(&text, "netskoop_socketlatency_write_seconds_count", "blue", ""), 0, "{text}");
-    crate::golden::lint(&text, "netskoop");
-    let old = daemon.scrape("/metrics?names=inspector&collect[]=socketlatency");
-    let late = |name: &str| {
-        let mut lines =
-            old.lines().filter(|line| line.starts_with(&format!("inspector_pod_socketlatency{name}{{")));
-        let line = lines.find(|line| line.contains(&format!("netns=\"ns{}\"", red.inode())));
-        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-    };
-    assert!(late("write1ms").is_some_and(|writes| writes >= 2.0), "{old}");
-    assert!(late("read300ms").is_some(), "{old}");
-    crate::golden::lint(&old, "inspector");
+    at_once_is_counted(&daemon, &mut tcp, &udp);
+    late_reads_are_told(&daemon, &blue, &mut tcp, &udp);
+    what_nobody_reads_is_told(&daemon, &mut tcp);
+    late_writes_are_told(&daemon, &red, &mut tcp);
+    older_names_have_them(&daemon, &red);
 }

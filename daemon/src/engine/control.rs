@@ -1,6 +1,7 @@
 //! Changes: probes switched on and off, options, leases, reloads. One change at a time; a change that fails leaves
 //! everything as it was.
 
+use super::governor::throttled;
 use super::{Engine, Problem, lock, unix_now};
 use crate::config::{self, Config, Effective, Layer, Override, ProbeOverrides, State, dropin, effective};
 use crate::declare::Probe;
@@ -94,12 +95,11 @@ impl Engine {
         if change.enabled == Some(true) {
             let failed = self.start(probe, &wanted).await.err().filter(|_| !does_without_hooks(probe));
             failed.map_or(Ok(()), |problem| Err(ChangeError::NotAvailable(problem.sentence)))?;
-            // Also one that would have been tried again later works now.
+            // Also one that would have been tried again later works now, and sends all its events.
             let mut slots = self.slots();
-            slots
-                .iter_mut()
-                .filter(|slot| slot.probe.name == probe.name)
-                .for_each(|slot| slot.problem = None);
+            for slot in slots.iter_mut().filter(|slot| slot.probe.name == probe.name) {
+                (slot.problem, slot.throttled) = (None, None);
+            }
         }
         if let Err(error) = self.store(probe, &mut state, &change, &keep) {
             self.apply(&state).await;
@@ -218,7 +218,8 @@ impl Engine {
                 }
             } else {
                 self.stop(probe).await;
-                self.slots()[at].problem = None;
+                let slot = &mut self.slots()[at];
+                (slot.problem, slot.throttled) = (None, None);
             }
         }
         self.wake_farewell();
@@ -260,13 +261,19 @@ impl Engine {
     }
 
     /// Starts the hooks of a probe, or hands new options to them. Nothing to do for a probe that only reads.
-    async fn start(&self, probe: &'static Probe, options: &Options) -> Result<(), Problem> {
+    pub(super) async fn start(&self, probe: &'static Probe, options: &Options) -> Result<(), Problem> {
         if probe.hooks.is_none() {
             return Ok(());
         }
-        let config = &self.config.load().config;
-        let rate = (config.event_rate, config.event_burst);
-        self.hooks.start(probe, options.clone(), rate).await.map_err(|(never, sentence)| Problem {
+        let is_throttled =
+            self.slots().iter().any(|slot| slot.probe.name == probe.name && slot.throttled.is_some());
+        let (options, rate) = if is_throttled {
+            throttled(options.clone())
+        } else {
+            let config = &self.config.load().config;
+            (options.clone(), (config.event_rate, config.event_burst))
+        };
+        self.hooks.start(probe, options, rate).await.map_err(|(never, sentence)| Problem {
             never,
             sentence,
             retry: None,
@@ -336,7 +343,7 @@ impl Engine {
         }
         self.renew_labels(&before.config).await;
         // What could not run may be able to now.
-        self.slots().iter_mut().for_each(|slot| slot.problem = None);
+        self.slots().iter_mut().for_each(|slot| (slot.problem, slot.throttled) = (None, None));
         self.apply(&state).await;
         self.lease_changed.notify_one();
         tracing::info!(changes = changes.len(), "configuration reloaded");

@@ -1,5 +1,9 @@
-//! Keeps the cost of BPF programs within bounds: now and then their runs are measured for a moment, and a probe whose
-//! programs take more of a CPU than `limits.bpf_cpu` is switched off for a while, which an event says.
+//! Keeps the cost of BPF programs within bounds: now and then their runs are measured for a moment. A probe whose programs take
+//! more of a CPU than `limits.bpf_cpu` sends few events for a while, if that can help, and else is switched off; an event says so.
+//!
+//! A probe that is on unless somebody says otherwise has programs that only trouble runs, and then it is wanted most. What is
+//! left of it without events is counting, a small part of what the trouble costs itself: it goes on doing that up to a
+//! multiple of the limit on each CPU, which is there for programs that are slow for a reason nobody thought of.
 //!
 //! The measuring itself costs each run of every program of the node some 60 ns, so it is on for a second a minute only.
 
@@ -7,10 +11,10 @@ use super::{Engine, Problem, lock};
 use crate::config::format_percent;
 use crate::declare::{EventDecl, Probe};
 use crate::events::bus::Incoming;
-use crate::hooks::RawEvent;
+use crate::hooks::{Options, RawEvent};
 use crate::kernel::bpf::count_runs;
 use crate::probes::PROBES;
-use netskoop_api::Value;
+use netskoop_api::{OptionValue, Value};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -18,29 +22,78 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_secs(5);
 /// From one look to the next.
 const PAUSE: Duration = Duration::from_secs(60);
-/// To the second look at a probe that was too expensive in the first: a burst is no reason to switch it off.
+/// To the second look at a probe that was too expensive in the first: a burst is no reason to do something about it.
 const SOON: Duration = Duration::from_secs(5);
 /// Length of a look.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How long a probe stays switched off.
+/// How long a probe stays switched off, or has to be cheap before it sends all its events again.
 const HOLD: Duration = Duration::from_secs(600);
+/// An event with its stack takes at most so long in a program.
+const EVENT_NS: u64 = 5_000;
+/// Events a second of one kind in one namespace, and how many may come at once, while a probe is throttled.
+const FEW: (u32, u32) = (1, 1);
+/// What only trouble runs may take so many times the limit on each CPU.
+const IN_TROUBLE: u32 = 10;
 
 /// Events of the daemon itself.
-pub static EVENTS: [EventDecl; 1] = [EventDecl {
-    name: "PROBE_SWITCHED_OFF",
-    aliases: &[],
-    fields: &["reason"],
-    help: "A probe was switched off for ten minutes, because its BPF programs cost more than limits.bpf_cpu allows.",
-}];
+pub static EVENTS: [EventDecl; 2] = [
+    EventDecl {
+        name: "PROBE_THROTTLED",
+        aliases: &[],
+        fields: &["reason"],
+        help: "A probe's BPF programs cost more than limits.bpf_cpu allows: it sends one event a second of each kind and namespace, \
+               without its stack, until it has cost less for ten minutes. It counts everything.",
+    },
+    EventDecl {
+        name: "PROBE_SWITCHED_OFF",
+        aliases: &[],
+        fields: &["reason"],
+        help: "A probe was switched off for ten minutes, because its BPF programs cost more than limits.bpf_cpu allows and \
+               fewer events would not help.",
+    },
+];
+static THROTTLED: &EventDecl = &EVENTS[0];
+static SWITCHED_OFF: &EventDecl = &EVENTS[1];
 
-/// What the programs of a probe have used: nanoseconds, runs.
-type Usage = (&'static str, u64, u64);
+/// What the programs of a probe have used since they were loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// In its programs.
+    pub nanoseconds: u64,
+    /// Events that they wrote to the ring.
+    pub events: u64,
+}
 
-/// The part of one CPU that a probe's programs took, in hundredths of a percent.
-pub type Share = (&'static str, u32);
+/// What the programs of a probe took while they were looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    /// The probe's name.
+    pub(super) probe: &'static str,
+    /// The part of one CPU, in hundredths of a percent.
+    pub(super) cpu: u32,
+    /// What its events can have taken of that.
+    events: u32,
+}
+
+/// That a probe sends few events.
+#[derive(Clone, Debug)]
+pub(super) struct Throttled {
+    /// When all are sent again.
+    until: Instant,
+    /// Why, one sentence.
+    pub(super) sentence: String,
+}
+
+/// The settings of a probe that is throttled, with the rate of its events.
+pub(super) fn throttled(mut options: Options) -> (Options, (u32, u32)) {
+    if let Some(stack) = options.get_mut("stack") {
+        *stack = OptionValue::Bool(false);
+    }
+    (options, FEW)
+}
 
 impl Engine {
-    /// Measures and switches off. Never returns.
+    /// Measures, throttles and switches off. Never returns.
     pub async fn govern(&self) {
         let (mut pause, mut before) = (FIRST, Vec::new());
         loop {
@@ -50,12 +103,16 @@ impl Engine {
                 continue;
             };
             let budget = self.config.load().config.bpf_cpu;
-            let over = too_much(&shares, budget);
-            for (probe, share) in over.iter().filter(|(probe, _)| before.contains(probe)) {
-                self.switch_off(probe, *share, budget).await;
+            let over: Vec<Share> =
+                shares.iter().filter(|share| self.is_too_much(share, budget)).copied().collect();
+            let (again, new) = over.iter().partition::<Vec<_>, _>(|share| before.contains(&share.probe));
+            for share in again {
+                self.restrain(share, budget).await;
             }
+            self.relax(&shares, budget).await;
             pause = if over.is_empty() { PAUSE } else { SOON };
-            before = over.iter().map(|(probe, _)| *probe).collect();
+            // What was done about the others has to show first.
+            before = new.iter().map(|share| share.probe).collect();
             *lock(&self.shares) = shares;
         }
     }
@@ -79,38 +136,106 @@ impl Engine {
         Some(shares(&before, &after, elapsed))
     }
 
-    fn usage(&self) -> Vec<Usage> {
-        let of = |probe: &&'static Probe| {
-            self.hooks.usage(probe).map(|(nanoseconds, runs)| (probe.name, nanoseconds, runs))
-        };
-        PROBES.iter().filter_map(of).collect()
+    fn usage(&self) -> Vec<(&'static str, Usage)> {
+        PROBES.iter().filter_map(|probe| Some((probe.name, self.hooks.usage(probe)?))).collect()
     }
 
-    async fn switch_off(&self, name: &str, share: u32, budget: u32) {
+    fn is_too_much(&self, share: &Share, budget: u32) -> bool {
+        let slots = self.slots();
+        let slot = slots.iter().find(|slot| slot.probe.name == share.probe);
+        slot.is_some_and(|slot| share.cpu > most(slot.probe, slot.throttled.is_some(), budget, cpus()))
+    }
+
+    /// Throttles a probe that costs too much, or switches it off.
+    async fn restrain(&self, share: &Share, budget: u32) {
         // Nobody else switches probes meanwhile.
         let _state = self.state.lock().await;
-        let Some(at) = PROBES.iter().position(|probe| probe.name == name) else { return };
+        let Some(at) = PROBES.iter().position(|probe| probe.name == share.probe) else { return };
         let probe = PROBES[at];
-        if !self.slots()[at].effective.enabled || probe.hooks.is_some_and(|hooks| hooks.optional) {
-            return;
-        }
-        let sentence = format!(
-            "switched off for {} minutes: its BPF programs took {} of a CPU, and limits.bpf_cpu allows {}",
-            HOLD.as_secs() / 60,
-            format_percent(share),
+        let throttled = {
+            let slot = &self.slots()[at];
+            if !slot.effective.enabled {
+                return;
+            }
+            slot.throttled.is_some()
+        };
+        let takes = format!(
+            "its BPF programs took {} of a CPU, and limits.bpf_cpu allows {}",
+            format_percent(share.cpu),
             format_percent(budget)
         );
-        tracing::warn!(probe = name, "{sentence}");
-        self.hooks.stop(probe).await;
-        let retry = Some((Instant::now() + HOLD, 0));
-        self.slots()[at].problem = Some(Problem { never: false, sentence: sentence.clone(), retry });
-        self.switched.notify_one();
-        self.tell(probe, sentence);
+        if !throttled && fewer_events_help(probe, share, budget) {
+            self.throttle(at, &takes).await;
+        } else {
+            self.switch_off(at, &takes).await;
+        }
     }
 
-    fn tell(&self, probe: &'static Probe, sentence: String) {
+    async fn throttle(&self, at: usize, takes: &str) {
+        let minutes = HOLD.as_secs() / 60;
+        let sentence = format!(
+            "throttled until it has cost less for {minutes} minutes: {takes}; everything is counted, and one event a second is \
+             sent of each kind and namespace, without its stack"
+        );
+        let options = {
+            let slot = &mut self.slots()[at];
+            slot.throttled = Some(Throttled { until: Instant::now() + HOLD, sentence: sentence.clone() });
+            slot.effective.options.clone()
+        };
+        let probe = PROBES[at];
+        tracing::warn!(probe = probe.name, "{sentence}");
+        if let Err(problem) = self.start(probe, &options).await {
+            tracing::warn!(probe = probe.name, "it cannot be throttled: {}", problem.sentence);
+        }
+        self.tell(probe, THROTTLED, sentence);
+    }
+
+    async fn switch_off(&self, at: usize, takes: &str) {
+        let probe = PROBES[at];
+        let sentence = format!("switched off for {} minutes: {takes}", HOLD.as_secs() / 60);
+        tracing::warn!(probe = probe.name, "{sentence}");
+        self.hooks.stop(probe).await;
+        {
+            let slot = &mut self.slots()[at];
+            let retry = Some((Instant::now() + HOLD, 0));
+            slot.problem = Some(Problem { never: false, sentence: sentence.clone(), retry });
+            slot.throttled = None;
+        }
+        self.switched.notify_one();
+        self.tell(probe, SWITCHED_OFF, sentence);
+    }
+
+    /// Lets probes send all their events again that have been cheap for a while.
+    async fn relax(&self, shares: &[Share], budget: u32) {
+        if self.slots().iter().all(|slot| slot.throttled.is_none()) {
+            return;
+        }
+        let _state = self.state.lock().await;
+        let now = Instant::now();
+        for (at, probe) in PROBES.iter().enumerate() {
+            let options = {
+                let slot = &mut self.slots()[at];
+                let Some(throttled) = &mut slot.throttled else { continue };
+                let share = shares.iter().find(|share| share.probe == probe.name);
+                if share.is_some_and(|share| budget > 0 && share.cpu > budget) {
+                    throttled.until = now + HOLD;
+                }
+                if throttled.until > now {
+                    continue;
+                }
+                slot.throttled = None;
+                slot.effective.options.clone()
+            };
+            tracing::info!(probe = probe.name, "it sends all its events again");
+            if let Err(problem) = self.start(probe, &options).await {
+                tracing::warn!(probe = probe.name, "it stays throttled: {}", problem.sentence);
+            }
+        }
+    }
+
+    fn tell(&self, probe: &'static Probe, decl: &'static EventDecl, sentence: String) {
         let fields = vec![("reason", Value::Text(sentence))];
-        self.announce(probe, RawEvent::found(&EVENTS[0], (self.hooks.host_netns(), 0), fields));
+        self.announce(probe, RawEvent::found(decl, (self.hooks.host_netns(), 0), fields));
     }
 
     /// Hands over an event of the daemon itself.
@@ -122,34 +247,93 @@ impl Engine {
     }
 }
 
-/// What came between two readings, as parts of one CPU. A probe that was loaded anew counts from nothing.
-fn shares(before: &[Usage], after: &[Usage], elapsed: Duration) -> Vec<Share> {
-    let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
-    let share = |(name, now, _): &Usage| {
-        let then = before.iter().find(|(known, ..)| known == name).map_or(0, |(_, then, _)| *then);
-        let hundredths = now.saturating_sub(then).saturating_mul(10_000) / elapsed;
-        (*name, u32::try_from(hundredths).unwrap_or(u32::MAX))
-    };
-    after.iter().map(share).collect()
+fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))
 }
 
-/// The probes above the budget; a budget of 0 is none.
-fn too_much(shares: &[Share], budget: u32) -> Vec<Share> {
-    shares.iter().filter(|(_, share)| budget > 0 && *share > budget).copied().collect()
+/// Whether only trouble runs a probe's programs: a test holds those to it that are on without being asked for.
+fn is_for_trouble(probe: &Probe) -> bool {
+    probe.default_on
+}
+
+/// What a probe may take before something is done about it, in hundredths of a percent of one CPU; a budget of 0 is none. One
+/// whose hooks are a part of it only is left alone.
+fn most(probe: &Probe, throttled: bool, budget: u32, cpus: u32) -> u32 {
+    match budget {
+        _ if probe.hooks.is_some_and(|hooks| hooks.optional) => u32::MAX,
+        0 => u32::MAX,
+        _ if throttled && is_for_trouble(probe) => budget.saturating_mul(IN_TROUBLE).saturating_mul(cpus),
+        budget => budget,
+    }
+}
+
+/// Whether a probe may be within its budget with fewer events. One that only counts in trouble is not asked that much.
+fn fewer_events_help(probe: &Probe, share: &Share, budget: u32) -> bool {
+    is_for_trouble(probe) || share.cpu.saturating_sub(share.events) <= budget
+}
+
+/// What came between two readings, as parts of one CPU. A probe that was loaded anew counts from nothing.
+fn shares(
+    before: &[(&'static str, Usage)],
+    after: &[(&'static str, Usage)],
+    elapsed: Duration,
+) -> Vec<Share> {
+    let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
+    let part =
+        |nanoseconds: u64| u32::try_from(nanoseconds.saturating_mul(10_000) / elapsed).unwrap_or(u32::MAX);
+    let share = |(probe, now): &(&'static str, Usage)| {
+        let then = before.iter().find(|(known, _)| known == probe).map(|(_, then)| *then);
+        let then = then.unwrap_or(Usage { nanoseconds: 0, events: 0 });
+        let events = now.events.saturating_sub(then.events);
+        Share {
+            probe,
+            cpu: part(now.nanoseconds.saturating_sub(then.nanoseconds)),
+            events: part(events.saturating_mul(EVENT_NS)),
+        }
+    };
+    after.iter().map(share).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probes::{packetloss, tcprtt};
+
+    fn usage(nanoseconds: u64, events: u64) -> Usage {
+        Usage { nanoseconds, events }
+    }
 
     #[test]
     fn shares_are_parts_of_one_cpu() {
-        let before = [("a", 1000, 1), ("b", 500, 1)];
-        let after = [("a", 1000, 1), ("b", 20_000_500, 9), ("c", 3_000_000_000, 5)];
+        let before = [("a", usage(1000, 1)), ("b", usage(500, 1))];
+        let after = [("a", usage(1000, 1)), ("b", usage(20_000_500, 2001)), ("c", usage(3_000_000_000, 0))];
         let found = shares(&before, &after, Duration::from_secs(1));
-        assert_eq!(found, [("a", 0), ("b", 200), ("c", 30_000)]);
-        assert_eq!(too_much(&found, 200), [("c", 30_000)]);
-        assert_eq!(too_much(&found, 199).len(), 2);
-        assert!(too_much(&found, 0).is_empty());
+        let share = |probe, cpu, events| Share { probe, cpu, events };
+        assert_eq!(found, [share("a", 0, 0), share("b", 200, 100), share("c", 30_000, 0)]);
+    }
+
+    #[test]
+    fn what_only_trouble_runs_goes_on_counting() {
+        let (loss, rtt) = (&packetloss::PROBE, &tcprtt::PROBE);
+        assert_eq!([most(loss, false, 200, 4), most(rtt, false, 200, 4)], [200, 200]);
+        assert_eq!([most(loss, true, 200, 4), most(rtt, true, 200, 4)], [8000, 200]);
+        assert_eq!([most(loss, true, 0, 4), most(rtt, false, 0, 4)], [u32::MAX, u32::MAX]);
+        assert_eq!(most(loss, true, u32::MAX, u32::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn events_are_withheld_where_that_can_help() {
+        let share = |cpu, events| Share { probe: "any", cpu, events };
+        let help = |probe, cpu, events| fewer_events_help(probe, &share(cpu, events), 200);
+        assert!(help(&packetloss::PROBE, 3000, 1));
+        assert!(!help(&tcprtt::PROBE, 3000, 0) && !help(&tcprtt::PROBE, 3000, 2799));
+        assert!(help(&tcprtt::PROBE, 3000, 2800) && help(&tcprtt::PROBE, 3000, 9999));
+    }
+
+    #[test]
+    fn who_is_throttled_has_no_stacks() {
+        let stack = |on| Options::from([("stack", OptionValue::Bool(on))]);
+        assert_eq!(throttled(stack(true)), (stack(false), (1, 1)));
+        assert_eq!(throttled(Options::new()), (Options::new(), (1, 1)));
     }
 }

@@ -1,5 +1,6 @@
 //! Runs the BPF objects: those of the probes, and the one that watches namespaces. Owns the event ring's pump.
 
+use super::governor::Usage;
 use crate::declare::Probe;
 use crate::events::bus::{Counts, Incoming, Intake};
 use crate::hooks::{Counters, CountersMap, HookTable, Known, Memory, Options};
@@ -275,10 +276,14 @@ impl HookRunner {
         })
     }
 
-    /// Time in a probe's programs and their runs, as far as the kernel counts them; `None` if it is not loaded.
-    pub fn usage(&self, probe: &Probe) -> Option<(u64, u64)> {
-        let infos = self.objects.running().get(probe.name)?.handle.infos();
-        Some(infos.iter().fold((0, 0), |(time, runs), info| (time + info.run_time_ns, runs + info.runs)))
+    /// Time in a probe's programs, as far as the kernel counts it, and their events; `None` if it is not loaded.
+    pub fn usage(&self, probe: &Probe) -> Option<Usage> {
+        let running = self.objects.running();
+        let handle = &running.get(probe.name)?.handle;
+        Some(Usage {
+            nanoseconds: handle.infos().iter().map(|info| info.run_time_ns).sum(),
+            events: handle.stream_counts().map_or(0, |counts| counts.submitted),
+        })
     }
 
     /// Inode of the host's network namespace; 0 where there is no BPF.

@@ -144,6 +144,8 @@ struct Slot {
     problem: Option<Problem>,
     /// Why it works without its hooks.
     without_hooks: Option<String>,
+    /// That it sends few events.
+    throttled: Option<governor::Throttled>,
     /// Why this kernel has nothing that it shows.
     lacks: Option<String>,
 }
@@ -210,6 +212,7 @@ impl Engine {
             effective: effective(probe, config, parts.state.probes.get(probe.name), now),
             problem: None,
             without_hooks: None,
+            throttled: None,
             lacks: probe.section.and_then(|section| lacking(section, &config.proc)),
         };
         let slots = Mutex::new(PROBES.iter().map(slot).collect());

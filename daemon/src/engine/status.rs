@@ -67,6 +67,7 @@ impl Engine {
                 .as_ref()
                 .filter(|_| effective.enabled)
                 .map(|problem| problem.sentence.clone())
+                .or_else(|| slot.throttled.as_ref().map(|throttled| throttled.sentence.clone()))
                 .or(absent)
                 .or_else(|| slot.without_hooks.clone().filter(|_| state == StateName::On)),
             via: reads.then(|| self.via(slot.probe)),
@@ -89,8 +90,8 @@ impl Engine {
             answer.reason = answer.reason.or((!limits.is_empty()).then_some(limits));
             answer.via = Some(hook.via);
             answer.event_ns = hook.event_ns;
-            let share = lock(&self.shares).iter().find(|(name, _)| *name == slot.probe.name).copied();
-            answer.bpf_cpu_ratio = share.map(|(_, hundredths)| f64::from(hundredths) / 10_000.0);
+            let share = lock(&self.shares).iter().find(|share| share.probe == slot.probe.name).copied();
+            answer.bpf_cpu_ratio = share.map(|share| f64::from(share.cpu) / 10_000.0);
             answer.stream = Some(hook.stream);
             answer.programs = hook.programs;
         }

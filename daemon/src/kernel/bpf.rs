@@ -16,18 +16,13 @@ use crate::hooks::Known;
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
 };
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{
-    Link, MapCore, MapFlags, MapHandle, Object, OpenMapMut, OpenObject, ProgramAttachType, ProgramMut,
-};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 use netskoop_api::StreamCounts;
 use netskoop_bpf::netns::types;
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -76,9 +71,9 @@ struct Program {
 
 /// The inside of an object's thread, handed to the function that runs it.
 pub struct Session {
-    name: &'static str,
+    pub(super) name: &'static str,
     number: u16,
-    loader: Loader,
+    pub(super) loader: Loader,
     settings: Settings,
     limits: RefCell<Vec<String>>,
     commands: mpsc::Receiver<Command>,
@@ -121,68 +116,14 @@ impl Session {
         self.loader.features.socket_storage()
     }
 
+    /// Whether a program on a tracepoint is not run again on a CPU where it is running.
+    pub fn guards_programs(&self) -> bool {
+        self.loader.features.guards_programs()
+    }
+
     /// Notes what the probe cannot see on this kernel; one sentence, before [`Session::ready`].
     pub fn limited(&self, sentence: impl Into<String>) {
         self.limits.borrow_mut().push(sentence.into());
-    }
-
-    /// Opens an object, with the type information that was configured.
-    pub fn open<'o, B: SkelBuilder<'o>>(
-        &self,
-        mut builder: B,
-        storage: &'o mut MaybeUninit<OpenObject>,
-    ) -> Result<B::Output, Refused> {
-        quiet();
-        let doing = format!("open {}", self.name);
-        if let Some(path) = self.loader.features.path() {
-            let chosen = builder.object_builder_mut().btf_custom_path(path);
-            chosen.map_err(|error| refused(&doing, &error))?;
-        }
-        builder.open(storage).map_err(|error| refused(&doing, &error))
-    }
-
-    /// Makes the object write to the shared ring.
-    pub fn share_ring(&self, events: &mut OpenMapMut<'_>) -> Result<(), Refused> {
-        events
-            .reuse_fd(self.loader.ring.map().as_fd())
-            .map_err(|error| refused("share the event ring", &error))
-    }
-
-    /// Gives a map room for so many entries of each CPU that there may be.
-    pub fn room_by_cpu(&self, map: &mut OpenMapMut<'_>, each: usize) -> Result<(), Refused> {
-        let cpus = libbpf_rs::num_possible_cpus();
-        let room = cpus.map(|cpus| u32::try_from(cpus.saturating_mul(each)).unwrap_or(u32::MAX));
-        let sized = room.and_then(|room| map.set_max_entries(room));
-        sized.map_err(|error| refused(&format!("size a map of {}", self.name), &error))
-    }
-
-    /// Loads it into the kernel.
-    pub fn load<'o, S: OpenSkel<'o>>(&self, open: S) -> Result<S::Output, Refused> {
-        let features = &self.loader.features;
-        open.load().map_err(|error| features.explained(refused(&format!("load {}", self.name), &error)))
-    }
-
-    /// Attaches every program that was loaded. They stay attached as long as the links live. Those that walk what the
-    /// kernel has are for [`Session::ready`].
-    pub fn attach(&self, object: &Object) -> Result<Vec<Link>, Refused> {
-        self.attach_some(object, |_| true)
-    }
-
-    /// The same for programs with certain names.
-    pub(super) fn attach_some(
-        &self,
-        object: &Object,
-        wanted: impl Fn(&OsStr) -> bool,
-    ) -> Result<Vec<Link>, Refused> {
-        let mut links = Vec::new();
-        let hooks = |program: &ProgramMut<'_>| {
-            program.autoload() && !is_walk(&program.attach_type()) && wanted(program.name())
-        };
-        for program in object.progs_mut().filter(hooks) {
-            let doing = || format!("attach {} of {}", program.name().display(), self.name);
-            links.push(program.attach().map_err(|error| refused(&doing(), &error))?);
-        }
-        Ok(links)
     }
 
     /// Tells that the object works. `via` is how it is attached, `counters` the names of the maps that it counts in.
@@ -604,11 +545,6 @@ pub fn count_runs() -> std::io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is new, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Whether a program runs for each of something that the kernel has, when it is asked.
-pub(super) fn is_walk(kind: &ProgramAttachType) -> bool {
-    matches!(kind, ProgramAttachType::TraceIter)
 }
 
 /// Whether two cookies can be those of one namespace: 0 is one that is not known.

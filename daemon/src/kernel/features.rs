@@ -28,6 +28,7 @@ pub struct Features {
     enums: FxHashMap<String, EnumNames>,
     task_storage: bool,
     socket_storage: bool,
+    guards_programs: bool,
     charges_locked_memory: bool,
 }
 
@@ -64,6 +65,9 @@ impl Features {
         features.task_storage = has_member(&btf, "task_struct", "bpf_storage");
         // 8e4597c627fb ("bpf: Allow using bpf_sk_storage in FENTRY/FEXIT/RAW_TP", 5.11).
         features.socket_storage = btf.type_by_name::<types::Func<'_>>("bpf_sk_storage_get_tracing").is_some();
+        // 05b24ff9b2cf ("bpf: Prevent bpf program recursion for raw tracepoint probes", 6.1) gave it this name.
+        features.guards_programs =
+            btf.type_by_name::<types::Func<'_>>("bpf_prog_inc_misses_counter").is_some();
         for name in enums {
             features.enums.insert((*name).to_owned(), EnumNames::read(&btf, name));
         }
@@ -98,6 +102,11 @@ impl Features {
     pub fn socket_storage(&self) -> Result<(), Refused> {
         let sentence = "before Linux 5.11 BPF programs that trace cannot remember anything of a socket";
         if self.socket_storage { Ok(()) } else { Err(Refused::NotHere(sentence.to_owned())) }
+    }
+
+    /// Whether a program on a tracepoint is not run again on a CPU where it is running.
+    pub fn guards_programs(&self) -> bool {
+        self.guards_programs
     }
 
     /// A refusal, with its likely cause where the kernel charges what programs and maps take against the limit of locked

@@ -6,6 +6,7 @@ pub mod cgroup_mounts;
 pub mod default_route;
 pub mod drop_reasons;
 pub mod features;
+mod load;
 pub mod netlink;
 pub mod netns_cookie;
 pub mod netns_watch;

@@ -2,10 +2,9 @@
 
 use super::bpf::{Handle, Loader, Refused, Session, Settings, io_error};
 use super::record;
-use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags};
 use netskoop_api::StreamCounts;
-use netskoop_bpf::netns::{NetnsSkelBuilder, types};
+use netskoop_bpf::netns::{NetnsSkel, NetnsSkelBuilder, types};
 use std::io;
 use std::mem::MaybeUninit;
 
@@ -151,16 +150,10 @@ fn run(session: Session) -> Result<(), Refused> {
             "a namespace made by a process that never starts another is found by the next scan only",
         );
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    let mut apply = |settings: &Settings| {
+    let apply = |skel: &mut NetnsSkel<'_>, settings: &Settings| {
         if let Some(data) = skel.maps.bss_data.as_deref_mut() {
             (data.limit.interval_ns, data.limit.tolerance_ns) = settings.limit();
         }
     };
-    apply(session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &[KNOWN])?;
-    session.serve(|_| {});
-    Ok(())
+    session.run(open, apply, "tp_btf", &[KNOWN])
 }

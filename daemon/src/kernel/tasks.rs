@@ -1,13 +1,11 @@
 //! Objects that count by task: whose the processes in the node's own namespace are (`bpf/include/whose.bpf.h`), and for what
 //! each task uses (`bpf/include/tasks.bpf.h`) the walk over the living before each reading.
 
-use super::bpf::{Entries, Refused, Session, io_error};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapHandle, OpenObject};
+use super::bpf::{Entries, io_error};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapHandle};
 use netskoop_bpf::io::types;
 use netskoop_bpf::plain;
 use std::io::{self, Read};
-use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 /// A cgroup of the unified hierarchy, by its id, and the number of the tenant whose it is.
@@ -63,40 +61,6 @@ impl Tasks {
             self.tenants.update(&id, &number, MapFlags::ANY).map_err(io_error)?;
             told.push(*tenant);
         }
-        Ok(())
-    }
-}
-
-/// What an object that counts by task is told.
-pub struct TaskSettings {
-    /// Number that its records carry.
-    pub probe: u16,
-    /// Inode of the host's network namespace.
-    pub host_netns: u32,
-    /// Process id of the daemon, whose threads visit other namespaces.
-    pub daemon: u32,
-}
-
-impl Session {
-    /// Runs an object that counts by task, and nothing else, until it is to be unloaded. `settle` puts what it is told into
-    /// its read-only data, whose type is its own.
-    pub fn count_tasks<'o, B: SkelBuilder<'o>>(
-        self,
-        builder: B,
-        storage: &'o mut MaybeUninit<OpenObject>,
-        settle: impl FnOnce(&mut B::Output, &TaskSettings),
-    ) -> Result<(), Refused> {
-        self.tracepoint("sched_process_exit")?;
-        self.task_storage()?;
-        let mut open = self.open(builder, storage)?;
-        let (probe, host_netns, daemon) = (self.number(), self.host_netns(), std::process::id());
-        settle(&mut open, &TaskSettings { probe, host_netns, daemon });
-        let events = open.open_object_mut().maps_mut().find(|map| map.name() == "events");
-        self.share_ring(&mut events.ok_or_else(|| self.failed("find a map", "events"))?)?;
-        let skel = self.load(open)?;
-        let _links = self.attach(skel.object())?;
-        self.ready(skel.object(), "tp_btf", &["counters"])?;
-        self.serve(|_| {});
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Several ways to see the same thing in the kernel, of which the best that works here is taken: a BTF tracepoint, else a
 //! function's entry or exit (fentry, fexit), else a kprobe. What works is found out by trying, never by the version.
 
-use super::bpf::{Refused, Session, is_walk, refused};
+use super::bpf::{Refused, Session, refused};
+use super::load::is_walk;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, Object, OpenObject, ProgramMut};
 use std::mem::MaybeUninit;
@@ -44,9 +45,7 @@ pub fn load_only(object: &mut OpenObject, chosen: &[&Way]) {
 impl Session {
     /// Attaches the programs of these ways, of all that were loaded.
     pub fn attach_ways(&self, object: &Object, chosen: &[&Way]) -> Result<Vec<Link>, Refused> {
-        self.attach_some(object, |name| {
-            chosen.iter().flat_map(|way| way.programs).any(|known| name == *known)
-        })
+        self.attach(object, |name| chosen.iter().flat_map(|way| way.programs).any(|known| name == *known))
     }
 
     /// The first of some ways that works here. Each is loaded and attached by itself, and taken back at once. If none
@@ -92,7 +91,7 @@ impl Session {
         let mut storage = MaybeUninit::uninit();
         let mut open = self.open(B::default(), &mut storage)?;
         load_only(open.open_object_mut(), &[way]);
-        let skel = self.load(open)?;
+        let skel = self.load_apart(open)?;
         // What walks over a map is attached to that, and works if it could be loaded.
         let hooks = |program: &ProgramMut<'_>| program.autoload() && !is_walk(&program.attach_type());
         for program in skel.object().progs_mut().filter(hooks) {

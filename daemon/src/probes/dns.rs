@@ -162,7 +162,6 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let often = Cell::new(pause(session.settings()));
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());

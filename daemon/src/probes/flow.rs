@@ -159,7 +159,6 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.own_netns = netns;
     }
-    session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let mut taps = Taps::new(skel.object(), PROGRAMS, proc)?;

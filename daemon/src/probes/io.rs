@@ -115,12 +115,15 @@ pub static PROBE: Probe = Probe {
 };
 
 fn run(session: Session) -> Result<(), Refused> {
+    session.tracepoint("sched_process_exit")?;
+    session.task_storage()?;
     let mut storage = MaybeUninit::uninit();
-    session.count_tasks(IoSkelBuilder::default(), &mut storage, |open, told| {
-        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-            (rodata.probe, rodata.host_netns, rodata.daemon) = (told.probe, told.host_netns, told.daemon);
-        }
-    })
+    let mut open = session.open(IoSkelBuilder::default(), &mut storage)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        (rodata.probe, rodata.host_netns) = (session.number(), session.host_netns());
+        rodata.daemon = std::process::id();
+    }
+    session.run(open, |_, _| {}, "tp_btf", &["counters"])
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {

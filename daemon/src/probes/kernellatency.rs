@@ -189,7 +189,7 @@ fn run(session: Session) -> Result<(), Refused> {
             Ok(loaded) => loaded,
             Err(refused) => return Err(Box::new((session, refused))),
         };
-        session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
+        session.serve(|settings| apply(&mut skel, settings));
         Ok(())
     })
 }
@@ -205,10 +205,7 @@ fn load<'o>(
         rodata.probe = session.number();
     }
     ways::load_only(open.open_object_mut(), &[way]);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let links = session.attach(skel.object())?;
+    let (skel, links) = session.hook(open, apply)?;
     if let Some(limit) = limit(way) {
         session.limited(limit);
     }
@@ -225,8 +222,8 @@ fn limit(way: &Way) -> Option<&'static str> {
     }
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut KernellatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");

@@ -172,7 +172,6 @@ fn run(session: Session) -> Result<(), Refused> {
     let calls = accept.is_none() && session.tracepoint("sys_exit").is_ok();
     let loaded: Vec<&Way> = chosen.iter().copied().chain(calls.then_some(&CALLS)).collect();
     ways::load_only(open.open_object_mut(), &loaded);
-    session.share_ring(&mut open.maps.events)?;
     let mut skel = session.load(open)?;
     let mut data = skel.maps.bss_data.take();
     let links = session.attach_ways(skel.object(), &chosen)?;

@@ -10,15 +10,15 @@ use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::symbols::{Found, Landmarks};
 use crate::table::{Subject, Table};
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
-use netskoop_bpf::packetloss::{PacketlossSkelBuilder, types};
+use netskoop_bpf::packetloss::{PacketlossSkel, PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHasher;
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::atomic::{Ordering, fence};
 
 /// The probe.
 pub static PROBE: Probe = Probe {
@@ -255,9 +255,9 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
         rodata.in_time_wait = IN_TIME_WAIT;
+        rodata.alone = session.guards_programs();
+        rodata.tick_ns = tick_ns();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
     // Hidden symbols cost the filter, not the probe: then benign drops are events too.
     let known = session.known();
     let functions = [&BENIGN[..], &CLASSIFIED].concat();
@@ -266,15 +266,18 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(hidden) = known.symbols.hidden() {
         session.limited(hidden);
     }
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings(), &known, &benign);
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "flows"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings, &known, &benign));
-    Ok(())
+    let apply = |skel: &mut _, settings: &_| apply(skel, settings, &known, &benign);
+    session.run(open, apply, "tp_btf", &["counters", "flows"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+/// Length of a tick of the kernel's clock: the coarse clocks go by it.
+fn tick_ns() -> u64 {
+    let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
+    u64::try_from(tick.tv_sec * 1_000_000_000 + tick.tv_nsec).unwrap_or(0)
+}
+
+fn apply(skel: &mut PacketlossSkel<'_>, settings: &Settings, known: &Known, benign: &[Range<u64>]) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();
@@ -291,6 +294,9 @@ fn apply(data: Option<&mut types::bss>, settings: &Settings, known: &Known, beni
     for range in &mut options.ignore {
         (range.start, range.end) = ranges.next().map_or((0, 0), |range| (range.start, range.end));
     }
+    // Last, so that what is judged under the new number is judged by all of this. The programs have 31 bits for it.
+    fence(Ordering::Release);
+    options.generation = ((options.generation + 1) % (1 << 31)).max(1);
 }
 
 fn decode(bytes: &[u8], known: &Known) -> Option<RawEvent> {
@@ -332,7 +338,7 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
         .filter_map(|(key, value)| {
             let subject = (counters.subject)(key.netns, key.cookie)?;
             let row = row_key(counters, known, subject, key.reason, &spot(key.location))?;
-            Some((row, value.packets, value.segments))
+            Some((row, value.packets, value.packets + value.more))
         })
         .collect();
     rows.sort_unstable();
@@ -435,7 +441,7 @@ mod tests {
     fn entry(netns: u32, reason: u32, location: u64, packets: u64, segments: u64) -> (Vec<u8>, Vec<u8>) {
         let key =
             [&netns.to_ne_bytes()[..], &reason.to_ne_bytes(), &location.to_ne_bytes(), &[0; 8]].concat();
-        (key, [packets.to_ne_bytes(), segments.to_ne_bytes()].concat())
+        (key, [packets.to_ne_bytes(), (segments - packets).to_ne_bytes(), [0; 8]].concat())
     }
 
     /// Waits until names were looked up.

@@ -13,7 +13,7 @@ use crate::table::Table;
 use libbpf_rs::skel::{OpenSkel, Skel};
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::socketlatency::{SocketlatencySkelBuilder, types};
+use netskoop_bpf::socketlatency::{SocketlatencySkel, SocketlatencySkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -195,14 +195,11 @@ fn run(session: Session) -> Result<(), Refused> {
     let looks = looks(&session);
     let all: Vec<&Way> = chosen.iter().copied().chain(looks).collect();
     ways::load_only(open.open_object_mut(), &all);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
+    let (mut skel, _links) = session.hook(open, apply)?;
     let sweep = looks.map(|_| session.sweep(skel.object(), "on_sweep", "sockets")).transpose()?;
     session.ready(skel.object(), &ways::via(&chosen), &["counters", "reads", "writes", "blocks"])?;
     session.serve_every(
-        |settings| apply(skel.maps.bss_data.as_deref_mut(), settings),
+        |settings| apply(&mut skel, settings),
         || {
             let Some(sweep) = &sweep else { return Duration::MAX };
             sweep.run_or_say("data that nobody reads");
@@ -242,8 +239,8 @@ fn chosen(session: &Session) -> Result<Vec<&'static Way>, Refused> {
     Ok([Some(read), write.ok(), blocked.ok()].into_iter().flatten().collect())
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut SocketlatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");

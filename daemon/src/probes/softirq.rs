@@ -9,10 +9,9 @@ use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, copy_words};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::{Subject, Table};
-use libbpf_rs::skel::Skel;
 use netskoop_api::{OptionValue, Value};
 use netskoop_bpf::plain;
-use netskoop_bpf::softirq::{SoftirqSkelBuilder, types};
+use netskoop_bpf::softirq::{SoftirqSkel, SoftirqSkelBuilder, types};
 use netskoop_bpf::tcpconnect::types::histogram_key;
 use std::mem::MaybeUninit;
 use std::time::Duration;
@@ -205,19 +204,13 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.host_netns = session.host_netns();
     }
-    session.share_ring(&mut open.maps.events)?;
     session.room_by_cpu(&mut open.maps.schedule, VECTORS.len())?;
     session.room_by_cpu(&mut open.maps.execution, VECTORS.len())?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "schedule", "execution"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, "tp_btf", &["counters", "schedule", "execution"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut SoftirqSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();

@@ -7,10 +7,9 @@ use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tasklatency::{TasklatencySkelBuilder, types};
+use netskoop_bpf::tasklatency::{TasklatencySkel, TasklatencySkelBuilder, types};
 use netskoop_bpf::tcpconnect::types::histogram_key;
 use std::mem::MaybeUninit;
 use std::time::Duration;
@@ -79,17 +78,11 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.daemon = std::process::id();
         rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, "tp_btf", &["counters"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TasklatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();

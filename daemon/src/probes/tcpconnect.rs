@@ -10,10 +10,9 @@ use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::table::Table;
-use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tcpconnect::{TcpconnectSkelBuilder, types};
+use netskoop_bpf::tcpconnect::{TcpconnectSkel, TcpconnectSkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
@@ -126,17 +125,11 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), "tp_btf", &["counters", "handshakes", "flows"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, "tp_btf", &["counters", "handshakes", "flows"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TcpconnectSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.slow_ns = settings.nanoseconds("slow");

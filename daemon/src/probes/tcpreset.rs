@@ -7,10 +7,10 @@ use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
 use crate::table::Table;
-use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::skel::OpenSkel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::tcpreset::{TcpresetSkelBuilder, types};
+use netskoop_bpf::tcpreset::{TcpresetSkel, TcpresetSkelBuilder, types};
 use std::mem::MaybeUninit;
 
 /// The probe.
@@ -112,13 +112,7 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.kfree_skb_arguments = u8::try_from(freed(&session)).unwrap_or(u8::MAX);
     }
     ways::load_only(open.open_object_mut(), &chosen);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), &ways::via(&chosen), &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, &ways::via(&chosen), &["counters"])
 }
 
 static TRACEPOINTS: Way = Way::new("tp_btf", &["on_send_reset", "on_receive_reset"]);
@@ -144,8 +138,8 @@ fn without_socket(session: &Session) -> Option<&'static Way> {
     }
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut TcpresetSkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     filter::apply(&mut options.filter, settings);
     options.stack = settings.bool("stack").into();

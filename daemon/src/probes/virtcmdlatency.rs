@@ -10,10 +10,10 @@ use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
 use crate::table::Table;
-use libbpf_rs::skel::{OpenSkel, Skel};
+use libbpf_rs::skel::OpenSkel;
 use netskoop_api::Value;
 use netskoop_bpf::plain;
-use netskoop_bpf::virtcmdlatency::{VirtcmdlatencySkelBuilder, types};
+use netskoop_bpf::virtcmdlatency::{VirtcmdlatencySkel, VirtcmdlatencySkelBuilder, types};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::time::Duration;
@@ -134,17 +134,11 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
     }
     ways::load_only(open.open_object_mut(), &[way]);
-    session.share_ring(&mut open.maps.events)?;
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let _links = session.attach(skel.object())?;
-    session.ready(skel.object(), way.via, &["counters"])?;
-    session.serve(|settings| apply(skel.maps.bss_data.as_deref_mut(), settings));
-    Ok(())
+    session.run(open, apply, way.via, &["counters"])
 }
 
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    let Some(options) = data.map(|data| &mut data.options) else { return };
+fn apply(skel: &mut VirtcmdlatencySkel<'_>, settings: &Settings) {
+    let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
     (options.limit.interval_ns, options.limit.tolerance_ns) = settings.limit();
     options.slow_ns = settings.nanoseconds("slow");
     options.stack = settings.bool("stack").into();

@@ -1,6 +1,7 @@
 //! Keeps the directory of namespaces current. One thread that sleeps until the kernel's hooks, `/run/netns` or somebody's
 //! request wakes it; a slow rescan is only the safety net.
 
+mod again;
 mod crowd;
 mod files;
 mod guests;
@@ -22,6 +23,7 @@ use super::{cgroup, scan};
 use crate::kernel::netns_cookie::cookie;
 use crate::kernel::netns_watch::Exits;
 use crate::wake::{Followers, Wake};
+use again::Again;
 use arc_swap::ArcSwap;
 use crowd::{Cgroups, Crowd};
 use join::Places;
@@ -49,14 +51,6 @@ const SCAN_SHARE: u32 = 20;
 /// that nothing but a process speaks for, which is most likely nobody's container.
 const GRACE: Duration = Duration::from_secs(5);
 const SHORT_GRACE: Duration = Duration::from_secs(1);
-/// When to look again at what is not finished yet: a file of `/run/netns` before its mount, a process before its switch.
-const LOOK_AGAIN: [Duration; 4] = [
-    Duration::from_millis(5),
-    Duration::from_millis(30),
-    Duration::from_millis(150),
-    Duration::from_millis(600),
-];
-
 /// Where to look.
 #[derive(Clone, Debug)]
 pub struct Roots {
@@ -101,57 +95,22 @@ struct Health {
 impl Watcher {
     /// Scans once, then starts the thread.
     pub fn start(roots: Roots, labels: Labels) -> io::Result<Watcher> {
-        let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
         let (publish, changes) = watch::channel(0);
         let (commands, inbox) = mpsc::channel();
         let wake = Wake::new()?;
-        let followers = Arc::new(Followers::default());
-        let stop = Arc::new(AtomicBool::new(false));
         let waker = Arc::clone(&wake);
-        let book = Arc::new(Book::new(move || waker.wake()));
-        let health = Arc::new(Mutex::new(Health::default()));
-        let sees_node_pids = scan::in_initial_pid_namespace();
-        let mut worker = Worker {
-            cgroups: Cgroups::new(roots.proc.clone()),
-            roots,
-            labels,
-            book: Arc::clone(&book),
-            directory: Arc::clone(&directory),
-            publish,
-            followers: Arc::clone(&followers),
-            inbox,
-            wake: Arc::clone(&wake),
-            stop: Arc::clone(&stop),
-            health: Arc::clone(&health),
-            hooks: None,
-            namespaces: FxHashMap::default(),
-            taken: Taken::default(),
-            free: Vec::new(),
-            births: 0,
-            places: Places::default(),
-            displaced: Vec::new(),
-            crowds: FxHashMap::default(),
-            at_home: Vec::new(),
-            guests: Vec::new(),
-            mounts: Mounts::default(),
-            unfinished: Vec::new(),
-            missing: 0,
-            inotify: None,
-            scan_at: None,
-            last_scan: Instant::now(),
-            scan_time: Duration::ZERO,
-            last_sweep: Instant::now(),
-            again: Vec::new(),
-            departed: VecDeque::new(),
-            changed: false,
-            departed_changed: false,
-            turn: 0,
-            host: None,
-            touched: FxHashSet::default(),
-            doubtful: false,
-            scanning: false,
-            sees_node_pids,
+        let mut watcher = Watcher {
+            directory: Arc::new(ArcSwap::from_pointee(Directory::default())),
+            changes,
+            commands,
+            wake,
+            followers: Arc::new(Followers::default()),
+            stop: Arc::new(AtomicBool::new(false)),
+            thread: Mutex::default(),
+            health: Arc::new(Mutex::new(Health::default())),
+            book: Arc::new(Book::new(move || waker.wake())),
         };
+        let mut worker = Worker::new(roots, labels, &watcher, publish, inbox);
         let (scanned, first_scan) = mpsc::channel();
         let work = move || {
             // On this thread, although it is waited for: what is found is kept in the memory of the thread that finds it,
@@ -163,9 +122,9 @@ impl Watcher {
             worker.run();
         };
         let thread = std::thread::Builder::new().name("netskoop-names".into()).spawn(work)?;
+        watcher.thread = Mutex::new(Some(thread));
         first_scan.recv().map_err(|_| io::Error::other("the first scan failed"))?;
-        let thread = Mutex::new(Some(thread));
-        Ok(Watcher { directory, changes, commands, wake, followers, stop, thread, health, book })
+        Ok(watcher)
     }
 
     /// The picture now.
@@ -249,26 +208,6 @@ impl Drop for Watcher {
     }
 }
 
-/// Something to look at again.
-enum Again {
-    Process {
-        pid: i32,
-        tries: usize,
-    },
-    File {
-        path: PathBuf,
-        tries: usize,
-    },
-    Namespace {
-        inode: u32,
-    },
-    /// One whose leader has begun to end.
-    Ending {
-        inode: u32,
-        tries: usize,
-    },
-}
-
 struct Worker {
     roots: Roots,
     cgroups: Cgroups,
@@ -328,6 +267,57 @@ struct Worker {
 }
 
 impl Worker {
+    /// One that knows nothing yet and works for this handle.
+    fn new(
+        roots: Roots,
+        labels: Labels,
+        watcher: &Watcher,
+        publish: watch::Sender<u64>,
+        inbox: mpsc::Receiver<Command>,
+    ) -> Worker {
+        Worker {
+            cgroups: Cgroups::new(roots.proc.clone()),
+            roots,
+            labels,
+            book: Arc::clone(&watcher.book),
+            directory: Arc::clone(&watcher.directory),
+            publish,
+            followers: Arc::clone(&watcher.followers),
+            inbox,
+            wake: Arc::clone(&watcher.wake),
+            stop: Arc::clone(&watcher.stop),
+            health: Arc::clone(&watcher.health),
+            hooks: None,
+            namespaces: FxHashMap::default(),
+            taken: Taken::default(),
+            free: Vec::new(),
+            births: 0,
+            places: Places::default(),
+            displaced: Vec::new(),
+            crowds: FxHashMap::default(),
+            at_home: Vec::new(),
+            guests: Vec::new(),
+            mounts: Mounts::default(),
+            unfinished: Vec::new(),
+            missing: 0,
+            inotify: None,
+            scan_at: None,
+            last_scan: Instant::now(),
+            scan_time: Duration::ZERO,
+            last_sweep: Instant::now(),
+            again: Vec::new(),
+            departed: VecDeque::new(),
+            changed: false,
+            departed_changed: false,
+            turn: 0,
+            host: None,
+            touched: FxHashSet::default(),
+            doubtful: false,
+            scanning: false,
+            sees_node_pids: scan::in_initial_pid_namespace(),
+        }
+    }
+
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
             self.wait();
@@ -469,47 +459,6 @@ impl Worker {
         }
     }
 
-    fn again_process(&mut self, pid: i32, tries: usize) {
-        if let Some(delay) = LOOK_AGAIN.get(tries) {
-            self.again.push((Instant::now() + *delay, Again::Process { pid, tries }));
-        } else if self.missing > 0 {
-            self.scan_soon();
-        }
-    }
-
-    /// Whether there is still a reason to look. What made namespaces that were all found since is of no interest.
-    fn is_needed(&self, what: &Again) -> bool {
-        !matches!(what, Again::Process { .. }) || self.missing > 0
-    }
-
-    fn look_again(&mut self) {
-        let now = Instant::now();
-        let mut all = std::mem::take(&mut self.again);
-        all.retain(|(_, what)| self.is_needed(what));
-        let (due, later) = all.into_iter().partition(|(at, _)| *at <= now);
-        self.again = later;
-        let due: Vec<(Instant, Again)> = due;
-        for (_, what) in due {
-            match what {
-                Again::Process { pid, tries } => match scan::namespace_of(&self.roots.proc, pid) {
-                    Some(inode) if !self.namespaces.contains_key(&inode) => self.add_member(inode, pid),
-                    _ => self.again_process(pid, tries + 1),
-                },
-                Again::Namespace { inode } => self.refresh(inode),
-                Again::Ending { inode, tries } => self.look_at_end(inode, tries),
-                Again::File { path, tries } => self.look_at_files(vec![path], Some(tries + 1)),
-            }
-        }
-        // A storm of short-lived creators must not grow this list: one scan tells as much. Not of what is about to end, of
-        // which there is one for each namespace at most.
-        let is_end = |(_, what): &(Instant, Again)| matches!(what, Again::Ending { .. });
-        if self.again.iter().filter(|what| !is_end(what)).count() > 256 {
-            self.again.retain(is_end);
-            self.unfinished.clear();
-            self.scan_soon();
-        }
-    }
-
     /// Tells the hooks of a namespace, and whose exit from it is of interest: that of the process it is read through.
     fn tell_known(&self, ns: &Namespace) {
         if let Some(hooks) = &self.hooks {
@@ -544,26 +493,6 @@ impl Worker {
             // The mount leads there as well. Who else may be inside is told by the next scan.
             None if mounted => self.refresh(inode),
             None => self.scan_soon(),
-        }
-    }
-
-    /// The kernel tells of an exit as it begins, and until it is over the process seems to be in its namespace. It is told
-    /// only once, so a leader that ends is looked at until it has.
-    fn await_end(&mut self, inode: u32, leader: i32, tries: usize) {
-        let same = |(_, what): &(Instant, Again)| matches!(what, Again::Ending { inode: other, .. } if *other == inode);
-        if !self.again.iter().any(same) && scan::is_ending(&self.roots.proc, leader) {
-            let delay = LOOK_AGAIN[tries.min(LOOK_AGAIN.len() - 1)];
-            self.again.push((Instant::now() + delay, Again::Ending { inode, tries }));
-        }
-    }
-
-    /// Looks whether the leader has ended by now.
-    fn look_at_end(&mut self, inode: u32, tries: usize) {
-        let leader = self.namespaces.get(&inode).and_then(|ns| ns.facts.leader);
-        match leader.filter(|pid| self.is_inside(*pid, inode) && scan::is_ending(&self.roots.proc, *pid)) {
-            Some(pid) => self.await_end(inode, pid, tries + 1),
-            None if self.namespaces.contains_key(&inode) => self.check_leader(inode),
-            None => {}
         }
     }
 

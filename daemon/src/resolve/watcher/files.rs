@@ -1,6 +1,7 @@
 //! Watches `/run/netns`: each file that comes, goes or gets its mount is looked at by itself.
 
-use super::{Again, LOOK_AGAIN, Worker};
+use super::Worker;
+use super::again::{Again, LOOK_AGAIN};
 use crate::resolve::scan;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;

@@ -1,7 +1,8 @@
 //! Takes stock: looks at every process and every mount, gives namespaces their slots and names, and publishes the picture.
 
+use super::again::Again;
 use super::mounts::Mounts;
-use super::{Again, GRACE, LOOK_AGAIN, SHORT_GRACE, Worker};
+use super::{GRACE, SHORT_GRACE, Worker};
 use crate::kernel::bpf::same_cookie;
 use crate::kernel::procfs::addresses;
 use crate::resolve::cgroup::CgroupOwner;
@@ -173,14 +174,7 @@ impl Worker {
             self.crowds.get(&inode).map_or(0, |crowd| u32::try_from(crowd.len()).unwrap_or(u32::MAX));
         let old = self.namespaces.get(&inode).cloned();
         let seen = old.as_ref().map_or_else(Instant::now, |old| old.seen);
-        let (identity, sources) = identity::identify(&facts);
-        let (identity, sources, lost) = match &old {
-            // It is most likely going, and until then it is whose it was.
-            Some(old) if lately_lost(old, &identity) => {
-                (old.identity.clone(), old.sources.clone(), Some(old.lost.unwrap_or_else(Instant::now)))
-            }
-            _ => (identity, sources, None),
-        };
+        let (identity, sources, lost) = named(&facts, old.as_deref());
         let settled = self.is_settled(&identity, seen)
             || old.as_ref().is_some_and(|old| old.settled && old.identity == identity);
         let addresses = self.addresses(&facts, old.as_deref());
@@ -199,19 +193,9 @@ impl Worker {
         let birth = same_name.map_or(self.births + 1, |old| old.birth);
         let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
-        let access = match (facts.leader, facts.mount.clone()) {
-            (Some(pid), None) => Access::Process(pid),
-            (Some(pid), Some(path)) => Access::Either(pid, path),
-            (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
-        };
+        let access = self.access(&facts);
         let waits = (!settled).then(|| seen + grace(&identity)).or(lost.map(|lost| lost + GRACE));
-        if old.is_none() && !self.scanning {
-            // It was seen as it began: its process may have become another program by then, and addresses come.
-            self.again.push((Instant::now() + LOOK_AGAIN[LOOK_AGAIN.len() - 1], Again::Namespace { inode }));
-        }
-        if let Some(end) = waits {
-            self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));
-        }
+        self.look_later(inode, old.is_none(), waits);
         let ns = Arc::new(Namespace {
             subject,
             facts,
@@ -235,6 +219,15 @@ impl Worker {
             self.mind_leader(&ns);
         }
         true
+    }
+
+    /// The way into a namespace.
+    fn access(&self, facts: &Facts) -> Access {
+        match (facts.leader, facts.mount.clone()) {
+            (Some(pid), None) => Access::Process(pid),
+            (Some(pid), Some(path)) => Access::Either(pid, path),
+            (None, path) => Access::Mount(path.unwrap_or_else(|| self.roots.netns.clone())),
+        }
     }
 
     /// Only from now on the end of this leader is told: one that has ended already is looked for again.
@@ -326,6 +319,18 @@ impl Worker {
             let _ = self.publish.send(generation);
             self.followers.wake();
         }
+    }
+}
+
+/// Whose a namespace is, who says so, and since when it is without the good name that it still goes by.
+fn named(facts: &Facts, old: Option<&Namespace>) -> (Identity, Vec<Arc<str>>, Option<Instant>) {
+    let (identity, sources) = identity::identify(facts);
+    match old {
+        // It is most likely going, and until then it is whose it was.
+        Some(old) if lately_lost(old, &identity) => {
+            (old.identity.clone(), old.sources.clone(), Some(old.lost.unwrap_or_else(Instant::now)))
+        }
+        _ => (identity, sources, None),
     }
 }
 
