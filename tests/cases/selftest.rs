@@ -306,6 +306,7 @@ fn options_with_which_nothing_can_come_are_said() {
         .set("probes.socketlatency", "enabled = true\nslow = \"1s\"")
         .set("probes.listen", "enabled = true\nmax_ports = 3")
         .set("probes.packetloss", "enabled = false")
+        .set("probes.tcpreset", "ignore_entities = [\"pod/*\"]")
         .start();
     let test = selftest(&daemon);
     passes(&daemon, &test);
@@ -317,6 +318,11 @@ fn options_with_which_nothing_can_come_are_said() {
     let says =
         "; no event is expected, since the option slow is 1s and 950ms is the most that the self-test makes";
     assert!(read.result == SelfResult::Ok && read.says.ends_with(says), "{read:#?}");
+    for reset in of(&test, "tcpreset") {
+        let says = "; no event is waited for, since the option ignore_entities may leave it out";
+        assert!(reset.result == SelfResult::Ok && reset.says.ends_with(says), "{reset:#?}");
+        assert_eq!(reset.grown, reset.expected, "{reset:#?}");
+    }
     let waits = of(&test, "listen")[1];
     match daemon.probe("listen").state.reason {
         Some(reason) if reason.contains("with the option system_calls only") => {

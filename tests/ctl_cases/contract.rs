@@ -351,6 +351,7 @@ fn answers_keep_their_shape() {
         metric: Some("netskoop_tcpreset_resets_total{cause=\"no_socket\"}".into()),
         grown: Some(1.0),
         expected: Some(1.0),
+        exact: true,
     };
     let others =
         [SelfResult::Failed, SelfResult::Skipped].map(|result| SelfCheck { result, ..self_check.clone() });

@@ -52,6 +52,7 @@ mod tests {
             metric: None,
             grown: None,
             expected: None,
+            exact: false,
         }
     }
 

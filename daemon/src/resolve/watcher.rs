@@ -401,10 +401,7 @@ impl Worker {
                 self.read_inotify();
                 // A file that was there before its mount has got it by now: nobody can be inside otherwise.
                 self.look_at_files(self.unfinished.clone(), None);
-                // News may be late: what is there now has the inode after the one that they tell of.
-                if !self.is_still_there(inode) {
-                    self.replace(inode, cookie);
-                }
+                self.hear_of(inode, cookie);
                 if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
                     self.add_member(inode, pid);
                 } else {
@@ -421,12 +418,6 @@ impl Worker {
             }
             KernelEvent::Exit { inode } => self.check_leader(inode),
         }
-    }
-
-    /// Whether an inode is still that of the namespace that is known to have it.
-    fn is_still_there(&self, inode: u32) -> bool {
-        let Some(known) = self.namespaces.get(&inode).map(|ns| ns.facts.cookie) else { return false };
-        known != 0 && self.cookie(inode, self.living_member(inode), self.mounts.of(inode)) == Some(known)
     }
 
     /// A namespace with a first member. What a unit owns can only be told from a look at all processes.

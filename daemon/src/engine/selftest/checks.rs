@@ -2,6 +2,7 @@
 
 use super::deeds::{BLOCK, Deed, WORK};
 use super::stage::Role;
+use crate::filter;
 use crate::probes::{listen, socketlatency};
 
 /// Whose counter it is.
@@ -108,6 +109,15 @@ pub(super) const IGNORED: &str = "ignore_reasons";
 pub(super) const TIMEOUT: &str = "timeout";
 pub(super) const PORTS: &str = "ports";
 pub(super) const NXDOMAIN: &str = "nxdomain";
+
+/// Options with which only some events are wanted.
+pub(super) const FILTERS: [&str; 5] = [
+    filter::PORTS.name,
+    filter::IGNORE_PORTS.name,
+    filter::PROTOCOLS.name,
+    filter::ENTITIES.name,
+    filter::IGNORE_ENTITIES.name,
+];
 
 /// All checks, in the order of the probes.
 pub(super) const CHECKS: &[Check] = &[

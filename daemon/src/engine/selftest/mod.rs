@@ -12,7 +12,7 @@ use super::{ChangeError, Engine, Peer};
 use crate::declare::{Names, Probe};
 use crate::probes::{PROBES, gone};
 use crate::resolve::watcher::Guest;
-use checks::{CHECKS, Check, IGNORED, NXDOMAIN, PORTS, SLOW, TIMEOUT, why_untried};
+use checks::{CHECKS, Check, FILTERS, IGNORED, NXDOMAIN, PORTS, SLOW, TIMEOUT, why_untried};
 use deeds::{Deed, Order};
 use judge::{Events, Judge, Readings, not_provoked, plain};
 use netskoop_api::{OptionValue, SelfCheck, SelfResult, SelfTest, StateName};
@@ -195,6 +195,16 @@ impl Engine {
         if check.deed == Deed::Nameless && self.option(check.probe, NXDOMAIN) == Some(OptionValue::Bool(true))
         {
             return Some(format!("no event of type {} is expected with the option {NXDOMAIN}", check.event));
+        }
+        let is_set = |option: &str| {
+            let value = self.option(check.probe, option);
+            // Of name servers they say which ones are looked at.
+            let is_filter = (check.probe, option) != ("dns", PORTS);
+            is_filter && matches!(value, Some(OptionValue::List(words)) if !words.is_empty())
+        };
+        let filters = || FILTERS.into_iter().find(|option| is_set(option));
+        if let Some(option) = filters().filter(|_| !check.event.is_empty()) {
+            return Some(format!("no event is waited for, since the option {option} may leave it out"));
         }
         let Some(OptionValue::List(ignored)) = self.option(check.probe, IGNORED) else { return None };
         let (_, reason) = check.fields.iter().find(|(_, value)| ignored.iter().any(|word| word == value))?;

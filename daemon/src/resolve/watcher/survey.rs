@@ -136,6 +136,19 @@ impl Worker {
         }
     }
 
+    /// Somebody tells of a namespace. The news may be late: then the one that is there now has got the inode after it.
+    pub(super) fn hear_of(&mut self, inode: u32, cookie: u64) {
+        if !self.is_still_there(inode) {
+            self.replace(inode, cookie);
+        }
+    }
+
+    /// Whether an inode is still that of the namespace that is known to have it.
+    fn is_still_there(&self, inode: u32) -> bool {
+        let Some(known) = self.namespaces.get(&inode).map(|ns| ns.facts.cookie) else { return false };
+        known != 0 && self.cookie(inode, self.living_member(inode), self.mounts.of(inode)) == Some(known)
+    }
+
     /// Looks at a namespace: gathers what is known of it, names it, and keeps that. True if anything that shows changed.
     pub(super) fn look(&mut self, inode: u32, leader: Option<i32>) -> bool {
         let Some(mut facts) = self.facts(inode, leader) else { return false };
