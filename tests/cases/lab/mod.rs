@@ -22,6 +22,7 @@ mod work;
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
 use netskoop_api::{Event, EventLine, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
 use netskoopd::probes::PROBES;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -278,21 +279,26 @@ fn play(lab: &Lab, scenario: &Scenario) -> Told {
     // Now and then an emulated machine is so slow that what is to be late is later, or not in order: then it is tried again,
     // and the line says so.
     let mut again = "";
-    let result = once().or_else(|_| {
-        let _ = writeln!(std::io::stdout(), "{}: {}: once more", scenario.probe, scenario.what);
+    let said = |how: &str, panic: &(dyn Any + Send)| {
+        let _ =
+            writeln!(std::io::stdout(), "{}: {}: {how}: {}", scenario.probe, scenario.what, text_of(panic));
+    };
+    let result = once().or_else(|panic| {
+        said("once more", &*panic);
         again = " (at the second try)";
-        once()
+        once().inspect_err(|panic| said("failed", &**panic))
     });
     let (seen, problem) = match result {
         Ok(Outcome::Seen(seen)) => (format!("{}: {seen}{again}", scenario.what), None),
         Ok(Outcome::NotHere(reason)) => (format!("{}: not here, {reason}", scenario.what), None),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-            (scenario.what.to_owned(), Some(format!("{}: {text}", scenario.what)))
-        }
+        Err(panic) => (scenario.what.to_owned(), Some(format!("{}: {}", scenario.what, text_of(&*panic)))),
     };
     Told { probe: scenario.probe, seen, problem, seconds: began.elapsed().as_secs_f64() }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
 }
 
 /// The probes as `netskoopctl` shows them.
