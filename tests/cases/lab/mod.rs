@@ -118,19 +118,22 @@ impl Lab {
         self.state(probe).reason.is_some_and(|reason| reason.contains(words))
     }
 
+    /// The events of a type in a namespace so far.
+    fn events(&self, kind: &str, netns: &Netns) -> Vec<Event> {
+        let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.inode())).text();
+        let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
+        // With every probe on, the first may be forgotten before the last come, and a line says so.
+        let event = |line| match line {
+            EventLine::Event(event) => Some(*event),
+            EventLine::Missed { .. } => None,
+        };
+        lines.filter_map(event).collect()
+    }
+
     /// Waits for an event of a type in a namespace.
     #[track_caller]
     fn event(&self, kind: &str, netns: &Netns, good: impl Fn(&Event) -> bool) -> Event {
-        let all = || {
-            let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.inode())).text();
-            let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
-            // With every probe on, the first may be forgotten before the last come, and a line says so.
-            let event = |line| match line {
-                EventLine::Event(event) => Some(*event),
-                EventLine::Missed { .. } => None,
-            };
-            lines.filter_map(event).collect::<Vec<_>>()
-        };
+        let all = || self.events(kind, netns);
         let found = std::panic::catch_unwind(AssertUnwindSafe(|| {
             until("the event", || all().into_iter().find(|event| good(event)))
         }));
