@@ -94,6 +94,16 @@ test_one() {
 	rm -rf "$out"
 	mkdir -p "$out"
 	boot_one "$name" "$command" "$out" || code=$?
+	# The emulator's fault, not ours: now and then it goes on seeing the breakpoint with which a kernel rewrites its own code
+	# after that is gone, and both processors run into it for ever.
+	if [ $code = 124 ] && grep -q asm_exc_int3 "$out/log"; then
+		echo "$name stood still in a breakpoint that is not there, and is started once more; what it had said is in $out.still"
+		rm -rf "$out.still"
+		mv "$out" "$out.still"
+		mkdir "$out"
+		code=0
+		boot_one "$name" "$command" "$out" || code=$?
+	fi
 	# A filter that finds no test is content with that.
 	if [ $code = 0 ] && { [ ! -s "$out/probes.tsv" ] || grep -qx 'running 0 tests' "$out/log"; }; then
 		echo "A test that kernels.sh or kernels.toml asks for is not there." >>"$out/log"
