@@ -60,6 +60,8 @@ requirements() {
 		test|command -v cpio|cpio|cpio
 		test|command -v xz|xz-utils|xz
 		test|command -v zstd|zstd|zstd
+		test|command -v pkill|procps|procps-ng
+		test|test -e /usr/share/keyrings/debian-archive-keyring.gpg|debian-archive-keyring|-
 	END
 }
 

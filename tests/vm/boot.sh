@@ -26,17 +26,27 @@ while getopts f:t:b:o:q:a: option; do
 done
 shift $((OPTIND - 1))
 kernel=$1 command=$2
-directory=$("$here/kernel.sh" "$kernel")
-disk=$("$here/image.sh" disk)
-
 work=$(mktemp -d "${TMPDIR:-/tmp}/vm.XXXXXX")
 qemu=
 cleanup() {
+	end_awaited
 	[ -z "$qemu" ] || kill -9 "$qemu" 2>/dev/null || true
 	rm -rf "$work"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
+
+# What the machine writes to its disk is kept in $work, at most what is free on the disk; and what it says.
+free_space() {
+	df --output=avail --block-size=1M "$work" | tail -1
+}
+if [ "$(free_space)" -lt 1024 ]; then
+	echo "A machine needs 1 GiB in ${TMPDIR:-/tmp}, where$(free_space) MiB are free. Free some, or name another folder in TMPDIR." >&2
+	exit 125
+fi
+await "$here/kernel.sh" "$kernel" >"$work/directory"
+await "$here/image.sh" disk >"$work/disk"
+directory=$(cat "$work/directory") disk=$(cat "$work/disk")
 
 # The kernel takes several archives of initial files in a row. These have to be found at its root.
 mkdir "$work/first"
@@ -48,9 +58,11 @@ chmod 755 "$work"/first/*
 	cat "$directory/boot.cpio"
 	(cd "$work/first" && find . -type f | cpio -o -H newc --quiet)
 } >"$work/initrd"
-disks=(-drive "if=virtio,format=raw,file=$disk,snapshot=on,cache=unsafe"
-	-drive "if=virtio,format=raw,file=$directory/modules.ext4,readonly=on")
-[ -z "$files" ] || disks+=(-drive "if=virtio,format=raw,file=$files,readonly=on")
+# Told to the machine: otherwise it would stand still.
+errors=werror=report,rerror=report
+disks=(-drive "if=virtio,format=raw,file=$disk,snapshot=on,cache=unsafe,$errors"
+	-drive "if=virtio,format=raw,file=$directory/modules.ext4,readonly=on,$errors")
+[ -z "$files" ] || disks+=(-drive "if=virtio,format=raw,file=$files,readonly=on,$errors")
 # Quiet for the console: what is said there is for the bad day.
 append="console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off audit=0 random.trust_cpu=on tsc=reliable"
 append+=" no_timer_check net.ifnames=0 unknown_nmi_panic $kernel_args"
@@ -66,6 +78,7 @@ TMPDIR=$work setpriv --pdeathsig KILL qemu-system-x86_64 -M q35,usb=off,smbus=of
 	-device virtio-serial-pci \
 	-chardev "file,id=out,path=$work/out" -device virtserialport,chardev=out,name=out \
 	-chardev "file,id=files,path=$work/files.tar" -device virtserialport,chardev=files,name=files \
+	-chardev "file,id=code,path=$work/code" -device virtserialport,chardev=code,name=code \
 	-netdev user,id=net,restrict=on -device virtio-net-pci,netdev=net,romfile= \
 	-object rng-random,id=random,filename=/dev/urandom -device virtio-rng-pci,rng=random \
 	"${qemu_args[@]}" >"$work/qemu" 2>&1 </dev/null &
@@ -109,9 +122,8 @@ wait $qemu 2>/dev/null || status=$?
 qemu=
 wait $shown || true
 if [ -z "$problem" ]; then
-	found=$(tr -d '\r' <"$work/out" | sed -n 's/^\[vm\] exit code \([0-9]*\)$/\1/p' | tail -1)
-	if [ -n "$found" ]; then
-		code=$found
+	if [ -s "$work/code" ]; then
+		code=$(cat "$work/code")
 	elif grep -q '^\[vm\] up' "$work/out"; then
 		problem="went down while the command ran (qemu ended with $status)"
 	else
@@ -130,5 +142,8 @@ if [ -n "$problem" ]; then
 		sed 's/^/    processors: /' "$work/stands" 2>/dev/null
 		sed 's/^/    qemu: /' "$work/qemu"
 	} >&2
+fi
+if [ "$(free_space)" -lt 16 ]; then
+	echo "[vm] ${TMPDIR:-/tmp} is full: what the machine wrote may have failed." >&2
 fi
 exit "$code"

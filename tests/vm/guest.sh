@@ -9,7 +9,7 @@ command() {
 	bash /vm/run.sh
 	code=$?
 	tar -cf /dev/vm.files -C /vm/out .
-	echo "[vm] exit code $code"
+	echo "$code" >/dev/vm.code
 	sync
 	busybox poweroff -f
 }

@@ -14,19 +14,21 @@ suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 tree=$lab/root-$suite
 disk=$lab/root-$suite.ext4
 
+# It is called where the shell goes on after a failure, so each step says what that means.
 make_tree() {
 	local lists=() list
 	# What the machine itself installs from.
 	for list in sources.list sources.list.d/debian.sources sources.list.d/ubuntu.sources; do
 		[ ! -e "/etc/apt/$list" ] || lists+=("/etc/apt/$list")
 	done
-	rm -rf "$tree.new"
-	quietly timeout 600 mmdebstrap -q --variant=minbase --include="$packages" \
+	remove "$tree.new" "$tree.tmp"
+	mkdir "$tree.tmp"
+	quietly env TMPDIR="$tree.tmp" timeout 600 mmdebstrap -q --variant=minbase --include="$packages" \
 		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-		--dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$tree.new" "${lists[@]}"
+		--dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$tree.new" "${lists[@]}" || return 1
 	# Started by the tests that want it.
-	rm -f "$tree.new"/etc/systemd/system/multi-user.target.wants/{containerd,ipvsadm,nftables}.service
+	rm -f "$tree.new"/etc/systemd/system/multi-user.target.wants/{containerd,ipvsadm,nftables}.service || return 1
 	echo "$packages" >"$tree.new/etc/lab-packages"
 }
 
@@ -39,12 +41,15 @@ make_disk() {
 	mv "$disk.new" "$disk"
 }
 
-exec 9>"$lab/root.lock"
-flock 9
+trap end_awaited EXIT
+trap 'exit 130' INT TERM HUP
+lock "$lab/root.lock" "the root file system"
+trap 'end_awaited; remove "$tree.new" "$tree.tmp" "$disk.new"' EXIT
 if [ "$(cat "$tree/etc/lab-packages" 2>/dev/null)" != "$packages" ]; then
+	[ "$(id -u)" = 0 ] || cannot "Making root file systems is only for root."
 	# An archive may be busy once.
 	make_tree || make_tree || die "mmdebstrap cannot make a system of $suite."
-	rm -rf "$tree" "$disk"
+	remove "$tree" "$disk"
 	mv "$tree.new" "$tree"
 fi
 case $1 in

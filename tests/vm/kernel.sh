@@ -15,34 +15,36 @@ suites=$(kernel_key "$name" suites)
 [ -n "$release" ] || die "tests/vm/kernels.toml has no kernel $name; it has: $(kernel_names | paste -sd ' ')"
 state=$lab/apt/$name
 
-# Where this machine gets Debian's packages from: main archive, or security updates. One line each: "URI".
+# mirror SUITE: where this machine gets Debian's packages from, as its apt has found it in the lists that it has: the main
+# archive, or security updates. Other repositories have suites of the same names.
 mirror() {
-	local kind=$1 found
-	if [ "$kind" = security ]; then kind='-security '; else kind=' '; fi
+	local releases='bullseye|bookworm|trixie|forky|duke|sid|stable|testing|unstable'
+	case $1 in
+	*-security) releases="($releases)-security" ;;
+	*) [ -z "${DEBIAN_MIRROR:-}" ] || { echo "$DEBIAN_MIRROR" && return; } ;;
+	esac
 	# shellcheck disable=SC2016 # apt fills it in
-	found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) ' 'Created-By: Packages' 2>/dev/null |
-		grep -E " (bullseye|bookworm|trixie|forky|duke|sid|stable|testing|unstable)$kind" | head -1 | cut -d' ' -f1)
-	echo "$found"
+	apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+		sed -nE "s/^Debian ($releases) //p" | head -1 || true
 }
 
 # The isolated apt of this kernel's suites.
 configure_apt() {
 	local suite uri keys=/usr/share/keyrings/debian-archive-keyring.gpg
-	rm -rf "$state"
+	[ -e $keys ] || cannot "The kernels are Debian's, and its keys are not here: apt-get install debian-archive-keyring"
+	remove "$state"
 	mkdir -p "$state"/{lists/partial,cache/archives/partial,parts}
 	: >"$state/status"
 	for suite in $suites; do
-		case $suite in
-		*-security) uri=$(mirror security) ;;
-		*) uri=${DEBIAN_MIRROR:-$(mirror main)} ;;
-		esac
+		uri=$(mirror "$suite")
 		# Security updates are the archive's, too, once a point release has taken them up.
 		if [ -n "$uri" ]; then
 			echo "deb [signed-by=$keys] $uri $suite main" >>"$state/sources.list"
 		fi
 	done
 	[ -s "$state/sources.list" ] ||
-		cannot "The kernels are Debian's, and the apt of this machine knows no Debian mirror. Name one in DEBIAN_MIRROR."
+		cannot "The kernels are Debian's, and the package lists of this machine are of no Debian mirror, or have not been" \
+			"fetched. Run apt-get update, or name a mirror in DEBIAN_MIRROR (http://HOST/debian)."
 	cat >"$state/apt.conf" <<-END
 		Dir::State "$state";
 		Dir::State::lists "$state/lists";
@@ -56,18 +58,29 @@ configure_apt() {
 		Acquire::Languages "none";
 		Acquire::Retries "3";
 		Acquire::http::Timeout "60";
+		APT::Update::Error-Mode "any";
 		# The machine may have hooks that tidy its own state.
 		#clear APT::Update::Post-Invoke;
 		#clear APT::Update::Post-Invoke-Success;
 	END
 }
 
-apt_get() {
-	apt-get -qq -c "$state/apt.conf" "$@"
-}
+# Everything in one language, because fetch_lists reads it.
+apt_get=(env -C "$state/cache" LC_ALL=C apt-get -qq -c "$state/apt.conf")
 
 apt_show() {
 	apt-cache -c "$state/apt.conf" show --no-all-versions "$@" 2>/dev/null
+}
+
+fetch_lists() {
+	local mirrors
+	mirrors=$(awk '{ print $3 }' "$state/sources.list" | sort -u | paste -sd ' ')
+	quietly "${apt_get[@]}" update && return
+	if grep -q 'does not have a Release file' /dev/fd/8; then
+		die "The mirror ($mirrors) does not have all of $suites. Choose other suites for $name in tests/vm/kernels.toml."
+	fi
+	die "The mirror ($mirrors) could not be reached, or does not deliver its lists of $suites; apt says above why." \
+		"Does apt-get update work on this machine?"
 }
 
 # The pinned release, or the newest of the suite when the archive has moved on.
@@ -94,7 +107,7 @@ packages_of() {
 unpack() {
 	local package
 	for package in $(packages_of "$1"); do
-		(cd "$state/cache" && quietly apt_get download "$package") ||
+		quietly "${apt_get[@]}" download "$package" ||
 			die "The archive lists $package but does not deliver it. Try again later, or change tests/vm/kernels.toml."
 	done
 	for package in "$state"/cache/*.deb; do
@@ -122,8 +135,7 @@ choose_modules() {
 
 # The initial files: busybox, and in load order what reaches the disks and the ports to the outside.
 make_boot_cpio() {
-	local modules=$1 release=$2 out=$3 tree module file
-	tree=$(mktemp -d "$lab/boot.XXXXXX")
+	local modules=$1 release=$2 out=$3 tree=$1/boot module file
 	mkdir -p "$tree"/{bin,modules}
 	cp "$(command -v busybox)" "$tree/bin/busybox"
 	for module in virtio_pci virtio_blk ext4 virtio_console; do
@@ -134,13 +146,13 @@ make_boot_cpio() {
 		basename "$file" >>"$tree/modules/order"
 	done <"$tree/list"
 	(cd "$tree" && find bin modules | LC_ALL=C sort | cpio -o -H newc --quiet) >"$out"
-	rm -r "$tree"
 }
 
 # make_kernel RELEASE: everything, into a directory that gets its name last.
 make_kernel() {
-	local release=$1 new=$lab/kernels/$1.new all size
-	rm -rf "$new"
+	local release=$1 all size
+	new=$lab/kernels/$1.new
+	remove "$new"
 	mkdir -p "$new/all" "$new/tree/lib/modules"
 	unpack "$release" "$new/all"
 	all=$(find "$new/all" -type d -path "*lib/modules/$release" | head -1)
@@ -160,24 +172,26 @@ make_kernel() {
 }
 
 mkdir -p "$lab/kernels"
+new=
+trap end_awaited EXIT
+trap 'exit 130' INT TERM HUP
 # Two runs at a time make it once.
-exec 9>"$lab/kernels/$name.lock"
-flock 9
+lock "$lab/kernels/$name.lock" "kernel $name"
+trap 'end_awaited; remove "$state" ${new:+"$new"}' EXIT
 moved=$lab/kernels/$release.moved
 found=$release
 if [ -e "$moved" ] && [ ! -e "$lab/kernels/$release/release" ]; then
 	found=$(cat "$moved")
 fi
 if [ ! -e "$lab/kernels/$found/release" ]; then
+	[ "$(id -u)" = 0 ] || cannot "Fetching kernels is only for root."
 	configure_apt
-	quietly apt_get update ||
-		die "The lists of $suites cannot be fetched. Is the mirror of this machine reachable (apt-get update)?"
+	fetch_lists
 	found=$(available)
 	[ "$found" = "$release" ] || echo "$found" >"$moved"
 	if [ ! -e "$lab/kernels/$found/release" ]; then
 		make_kernel "$found"
 	fi
-	rm -rf "$state"
 fi
 if [ "$found" != "$release" ]; then
 	echo "note: the archive has moved on from $release; kernel $name is $found. Change tests/vm/kernels.toml." >&2

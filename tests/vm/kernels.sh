@@ -33,14 +33,7 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 
 # The archive is slow and the compiler busy: both at once.
-prepare() {
-	local name
-	tests/vm/image.sh disk >/dev/null
-	for name in "${names[@]}"; do
-		tests/vm/kernel.sh "$name" >/dev/null
-	done
-}
-prepare &
+setpriv --pdeathsig TERM tests/vm/prepare.sh "${names[@]}" &
 prepared=$!
 
 # Programs as cargo has built them for the other tests, without what only a debugger wants; inside they are where they are
