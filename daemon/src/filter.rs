@@ -95,7 +95,7 @@ const NAMED_PROTOCOLS: [(&str, u8); 8] = [
 /// The number of a protocol by its name, or by itself.
 pub fn protocol_number(word: &str) -> Option<u8> {
     let known = NAMED_PROTOCOLS.iter().find(|(name, _)| *name == word);
-    known.map(|(_, number)| *number).or_else(|| word.parse().ok())
+    known.map(|(_, number)| *number).or_else(|| word.parse().ok().filter(|_| !word.starts_with('+')))
 }
 
 /// Whether a word means a protocol.
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn protocols_have_names_and_numbers() {
         assert_eq!((protocol_number("icmp6"), protocol_number("89")), (Some(58), Some(89)));
-        assert!(!is_protocol("TCP") && !is_protocol("256") && !is_protocol(""));
+        assert!(!is_protocol("TCP") && !is_protocol("+6") && !is_protocol("256") && !is_protocol(""));
     }
 
     #[test]

@@ -229,9 +229,12 @@ fn option_value(decl: &OptionDecl, value: &Value<'_>) -> Result<OptionValue, Fau
         }
         OptionType::List { what, check, .. } => {
             let array = value.get_ref().as_array().ok_or_else(mismatch)?;
-            OptionValue::List(each(array, |element| match element.as_str() {
-                Some(word) if check(word) => Ok(word.to_owned()),
-                _ => Err(format!("expected {what}, found {}", describe(element))),
+            // A port or a protocol may be written as the number that it is.
+            OptionValue::List(each(array, |element| {
+                let number = || integer(element).map(|number| number.to_string());
+                let word = element.as_str().map(str::to_owned).or_else(number);
+                let fault = || format!("expected {what}, found {}", describe(element));
+                word.filter(|word| check(word)).ok_or_else(fault)
             })?)
         }
     };

@@ -283,8 +283,8 @@ const BAD: &[(&str, &str)] = &[
         "1:25: probes.tcpreset.limit: expected a whole number from 1 to 100, found true",
     ),
     (
-        "probes.tcp.devices = ['a', 'b/c', 7]",
-        "1:28: probes.tcp.devices: expected an interface name, found the text 'b/c'\n1:35: probes.tcp.devices: expected an interface name, found the number 7",
+        "probes.tcp.devices = ['a', 'b/c', 7, 7.5]",
+        "1:28: probes.tcp.devices: expected an interface name, found the text 'b/c'\n1:38: probes.tcp.devices: expected an interface name, found the number 7.5",
     ),
     (
         "[probes.tcpreset]\n[probes.tcp_reset]",

@@ -190,7 +190,7 @@ impl Engine {
         if let Err(problem) = self.start(probe, &options).await {
             tracing::warn!(probe = probe.name, "it cannot be throttled: {}", problem.sentence);
         }
-        self.tell(probe, THROTTLED, sentence);
+        self.tell(probe, THROTTLED, &sentence);
     }
 
     async fn switch_off(&self, at: usize, takes: &str) {
@@ -205,7 +205,7 @@ impl Engine {
             slot.throttled = None;
         }
         self.switched.notify_one();
-        self.tell(probe, SWITCHED_OFF, sentence);
+        self.tell(probe, SWITCHED_OFF, &sentence);
     }
 
     /// Lets probes send all their events again that have been cheap for a while.
@@ -236,8 +236,8 @@ impl Engine {
         }
     }
 
-    fn tell(&self, probe: &'static Probe, decl: &'static EventDecl, sentence: String) {
-        let fields = vec![("reason", Value::Text(sentence))];
+    fn tell(&self, probe: &'static Probe, decl: &'static EventDecl, sentence: &str) {
+        let fields = vec![("reason", Value::Text(format!("{}: {sentence}", probe.name)))];
         self.announce(probe, RawEvent::found(decl, (self.hooks.host_netns(), 0), fields));
     }
 

@@ -3,6 +3,7 @@
 use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, histogram,
 };
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -36,6 +37,8 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Bool { default: false },
             help: "Shows each device on its own under netskoop_biolatency_device_*.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE],
     events: &EVENTS,

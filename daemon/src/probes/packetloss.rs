@@ -207,13 +207,15 @@ const IGNORE_REASONS: &[&str] =
 
 /// Functions that free packets which were delivered, whose socket is gone, or which nobody here asked for:
 /// `ip6_mc_input` gets the neighbour discovery of everyone on the link.
-const BENIGN: [&str; 9] = [
+const BENIGN: [&str; 11] = [
     "ip6_mc_input",
     "nfnetlink_rcv_batch",
     "sk_stream_kill_queues",
     "skb_queue_purge",
     "skb_queue_purge_reason",
     "skb_release_data",
+    "udp_destruct_common",
+    "udp_destruct_sock",
     "unix_release_sock",
     "unix_stream_connect",
     "skb_rbtree_purge",

@@ -5,6 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, copy_words};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -42,7 +43,7 @@ pub static PROBE: Probe = Probe {
                 what: "a softirq: hi, timer, net_tx, net_rx, block, irq_poll, tasklet, sched, hrtimer or rcu",
                 check: is_vector,
             },
-            help: "Which softirqs are looked at.",
+            help: "Which softirqs are looked at; all if empty.",
         },
         OptionDecl {
             name: "per_cpu",
@@ -55,6 +56,8 @@ pub static PROBE: Probe = Probe {
             help: "Adds the kernel stack to each event, which costs several microseconds each: where a softirq that was late was \
                    let in at last.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
@@ -222,7 +225,7 @@ fn numbers(names: &[String]) -> impl Iterator<Item = usize> {
     VECTORS
         .iter()
         .enumerate()
-        .filter(|(_, name)| names.iter().any(|wanted| wanted == *name))
+        .filter(|(_, name)| names.is_empty() || names.iter().any(|wanted| wanted == *name))
         .map(|(number, _)| number)
 }
 

@@ -3,6 +3,7 @@
 use crate::declare::{
     Bucket, Cost, EventDecl, Family, HISTOGRAM, OptionDecl, OptionType, Points, Probe, TableDecl, histogram,
 };
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -37,6 +38,8 @@ pub static PROBE: Probe = Probe {
             help: "Adds the kernel stack to each event, which costs several microseconds each: where the task that had the CPU \
                    before let go of it.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[&[Family::native(
         "netskoop_tasklatency_wait_seconds",

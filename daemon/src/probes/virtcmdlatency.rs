@@ -5,6 +5,7 @@ use crate::declare::{
     counter, histogram,
 };
 use crate::facts::one;
+use crate::filter;
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
@@ -40,6 +41,8 @@ pub static PROBE: Probe = Probe {
             kind: OptionType::Bool { default: false },
             help: "Adds the kernel stack to each event, which costs several microseconds each: what the command was for.",
         },
+        filter::ENTITIES,
+        filter::IGNORE_ENTITIES,
     ],
     families: &[NATIVE, KUBESKOOP, INSPECTOR],
     events: &EVENTS,
