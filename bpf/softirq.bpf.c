@@ -9,6 +9,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Softirq vectors; there have been ten since 2.6.28. */
 #define VECTORS 10
 
+/* Places for them: a power of two, for inside(). */
+#define PLACES 16
+
 enum kind { SCHEDULED_LATE, RAN_LONG };
 
 struct softirq_options {
@@ -55,8 +58,8 @@ struct holder {
  * but an interrupt may raise one while the programs for entry and exit are at work.
  */
 struct cpu_state {
-	u64 raised[VECTORS];
-	u64 began[VECTORS];
+	u64 raised[PLACES];
+	u64 began[PLACES];
 	u64 pending;  /* how many have been raised and have not begun */
 	u64 switched; /* when the current task came, or the first of the pending ones was raised */
 	struct holder holder; /* the longest one since then */
@@ -104,15 +107,6 @@ static __always_inline struct cpu_state *this_cpu(void)
 	u32 zero = 0;
 
 	return bpf_map_lookup_elem(&cpus, &zero);
-}
-
-/* The first argument of all three. It stays in one register, so that verifiers see its bounds. */
-static __always_inline u64 vector_of(const u64 *ctx)
-{
-	u64 vector = ctx[0];
-
-	asm volatile("" : "+r"(vector));
-	return vector;
 }
 
 static __always_inline bool wanted(u32 vector)
@@ -200,7 +194,7 @@ static __always_inline void observe_here(void *map, u32 vector, u64 latency, str
 SEC("tp_btf/softirq_raise")
 int on_raise(u64 *ctx)
 {
-	u64 vector = vector_of(ctx);
+	u64 vector = ctx[0]; /* the first argument of all three */
 	struct cpu_state *state;
 	u64 now;
 
@@ -208,14 +202,14 @@ int on_raise(u64 *ctx)
 		return 0;
 	state = this_cpu();
 	/* Raised already: it has been waiting since then. */
-	if (!state || state->raised[vector])
+	if (!state || state->raised[inside(vector, PLACES)])
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (!state->pending) {
 		state->switched = now;
 		state->holder.from = state->holder.to = now;
 	}
-	state->raised[vector] = now;
+	state->raised[inside(vector, PLACES)] = now;
 	__sync_fetch_and_add(&state->pending, 1);
 	return 0;
 }
@@ -239,23 +233,23 @@ int on_switch(u64 *ctx)
 SEC("tp_btf/softirq_entry")
 int on_entry(u64 *ctx)
 {
-	u64 vector = vector_of(ctx);
+	u64 vector = ctx[0];
 	struct cpu_state *state = this_cpu();
 	u64 now, raised, latency;
 	struct stats *st = stats_here();
 
 	if (vector >= VECTORS || !state || !st)
 		return 0;
-	raised = state->raised[vector];
+	raised = state->raised[inside(vector, PLACES)];
 	now = bpf_ktime_get_ns();
-	state->began[vector] = wanted(vector) ? now : 0;
+	state->began[inside(vector, PLACES)] = wanted(vector) ? now : 0;
 	/* Raised before the object was loaded, or while the run before this one was about to begin.
 	 */
 	if (!raised)
 		return 0;
 	/* From here on it may be raised again. It counts as pending until the end of this program,
 	 * so that the holder stays. */
-	state->raised[vector] = 0;
+	state->raised[inside(vector, PLACES)] = 0;
 	if (wanted(vector) && now >= raised) {
 		latency = now - raised;
 		observe_here(&schedule, vector, latency, st);
@@ -273,17 +267,17 @@ int on_entry(u64 *ctx)
 SEC("tp_btf/softirq_exit")
 int on_exit(u64 *ctx)
 {
-	u64 vector = vector_of(ctx);
+	u64 vector = ctx[0];
 	struct cpu_state *state = this_cpu();
 	u64 began, latency;
 	struct stats *st = stats_here();
 
 	if (vector >= VECTORS || !state || !st)
 		return 0;
-	began = state->began[vector];
+	began = state->began[inside(vector, PLACES)];
 	if (!began)
 		return 0;
-	state->began[vector] = 0;
+	state->began[inside(vector, PLACES)] = 0;
 	latency = bpf_ktime_get_ns() - began;
 	observe_here(&execution, vector, latency, st);
 	count_slow(vector, RAN_LONG, latency, st);

@@ -164,15 +164,18 @@ struct __sk_buff {
 
 /* Registers as a kprobe finds them: of x86_64, and of arm64. The layout is that of the hardware's
  * entry code. */
-struct pt_regs {
-	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
-	unsigned long orig_ax, ip, cs, flags, sp, ss;
-};
-
+/* Each where it is, so that what is written for one of them only does not compile for the other. */
+#ifdef __TARGET_ARCH_arm64
 struct user_pt_regs {
 	u64 regs[31];
 	u64 sp, pc, pstate;
 };
+#else
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+	unsigned long orig_ax, ip, cs, flags, sp, ss;
+};
+#endif
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

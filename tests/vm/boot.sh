@@ -1,7 +1,7 @@
 #!/bin/bash
 # boot.sh [options] KERNEL COMMAND: boots a kernel of kernels.toml in an emulated machine and runs a shell command there
-# as root. What it prints is shown, and its exit code is the script's. 124: it did not answer in time; 125: the machine
-# did not come up, or went down under it. Then the end of the kernel's console is shown.
+# as root. What it prints is shown, and its exit code is the script's. 124: it did not answer in time, or stands
+# still; 125: the machine did not come up, or went down under it. Then the end of the kernel's console is shown.
 #   -f FILES    a tar archive that is unpacked at / before
 #   -t SECONDS  the time that the whole may take (300)
 #   -b SECONDS  the time that booting may take (90)
@@ -107,6 +107,8 @@ while kill -0 $qemu 2>/dev/null; do
 		problem="did not end within $limit s" code=124
 	elif [ $((SECONDS - began)) -ge "$boot_limit" ] && ! grep -q '^\[vm\] up' "$work/out"; then
 		problem="did not come up within $boot_limit s"
+	elif [ "$(grep 'BUG: soft lockup' "$work/console" 2>/dev/null | wc -l)" -ge 3 ]; then
+		problem="stands still" code=124
 	else
 		sleep 0.2
 		continue

@@ -8,8 +8,8 @@ cd "$(dirname "$0")/../.."
 . tests/vm/lab.sh
 PATH=$PATH:${HOME:-/root}/.cargo/bin
 
-# Time that one kernel may take: emulated machines are slow, and two run at a time.
-limit=600
+# Time that one kernel may take: emulated machines are slow, two run at a time, and a scenario that fails is patient twice.
+limit=1200
 at_once=${AT_ONCE:-2}
 
 mapfile -t names < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else tr ' ' '\n' <<<"${KERNEL:-$(kernel_names)}"; fi)
@@ -88,15 +88,20 @@ test_one() {
 	rm -rf "$out"
 	mkdir -p "$out"
 	boot_one "$name" "$command" "$out" || code=$?
-	# Seen now and then on 5.10 and 6.1, and not understood: the machine stands still, with one of its processors busy. A test
-	# that fails is no reason to try again.
-	if [ $code = 124 ]; then
-		echo "$name did not end within $limit s and is started once more; what it had said is in $out.hung"
-		rm -rf "$out.hung"
-		mv "$out" "$out.hung"
+	# The emulator's fault, not ours: now and then it goes on seeing the breakpoint with which a kernel rewrites its own code
+	# after that is gone, and both processors run into it for ever.
+	if [ $code = 124 ] && grep -q asm_exc_int3 "$out/log"; then
+		echo "$name stood still in a breakpoint that is not there, and is started once more; what it had said is in $out.still"
+		rm -rf "$out.still"
+		mv "$out" "$out.still"
 		mkdir "$out"
 		code=0
 		boot_one "$name" "$command" "$out" || code=$?
+	fi
+	# A filter that finds no test is content with that.
+	if [ $code = 0 ] && { [ ! -s "$out/probes.tsv" ] || grep -qx 'running 0 tests' "$out/log"; }; then
+		echo "A test that kernels.sh or kernels.toml asks for is not there." >>"$out/log"
+		code=1
 	fi
 	cat "$lab/kernels/$(kernel_key "$name" release)/release" >"$out/release" 2>/dev/null ||
 		sed -n 's/^\[vm\] up: \([^ ]*\) .*/\1/p' "$out/log" >"$out/release"

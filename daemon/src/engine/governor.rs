@@ -98,11 +98,14 @@ impl Engine {
         let (mut pause, mut before) = (FIRST, Vec::new());
         loop {
             tokio::time::sleep(pause).await;
-            let Some(shares) = self.measure().await else {
+            let budget = self.config.load().config.bpf_cpu;
+            let measured = if budget > 0 { self.measure().await } else { None };
+            let Some(shares) = measured else {
+                lock(&self.shares).clear();
+                self.relax(&[], budget).await;
                 pause = PAUSE;
                 continue;
             };
-            let budget = self.config.load().config.bpf_cpu;
             let over: Vec<Share> =
                 shares.iter().filter(|share| self.is_too_much(share, budget)).copied().collect();
             let (again, new) = over.iter().partition::<Vec<_>, _>(|share| before.contains(&share.probe));

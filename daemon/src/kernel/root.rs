@@ -387,8 +387,9 @@ fn a_full_receive_buffer_is_counted_exactly() {
 #[test]
 fn closing_unix_sockets_is_no_packet_loss() {
     let Some(world) = World::new() else { return };
-    let handle = world.start(&packetloss::PROBE, unlimited(&[]));
-    let netns = in_netns(|inode| {
+    // All in there: before and after, its inode may be that of another test's namespace.
+    in_netns(|netns| {
+        let handle = world.start(&packetloss::PROBE, unlimited(&[]));
         for _ in 0..100 {
             let (mut a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
             a.write_all(b"unread").unwrap();
@@ -402,13 +403,16 @@ fn closing_unix_sockets_is_no_packet_loss() {
             drop(client);
             server.read_to_end(&mut Vec::new()).unwrap();
         }
-        inode
+        // One that is lost comes after all others.
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"lost", "127.0.0.1:9").unwrap();
+        let events = world.wait(&packetloss::PROBE, netns, 1);
+        let tuples: Vec<_> = events.iter().map(|event| event.tuple.unwrap().dport).collect();
+        assert_eq!(tuples, [9], "{events:?}");
+        let rows = world.table(&packetloss::PROBE, &handle, netns);
+        let lost = rows.iter().filter(|(keys, _)| keys[1] != "ignored").count();
+        assert_eq!(lost, 1, "{rows:?}");
+        handle.stop().unwrap();
     });
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(world.events(&packetloss::PROBE, netns), []);
-    let rows = world.table(&packetloss::PROBE, &handle, netns);
-    assert!(rows.iter().all(|(keys, _)| keys[1] == "ignored"), "{rows:?}");
-    handle.stop().unwrap();
 }
 
 /// Runs of the programs of some objects so far.

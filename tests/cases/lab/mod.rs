@@ -22,6 +22,7 @@ mod work;
 use crate::support::{Daemon, Netns, Setup, exchange, run, series, tests_dir, until};
 use netskoop_api::{Event, EventLine, ProbeInfo, ProbeState, SelfResult, SelfTest, StateName};
 use netskoopd::probes::PROBES;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -101,6 +102,9 @@ impl Lab {
         );
         std::fs::create_dir_all("/run/netns").unwrap();
         let mut setup = Setup::on_node().set("events", "rate = 10000\nburst = 10000");
+        // Measuring rewrites the first instruction of a function that every program runs through (__bpf_prog_enter). While it
+        // is rewritten it is a breakpoint, and the emulator may keep that for ever: then the machine stands still.
+        setup = setup.set("limits", "bpf_cpu = \"0%\"");
         for probe in PROBES {
             setup = setup.set(String::leak(format!("probes.{}", probe.name)), "enabled = true");
         }
@@ -117,19 +121,22 @@ impl Lab {
         self.state(probe).reason.is_some_and(|reason| reason.contains(words))
     }
 
+    /// The events of a type in a namespace so far.
+    fn events(&self, kind: &str, netns: &Netns) -> Vec<Event> {
+        let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.inode())).text();
+        let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
+        // With every probe on, the first may be forgotten before the last come, and a line says so.
+        let event = |line| match line {
+            EventLine::Event(event) => Some(*event),
+            EventLine::Missed { .. } => None,
+        };
+        lines.filter_map(event).collect()
+    }
+
     /// Waits for an event of a type in a namespace.
     #[track_caller]
     fn event(&self, kind: &str, netns: &Netns, good: impl Fn(&Event) -> bool) -> Event {
-        let all = || {
-            let text = self.daemon.ask(&format!("/v1/events?type={kind}&entity={}", netns.inode())).text();
-            let lines = text.lines().map(|line| serde_json::from_str::<EventLine>(line).unwrap());
-            // With every probe on, the first may be forgotten before the last come, and a line says so.
-            let event = |line| match line {
-                EventLine::Event(event) => Some(*event),
-                EventLine::Missed { .. } => None,
-            };
-            lines.filter_map(event).collect::<Vec<_>>()
-        };
+        let all = || self.events(kind, netns);
         let found = std::panic::catch_unwind(AssertUnwindSafe(|| {
             until("the event", || all().into_iter().find(|event| good(event)))
         }));
@@ -278,21 +285,26 @@ fn play(lab: &Lab, scenario: &Scenario) -> Told {
     // Now and then an emulated machine is so slow that what is to be late is later, or not in order: then it is tried again,
     // and the line says so.
     let mut again = "";
-    let result = once().or_else(|_| {
-        let _ = writeln!(std::io::stdout(), "{}: {}: once more", scenario.probe, scenario.what);
+    let said = |how: &str, panic: &(dyn Any + Send)| {
+        let _ =
+            writeln!(std::io::stdout(), "{}: {}: {how}: {}", scenario.probe, scenario.what, text_of(panic));
+    };
+    let result = once().or_else(|panic| {
+        said("once more", &*panic);
         again = " (at the second try)";
-        once()
+        once().inspect_err(|panic| said("failed", &**panic))
     });
     let (seen, problem) = match result {
         Ok(Outcome::Seen(seen)) => (format!("{}: {seen}{again}", scenario.what), None),
         Ok(Outcome::NotHere(reason)) => (format!("{}: not here, {reason}", scenario.what), None),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-            (scenario.what.to_owned(), Some(format!("{}: {text}", scenario.what)))
-        }
+        Err(panic) => (scenario.what.to_owned(), Some(format!("{}: {}", scenario.what, text_of(&*panic)))),
     };
     Told { probe: scenario.probe, seen, problem, seconds: began.elapsed().as_secs_f64() }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
 }
 
 /// The probes as `netskoopctl` shows them.

@@ -6,7 +6,7 @@ use crate::root::{refused, tuple};
 use crate::support::{Netns, until};
 use netskoop_api::{Event, Value};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
 /// Without a socket the older kernels tell nothing.
 fn cannot_see_without_socket(lab: &Lab) -> bool {
@@ -84,8 +84,9 @@ pub(super) fn late_data(lab: &Lab) -> Outcome {
     for version in [4, 6] {
         let (source, target) = (pair.near(version, 20_003), pair.far(version, 7300));
         let (mut client, server) = connected(&pair, source, target);
-        drop(server);
-        // The end of the stream has come, so the socket at the other end is closed.
+        // If it were closed, it would depend on who is quicker whether its socket or one in TIME_WAIT gets the data.
+        server.shutdown(Shutdown::Both).unwrap();
+        // The end of the stream has come, so the socket at the other end takes nothing any more.
         assert_eq!(client.peek(&mut [0; 16]).unwrap(), 0);
         client.write_all(b"too late").unwrap();
         let wanted = tuple("tcp", target, source);
