@@ -139,7 +139,7 @@ if [ -n "$problem" ]; then
 	{
 		echo "[vm] kernel $kernel ($(cat "$directory/release")) $problem. The end of its console:"
 		tail -n 60 "$work/console" 2>/dev/null | sed 's/^/    /'
-		sed 's/^/    processors: /' "$work/stands" 2>/dev/null
+		sed 's/^/    processors: /' "$work/stands" 2>/dev/null || true
 		sed 's/^/    qemu: /' "$work/qemu"
 	} >&2
 fi

@@ -24,6 +24,7 @@ results=$lab/results
 work=$(mktemp -d)
 cleanup() {
 	local jobs
+	end_awaited
 	mapfile -t jobs < <(jobs -p)
 	[ ${#jobs[@]} = 0 ] || kill "${jobs[@]}" 2>/dev/null || true
 	wait
@@ -38,16 +39,16 @@ prepared=$!
 
 # Programs as cargo has built them for the other tests, without what only a debugger wants; inside they are where they are
 # here, because tests know the paths.
-cargo test --workspace --locked --quiet --no-run --message-format=json 2>"$work/cargo" |
-	python3 -c 'import json, sys
+alone env TMPDIR="$work" cargo test --workspace --locked -q --no-run --message-format=json >"$work/built" 2>"$work/cargo" || {
+	cat "$work/cargo" >&2
+	die "cargo test --no-run failed"
+}
+python3 -c 'import json, sys
 for line in sys.stdin:
     found = json.loads(line)
     target = found.get("target", {})
     if found.get("executable") and (target["kind"] == ["bin"] and not found["profile"]["test"] or target["name"] == "daemon"):
-        print(target["name"], found["executable"])' >"$work/programs" || {
-	cat "$work/cargo" >&2
-	die "cargo test --no-run failed"
-}
+        print(target["name"], found["executable"])' <"$work/built" >"$work/programs"
 while read -r name path; do
 	mkdir -p "$work/share$(dirname "$path")"
 	strip --strip-debug -o "$work/share$path" "$path"

@@ -43,14 +43,18 @@ end_awaited() {
 	awaited=
 }
 
-# quietly COMMAND...: what it printed is shown only if it failed; and it is at file descriptor 8, in a file without a name.
-# The command is alone: none of its processes and none of its mounts outlives it, or this script.
+# alone COMMAND...: the same, and none of its processes and none of its mounts outlives it, or this script.
+alone() {
+	await setpriv --pdeathsig KILL unshare --mount-proc --pid --fork --kill-child "$@"
+}
+
+# quietly COMMAND...: alone; what it printed is shown only if it failed; and it is at file descriptor 8, in a file without a name.
 quietly() {
 	local log
 	log=$(mktemp)
 	exec 8<>"$log"
 	rm -f "$log"
-	if await setpriv --pdeathsig KILL unshare --mount-proc --pid --fork --kill-child "$@" >&8 2>&1 </dev/null; then
+	if alone "$@" >&8 2>&1 </dev/null; then
 		return 0
 	fi
 	cat /dev/fd/8 >&2

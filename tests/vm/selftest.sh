@@ -76,7 +76,7 @@ expect "half a root" 1 "mmdebstrap cannot make a system" env NETSKOOP_LAB="$own"
 [ "$(ls "$own")" = root.lock ] || { echo "half a root: it is kept: $(ls "$own")" && wrong=1; }
 
 # Ctrl-C on a terminal, where the shell has everything that it starts with & ignore it.
-NETSKOOP_LAB=$own timeout 120 python3 - "$here/kernels.sh" "$own" >"$work/out" 2>&1 <<'END'
+NETSKOOP_LAB=$own timeout 300 python3 - "$here/kernels.sh" "$own" >"$work/out" 2>&1 <<'END'
 import glob, os, pty, select, sys, time
 pid, terminal = pty.fork()
 if pid == 0:
@@ -104,7 +104,7 @@ nothing_left "Ctrl-C"
 NETSKOOP_LAB=$own "$here/image.sh" tree >"$work/out" 2>&1 </dev/null &
 script=$!
 tries=0
-until [ -n "$(find "$own"/root-*.new -path '*/etc/passwd' 2>/dev/null)" ] || [ $tries -ge 600 ]; do
+until [ -n "$(find "$own"/root-*.new -path '*/etc/passwd' 2>/dev/null)" ] || [ $tries -ge 3000 ]; do
 	sleep 0.1
 	tries=$((tries + 1))
 done
