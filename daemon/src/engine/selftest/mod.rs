@@ -8,7 +8,7 @@ mod stage;
 
 use super::pass::PassError;
 use super::select::Selection;
-use super::{ChangeError, Engine, Peer};
+use super::{ChangeError, Engine, Peer, Slot};
 use crate::declare::{Names, Probe};
 use crate::probes::{PROBES, gone};
 use crate::resolve::watcher::Guest;
@@ -155,9 +155,10 @@ impl Engine {
         if let Some(blind) = check.blind.filter(|blind| reason.contains(blind.says) && !is_on(blind.unless)) {
             return Some(blind.says.into());
         }
-        let hooks = self.slots().iter().find(|slot| slot.probe.name == check.probe)?.without_hooks.clone();
-        if let Some(why) = hooks.filter(|_| !check.event.is_empty()) {
-            return Some(why);
+        let without_hooks =
+            self.slots().iter().find(|slot| slot.probe.name == check.probe)?.without_hooks.clone();
+        if without_hooks.is_some() {
+            return without_hooks;
         }
         let timeout = self.duration(check.probe, TIMEOUT).filter(|_| check.deed.is_held())?;
         let longest = check.deed.longest();
@@ -202,6 +203,10 @@ impl Engine {
             let is_filter = (check.probe, option) != ("dns", PORTS);
             is_filter && matches!(value, Some(OptionValue::List(words)) if !words.is_empty())
         };
+        let is_throttled = |slot: &Slot| slot.probe.name == check.probe && slot.throttled.is_some();
+        if !check.event.is_empty() && self.slots().iter().any(is_throttled) {
+            return Some("no event is waited for, since the probe is throttled".into());
+        }
         let filters = || FILTERS.into_iter().find(|option| is_set(option));
         if let Some(option) = filters().filter(|_| !check.event.is_empty()) {
             return Some(format!("no event is waited for, since the option {option} may leave it out"));
