@@ -95,7 +95,7 @@ const HELP: &str = "Rare things that break networks. anomaly: neighbour_failed (
                     reached), and as /proc/net/netstat counts them syn_cookies (SyncookiesSent), syn_queue_full (TCPReqQFullDrop), \
                     time_wait_overflow (TCPTimeWaitOverflow), tcp_memory_pressure (TCPMemoryPressures; the node's, counted where it \
                     began), tcp_out_of_memory (TCPAbortOnMemory), orphan_without_linger (TCPAbortOnLinger), zero_window \
-                    (TCPToZeroWindowAdv), mtu_probe_failed (TCPMTUPFail), rp_filter (IPReversePathFilter); with the probe conntrack \
+                    (TCPToZeroWindowAdv), mtu_probe_failed (TCPMTUPFail; only where net.ipv4.tcp_mtu_probing is on), rp_filter (IPReversePathFilter); with the probe conntrack \
                     also conntrack_insert_race and conntrack_chain_too_long. Ports that are used up are in \
                     netskoop_tcpconnect_failures_total.";
 

@@ -25,7 +25,8 @@ pub static PROBE: Probe = Probe {
     finds: "A server that is down (refused) or behind a silent firewall (timeout), a lost SYN (handshakes of 1, 3, 7 seconds), \
             local ports that are used up (no_port), a program with too short a time-out of its own (cancelled).",
     cost: Cost::Low,
-    needs: "BTF tracepoint inet_sock_set_state.",
+    needs: "BTF tracepoint inet_sock_set_state. A connection that ends before its first packet, for lack of a route, is not seen: \
+            netskoop_ip_out_no_routes_total counts it.",
     default_on: false,
     section: None,
     options: &[
