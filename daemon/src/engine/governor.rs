@@ -188,7 +188,10 @@ impl Engine {
         let probe = PROBES[at];
         tracing::warn!(probe = probe.name, "{sentence}");
         if let Err(problem) = self.start(probe, &options).await {
+            // It goes on as before; if it stays too expensive, the next look tries again.
+            self.slots()[at].throttled = None;
             tracing::warn!(probe = probe.name, "it cannot be throttled: {}", problem.sentence);
+            return;
         }
         self.tell(probe, THROTTLED, &sentence);
     }
@@ -216,7 +219,7 @@ impl Engine {
         let _state = self.state.lock().await;
         let now = Instant::now();
         for (at, probe) in PROBES.iter().enumerate() {
-            let options = {
+            let (options, before) = {
                 let slot = &mut self.slots()[at];
                 let Some(throttled) = &mut slot.throttled else { continue };
                 let share = shares.iter().find(|share| share.probe == probe.name);
@@ -226,13 +229,14 @@ impl Engine {
                 if throttled.until > now {
                     continue;
                 }
-                slot.throttled = None;
-                slot.effective.options.clone()
+                (slot.effective.options.clone(), slot.throttled.take())
             };
-            tracing::info!(probe = probe.name, "it sends all its events again");
             if let Err(problem) = self.start(probe, &options).await {
+                self.slots()[at].throttled = before;
                 tracing::warn!(probe = probe.name, "it stays throttled: {}", problem.sentence);
+                continue;
             }
+            tracing::info!(probe = probe.name, "it sends all its events again");
         }
     }
 
