@@ -533,7 +533,7 @@ fn a_probe_that_costs_too_much_is_switched_off_and_says_so() {
     });
     assert!(text_of(&event, "reason").contains("limits.bpf_cpu allows 0.01%"), "{event:#?}");
     let state = daemon.probe("tcprtt").state;
-    assert_eq!(state.state, netskoop_api::StateName::Failed);
+    assert_eq!(state.state, netskoop_api::StateName::Paused);
     assert!(state.reason.unwrap().starts_with("switched off for 10 minutes: "));
     assert!(state.programs.is_empty(), "{:?}", state.programs);
     // What the others cost is known now.

@@ -235,7 +235,13 @@ fn status() -> Status {
                 refused: 4,
             }),
         }],
-        probes: ProbeCounts { on: 17, off: 9, failed: 1, not_available: vec!["virtcmdlatency".into()] },
+        probes: ProbeCounts {
+            on: 17,
+            off: 9,
+            failed: 1,
+            paused: 2,
+            not_available: vec!["virtcmdlatency".into()],
+        },
         collection: CollectionStatus {
             age_seconds: Some(1.25),
             cpu_ns: 18_000_000,

@@ -94,7 +94,7 @@ fn say_change(context: &mut Context<'_, '_>, document: &Document, wanted: bool) 
 
 /// The screen of `probes list`.
 fn list(probes: &[ProbeInfo], screen: &mut Screen<'_>) -> Result<(), Error> {
-    let mut table = Table::new(&["NAME", "STATE", "COST", "VIA", "NOW", "SUMMARY"]);
+    let mut table = Table::new(&["NAME", "STATE", "COST", "VIA", "NOW", "CPU", "SUMMARY"]);
     for probe in probes {
         table.row([
             probe.name.as_str().into(),
@@ -102,6 +102,7 @@ fn list(probes: &[ProbeInfo], screen: &mut Screen<'_>) -> Result<(), Error> {
             probe.cost.as_str().into(),
             probe.state.via.as_deref().unwrap_or("-").into(),
             now(&probe.state).into(),
+            share(&probe.state).into(),
             summary(probe),
         ]);
     }
@@ -113,7 +114,7 @@ fn state(state: &ProbeState) -> Line {
     let style = match state.state {
         StateName::On => Style::Good,
         StateName::Off => Style::Plain,
-        StateName::Starting => Style::Warn,
+        StateName::Starting | StateName::Paused => Style::Warn,
         StateName::Failed => Style::Bad,
         StateName::NotAvailable => Style::Dim,
     };
@@ -124,9 +125,18 @@ fn state(state: &ProbeState) -> Line {
     }
 }
 
-/// The measured cost, per collection or per event.
+/// The measured cost: of a program each time it runs, or of a collection.
 fn now(state: &ProbeState) -> String {
-    state.event_ns.or(state.last_collection_ns).map_or_else(|| "-".to_owned(), nanos)
+    match (state.event_ns, state.last_collection_ns) {
+        (Some(ns), _) => format!("{}/run", nanos(ns)),
+        (None, Some(ns)) => format!("{}/read", nanos(ns)),
+        (None, None) => "-".into(),
+    }
+}
+
+/// What its programs took of a CPU when they were looked at.
+fn share(state: &ProbeState) -> String {
+    state.bpf_cpu_ratio.map_or_else(|| "-".into(), |ratio| format!("{:.2}%", ratio * 100.0))
 }
 
 /// Why it does not work matters more than what it would do.
@@ -135,6 +145,7 @@ fn summary(probe: &ProbeInfo) -> Line {
         (Some(reason), StateName::On | StateName::Starting | StateName::Off) => {
             Line::from(probe.summary.as_str()).styled(Style::Dim, &format!(" ({reason})"))
         }
+        (Some(reason), StateName::Paused) => Line::new().styled(Style::Warn, reason),
         (Some(reason), StateName::Failed) => Line::new().styled(Style::Bad, reason),
         (Some(reason), StateName::NotAvailable) => Line::new().styled(Style::Dim, reason),
         (None, _) => probe.summary.as_str().into(),
@@ -178,7 +189,7 @@ fn cost(probe: &ProbeInfo) -> String {
         text += &format!(", {} CPU per collection", nanos(ns));
     }
     if let Some(ns) = probe.state.event_ns {
-        text += &format!(", {} per event in the kernel", nanos(ns));
+        text += &format!(", {} per run of its programs", nanos(ns));
     }
     if let Some(ratio) = probe.state.bpf_cpu_ratio {
         text += &format!(", {:.2} % of a CPU there", ratio * 100.0);
@@ -323,16 +334,20 @@ pub(crate) mod tests {
         let mut latency = probe("kernellatency", StateName::On);
         latency.state.via = Some("fentry".into());
         latency.state.event_ns = Some(410);
+        latency.state.bpf_cpu_ratio = Some(0.0123);
         latency.state.lease_seconds = Some(597);
         let mut missing = probe("virtcmdlatency", StateName::NotAvailable);
         missing.state.reason = Some("needs kprobes".into());
-        let probes = [tcp, latency, probe("socketlatency", StateName::Off), missing];
+        let mut paused = probe("softirq", StateName::Paused);
+        paused.state.reason = Some("switched off for 10 minutes".into());
+        let probes = [tcp, latency, probe("socketlatency", StateName::Off), paused, missing];
         let expected = "\
-NAME            STATE      COST  VIA     NOW     SUMMARY
-tcp             on         low   procfs  0.3 ms  what tcp does
-kernellatency   on  9m57s  low   fentry  410 ns  what kernellatency does
-socketlatency   off        low   -       -       what socketlatency does
-virtcmdlatency  n/a        low   -       -       needs kprobes
+NAME            STATE      COST  VIA     NOW          CPU    SUMMARY
+tcp             on         low   procfs  0.3 ms/read  -      what tcp does
+kernellatency   on  9m57s  low   fentry  410 ns/run   1.23%  what kernellatency does
+socketlatency   off        low   -       -            -      what socketlatency does
+softirq         paused     low   -       -            -      switched off for 10 minutes
+virtcmdlatency  n/a        low   -       -            -      needs kprobes
 ";
         assert_eq!(rendered(PLAIN, |screen| list(&probes, screen)), expected);
     }

@@ -139,6 +139,9 @@ fn probes(counts: &ProbeCounts) -> Line {
     if counts.failed > 0 {
         line = line.plain(", ").styled(Style::Bad, &format!("{} failed", counts.failed));
     }
+    if counts.paused > 0 {
+        line = line.plain(", ").styled(Style::Warn, &format!("{} paused", counts.paused));
+    }
     if !counts.not_available.is_empty() {
         let names = counts.not_available.join(", ");
         line = line.plain(&format!(", {} not available ({names})", counts.not_available.len()));
@@ -256,7 +259,13 @@ mod tests {
                     ..SourceStatus::default()
                 },
             ],
-            probes: ProbeCounts { on: 17, off: 9, failed: 0, not_available: vec!["virtcmdlatency".into()] },
+            probes: ProbeCounts {
+                on: 17,
+                off: 9,
+                failed: 0,
+                paused: 0,
+                not_available: vec!["virtcmdlatency".into()],
+            },
             collection: CollectionStatus {
                 age_seconds: Some(1.2),
                 cpu_ns: 18_000_000,

@@ -119,6 +119,9 @@ pub struct ProbeCounts {
     pub off: u32,
     /// Wanted, and failing.
     pub failed: u32,
+    /// Wanted, and switched off for a while because of what they cost.
+    #[serde(default)]
+    pub paused: u32,
     /// Names of those that cannot work here.
     pub not_available: Vec<String>,
 }

@@ -55,7 +55,7 @@ pub struct ProbeState {
     /// CPU time of the last collection, in nanoseconds, for probes that are read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_collection_ns: Option<u64>,
-    /// Mean kernel time per event, in nanoseconds, where BPF statistics are on.
+    /// Mean time of a run of its programs, in nanoseconds, where BPF statistics are on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_ns: Option<u64>,
     /// Part of one CPU that its BPF programs took when they were last measured.
@@ -84,6 +84,9 @@ pub enum StateName {
     /// Wanted, and an error keeps it from working; it is retried.
     #[serde(rename = "failed")]
     Failed,
+    /// Wanted, and switched off for a while, because it cost more than `limits.bpf_cpu`.
+    #[serde(rename = "paused")]
+    Paused,
     /// Cannot work on this kernel or with these privileges.
     #[serde(rename = "n/a")]
     NotAvailable,
@@ -97,6 +100,7 @@ impl StateName {
             StateName::Off => "off",
             StateName::Starting => "starting",
             StateName::Failed => "failed",
+            StateName::Paused => "paused",
             StateName::NotAvailable => "n/a",
         }
     }

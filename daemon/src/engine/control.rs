@@ -8,7 +8,7 @@ use crate::declare::Probe;
 use crate::hooks::Options;
 use crate::probes::{PROBES, conntrack};
 use crate::resolve::labels::Labels;
-use netskoop_api::{Imported, ProbeChanged, ProbePatch};
+use netskoop_api::{Imported, ProbeChanged, ProbePatch, StateName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -252,7 +252,7 @@ impl Engine {
         if before.is_none_or(|before| before.sentence != problem.sentence) {
             tracing::warn!(probe = slot.probe.name, "{}", problem.sentence);
         }
-        if !problem.never {
+        if problem.state != StateName::NotAvailable {
             let tries = before.and_then(|before| before.retry).map_or(0, |(_, tries)| tries);
             let delay = FIRST_RETRY.saturating_mul(1 << tries.min(10)).min(MAX_RETRY);
             problem.retry = Some((Instant::now() + delay, tries + 1));
@@ -273,10 +273,9 @@ impl Engine {
             let config = &self.config.load().config;
             (options.clone(), (config.event_rate, config.event_burst))
         };
-        self.hooks.start(probe, options, rate).await.map_err(|(never, sentence)| Problem {
-            never,
-            sentence,
-            retry: None,
+        self.hooks.start(probe, options, rate).await.map_err(|(never, sentence)| {
+            let state = if never { StateName::NotAvailable } else { StateName::Failed };
+            Problem { state, sentence, retry: None }
         })
     }
 
@@ -426,7 +425,7 @@ impl Engine {
 impl Problem {
     /// Whether it is not time to try again.
     fn waits(&self) -> bool {
-        self.never || self.retry.is_some_and(|(at, _)| at > Instant::now())
+        self.state == StateName::NotAvailable || self.retry.is_some_and(|(at, _)| at > Instant::now())
     }
 }
 

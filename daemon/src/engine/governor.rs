@@ -14,7 +14,7 @@ use crate::events::bus::Incoming;
 use crate::hooks::{Options, RawEvent};
 use crate::kernel::bpf::count_runs;
 use crate::probes::PROBES;
-use netskoop_api::{OptionValue, Value};
+use netskoop_api::{OptionValue, StateName, Value};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -204,7 +204,7 @@ impl Engine {
         {
             let slot = &mut self.slots()[at];
             let retry = Some((Instant::now() + HOLD, 0));
-            slot.problem = Some(Problem { never: false, sentence: sentence.clone(), retry });
+            slot.problem = Some(Problem { state: StateName::Paused, sentence: sentence.clone(), retry });
             slot.throttled = None;
         }
         self.switched.notify_one();

@@ -29,6 +29,7 @@ use crate::resolve::runtimes::Runtimes;
 use crate::resolve::watcher::Watcher;
 use arc_swap::ArcSwap;
 use farewell::Farewell;
+use netskoop_api::StateName;
 use pass::{Collector, PassError, Snapshot, Sources};
 use rises::Rises;
 use room::{Limits, Rooms, View};
@@ -153,8 +154,8 @@ struct Slot {
 /// Why a probe does not work.
 #[derive(Clone, Debug)]
 struct Problem {
-    /// Never here, as opposed to not now.
-    never: bool,
+    /// What it makes of the probe: not available here (it is never tried again), failed or paused.
+    state: StateName,
     /// One sentence.
     sentence: String,
     /// When it is tried again, and how often it failed.

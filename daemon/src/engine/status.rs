@@ -51,8 +51,7 @@ impl Engine {
             .filter(|_| effective.enabled && slot.problem.is_none());
         let state = match (&slot.problem, effective.enabled) {
             (_, false) => StateName::Off,
-            (Some(problem), true) if problem.never => StateName::NotAvailable,
-            (Some(_), true) => StateName::Failed,
+            (Some(problem), true) => problem.state,
             (None, true) if slot.probe.hooks.is_some_and(|hooks| !hooks.optional) && hook.is_none() => {
                 StateName::Starting
             }
@@ -324,6 +323,7 @@ fn probe_counts(standings: &[Standing]) -> ProbeCounts {
             StateName::On | StateName::Starting => counts.on += 1,
             StateName::Off => counts.off += 1,
             StateName::Failed => counts.failed += 1,
+            StateName::Paused => counts.paused += 1,
             StateName::NotAvailable => counts.not_available.push(probe.name.into()),
         }
     }

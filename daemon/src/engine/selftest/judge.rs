@@ -208,7 +208,9 @@ impl Judge {
         let (before, after, expected) = (self.before.sum(check), self.after.sum(check), self.expected(check));
         // Sums of fractions are not equal in the last place.
         let grown = ((after - before) * 1e9).round() / 1e9;
-        if grown < expected || check.exact && grown > expected {
+        if grown < 0.0 {
+            wrong.push(format!("{} fell by {}: the probe was started anew meanwhile", named(check), -grown));
+        } else if grown < expected || check.exact && grown > expected {
             wrong.push(format!("{} grew by {grown} instead of {expected}", named(check)));
         }
         let result = if wrong.is_empty() { SelfResult::Ok } else { SelfResult::Failed };
@@ -346,6 +348,9 @@ mod tests {
         for (grown, result) in [(0.0, SelfResult::Failed), (1.0, SelfResult::Ok), (9.0, SelfResult::Ok)] {
             assert_eq!(verdict(least, vec![done(Deed::Lost, 1)], grown).result, result);
         }
+        let anew = verdict(least, vec![done(Deed::Lost, 1)], -4.0);
+        assert_eq!(anew.result, SelfResult::Failed);
+        assert!(anew.says.contains("fell by 4: the probe was started anew meanwhile"), "{}", anew.says);
         let all = check("listen", Deed::Kept);
         assert_eq!(
             verdict(all, vec![done(Deed::Kept, 1)], 6.0).says,
