@@ -358,7 +358,6 @@ impl Base {
             gone,
             source: Arc::clone(&sources.all[sources.owner(table)]),
             intake: self.intake.clone(),
-            counts: Arc::clone(&self.counts),
             home: home(),
             proc: self.config.proc.clone(),
             followers: Arc::clone(self.watcher.followers()),

@@ -4,7 +4,7 @@
 
 use super::ledger::{Ended, Ledger};
 use crate::declare::ColumnSet;
-use crate::events::bus::{Counts, Incoming, Intake};
+use crate::events::bus::Intake;
 use crate::hooks::RawEvent;
 use crate::probes::gone;
 use crate::resolve::directory::{Directory, Entry};
@@ -55,8 +55,6 @@ pub struct Parts {
     pub source: Arc<dyn Source>,
     /// Where events go.
     pub intake: Intake,
-    /// Counts of the stages of events.
-    pub counts: Arc<Counts>,
     /// The namespace to come back to.
     pub home: Option<Arc<OwnedFd>>,
     /// procfs.
@@ -298,8 +296,7 @@ impl Worker {
         }
         let netns = (living.target.inode, living.target.cookie);
         let event = RawEvent::found(&gone::PROBE.events[0], netns, fields);
-        self.parts.counts.received.fetch_add(1, Ordering::Relaxed);
-        self.parts.intake.put(Incoming { probe: gone::PROBE.name, event });
+        self.parts.intake.found(gone::PROBE.name, event);
     }
 }
 

@@ -10,12 +10,10 @@
 use super::{Engine, Problem, lock};
 use crate::config::format_percent;
 use crate::declare::{EventDecl, Probe};
-use crate::events::bus::Incoming;
 use crate::hooks::{Options, RawEvent};
 use crate::kernel::bpf::count_runs;
 use crate::probes::PROBES;
 use netskoop_api::{OptionValue, StateName, Value};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The first look, when the traffic of a node that has just started is there.
@@ -248,8 +246,7 @@ impl Engine {
     /// Hands over an event of the daemon itself.
     pub(super) fn announce(&self, probe: &'static Probe, event: RawEvent) {
         if let Some(intake) = &*lock(&self.intake) {
-            self.counts.received.fetch_add(1, Ordering::Relaxed);
-            intake.put(Incoming { probe: probe.name, event });
+            intake.found(probe.name, event);
         }
     }
 }

@@ -99,6 +99,12 @@ impl Intake {
         });
     }
 
+    /// Hands over what did not come through the ring.
+    pub fn found(&self, probe: &'static str, event: RawEvent) {
+        self.counts.received.fetch_add(1, Ordering::Relaxed);
+        self.put(Incoming { probe, event });
+    }
+
     /// Hands an event over, or counts it as lost.
     pub fn put(&self, incoming: Incoming) {
         if self.queue.try_send(Box::new(incoming)).is_err() {

@@ -2,7 +2,6 @@
 //! namespace is held to the rate here.
 
 use super::{CHANGES, Parts, Shared, Wanted, fields};
-use crate::events::bus::Incoming;
 use crate::hooks::RawEvent;
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::netlink::flows::Flow;
@@ -196,8 +195,7 @@ impl Spaces {
             suppressed,
         };
         shared.submitted.fetch_add(1, Ordering::Relaxed);
-        parts.counts.received.fetch_add(1, Ordering::Relaxed);
-        parts.intake.put(Incoming { probe: conntrack::PROBE.name, event });
+        parts.intake.found(conntrack::PROBE.name, event);
     }
 }
 
