@@ -101,27 +101,41 @@ pub(crate) fn never_read((client, server): &mut (TcpStream, TcpStream)) -> Net {
     tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap())
 }
 
-/// Writes more than the peer takes, which reads it too late. The last write waits longest.
-pub(crate) fn sent_late((client, server): &mut (TcpStream, TcpStream)) -> Late {
-    let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
-    client.set_nonblocking(true).unwrap();
-    let piece = vec![7; 64 << 10];
-    let (mut written, mut quiet, began) = (0, false, Instant::now());
-    // The buffer grows while the peer takes something. Only the last attempt is made when nothing moves any more.
-    let full = loop {
+/// Bytes that a connection has taken from its application and has not sent yet, as the kernel tells others.
+fn unsent(netns: &Netns, client: &TcpStream) -> u64 {
+    let [own, peer] = [client.local_addr(), client.peer_addr()].map(|address| address.unwrap().port());
+    let text = netns.run("ss", &["-tinH", &format!("sport = :{own} and dport = :{peer}")]);
+    let found = text.split_whitespace().find_map(|word| word.strip_prefix("notsent:"));
+    found.map_or(0, |bytes| bytes.parse().unwrap())
+}
+
+/// Writes until there is no room, and says how much that was. A socket that blocks would wait for ever.
+fn fill(client: &mut TcpStream) -> usize {
+    let (piece, mut written) = (vec![7; 64 << 10], 0);
+    loop {
         match client.write(&piece) {
             Ok(bytes) => written += bytes,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let full = dawdle();
-                if quiet && !writable(client) {
-                    break full;
-                }
-                quiet = !writable(client);
-            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return written,
             Err(error) => panic!("{error}"),
         }
-    };
-    let at_least = full.elapsed();
+    }
+}
+
+/// Writes more than the peer takes, which reads it too late. The last attempt to write waits longest.
+pub(crate) fn sent_late(from: &Netns, (client, server): &mut (TcpStream, TcpStream)) -> Late {
+    let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
+    client.set_nonblocking(true).unwrap();
+    let (mut written, began) = (0, Instant::now());
+    // For a while the peer still takes something, and some of it only when its acknowledgement or a probe of its window is
+    // due. What waits from the last attempt on is sent by none of these if as much is unsent after as before.
+    let at_least = until("nothing moves while the sender waits", || {
+        written += fill(client);
+        let before = unsent(from, client);
+        let more = fill(client);
+        written += more;
+        let waited = dawdle().elapsed();
+        (more == 0 && before > 0 && unsent(from, client) == before).then_some(waited)
+    });
     let mut taken = vec![0; written];
     server.read_exact(&mut taken).unwrap();
     client.set_nonblocking(false).unwrap();
@@ -136,11 +150,6 @@ pub(crate) fn blocked((client, server): &mut (TcpStream, TcpStream)) {
         let _ = dawdle_with_data(server);
         server.read_exact(&mut vec![0; all.len()]).unwrap();
     });
-}
-
-fn writable(socket: &impl AsFd) -> bool {
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&now)).unwrap() > 0
 }
 
 /// Answers one byte for each, at once.
@@ -243,7 +252,7 @@ fn what_nobody_reads_is_told(daemon: &Daemon, tcp: &mut [(TcpStream, TcpStream)]
 
 fn late_writes_are_told(daemon: &Daemon, red: &Netns, tcp: &mut [(TcpStream, TcpStream)]) {
     for pair in tcp {
-        told(daemon, "SOCKETLAT_SENDSLOW", red, &sent_late(pair));
+        told(daemon, "SOCKETLAT_SENDSLOW", red, &sent_late(red, pair));
     }
     let text = scrape(daemon);
     let writes = |entity| total(&text, "netskoop_socketlatency_write_seconds_count", entity, "");

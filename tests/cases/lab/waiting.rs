@@ -1,7 +1,7 @@
 //! Data that waits in sockets.
 
 use super::Outcome::{NotHere, Seen};
-use super::{Lab, Outcome, Pair, one_of_five};
+use super::{Lab, Outcome, Pair};
 use crate::waiting::{blocked, connection, never_read, read_late, sent_late, udp_pair, udp_read_late};
 use netskoop_api::StateName;
 use std::io::Read;
@@ -28,16 +28,8 @@ pub(super) fn late_applications(lab: &Lab) -> Outcome {
         let unread = never_read(&mut tcp);
         lab.event("SOCKETLAT_UNREAD", &pair.far, |event| event.net.as_ref() == Some(&unread));
         tcp.1.read_exact(&mut [0; 6]).unwrap();
-        let sent = || sent_late(&mut connection(&pair.near, &pair.far, pair.far(version, 7822)));
-        let mut late = sent();
-        let event = one_of_five("nothing moves while the sender waits", || {
-            let next = sent();
-            // When this one is told, all is there of the one before.
-            lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| event.net.as_ref() == Some(&next.net));
-            let events = lab.events("SOCKETLAT_SENDSLOW", &pair.near);
-            let last = std::mem::replace(&mut late, next);
-            events.into_iter().find(|event| last.is_in(event))
-        });
+        let late = sent_late(&pair.near, &mut connection(&pair.near, &pair.far, pair.far(version, 7822)));
+        let event = lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| late.is_in(event));
         assert_eq!(event.process.expect("who writes").pid, std::process::id());
         blocked(&mut tcp);
         let least = at as f64 + 1.0;
