@@ -64,7 +64,7 @@ struct biolatency_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, struct biolatency_key);
 	__type(value, struct histogram);
 } counters SEC(".maps");

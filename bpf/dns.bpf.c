@@ -7,6 +7,7 @@
 #include "netskoop.bpf.h"
 #include "packet.bpf.h"
 #include "histogram.bpf.h"
+#include "shares.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -17,8 +18,9 @@ enum kind { SLOW, FAILED, TIMED_OUT };
 /* So much of a question is kept for user space: the longest name, its type and class. */
 #define QUESTION 260
 
-/* What a question can come to: the codes that answers have, and none. */
+/* What a question can come to: the codes that answers have, none, or that nobody looks for one. */
 #define TIMEOUT 16
+#define UNFOLLOWED 17
 #define RCODE_NXDOMAIN 3
 
 /* Of the header: an answer, the kind of question (0 is the ordinary one), what came of it. */
@@ -101,17 +103,20 @@ struct dns_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 4096);
 	__type(key, struct dns_key);
 	__type(value, u64);
 } counters SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, struct histogram_key);
 	__type(value, struct histogram);
 } latencies SEC(".maps");
+
+/* So many questions of a namespace are followed at once. */
+#define MOST_QUESTIONS 2048
 
 /* Every entry goes with its answer, or when it is too old. Mostly there are next to none. */
 struct {
@@ -264,6 +269,7 @@ static __always_inline struct question_key key_of(struct __sk_buff *skb, const s
 static __always_inline void timed_out(void *ctx, const struct question_key *key,
 				      const struct question *q, u64 now, struct stats *st)
 {
+	leave_place(q->netns, 0);
 	count_result(q->netns, TIMEOUT, st);
 	tell(ctx, key, q, TIMED_OUT, TIMEOUT, now - q->asked, st);
 	bpf_map_delete_elem(&texts, key);
@@ -303,10 +309,15 @@ static __always_inline void asked(struct __sk_buff *skb, u32 off, const struct h
 	q.tuple.sport = bpf_ntohs(h->udp.source);
 	q.tuple.dport = bpf_ntohs(h->udp.dest);
 	read_addresses(skb, &q.tuple);
+	if (!take_place(q.netns, 0, MOST_QUESTIONS)) {
+		count_result(q.netns, UNFOLLOWED, st);
+		return;
+	}
 	if (options.names)
 		keep_text(skb, &key, off + sizeof(*h));
 	if (bpf_map_update_elem(&questions, &key, &q, BPF_NOEXIST)) {
-		count(st, map_full);
+		count_result(q.netns, UNFOLLOWED, st);
+		leave_place(q.netns, 0);
 		bpf_map_delete_elem(&texts, &key);
 	}
 }
@@ -327,6 +338,7 @@ static __always_inline void answered(struct __sk_buff *skb, const struct heads *
 	if (bpf_map_delete_elem(&questions, &key))
 		return;
 	latency = bpf_ktime_get_ns() - q.asked;
+	leave_place(q.netns, 0);
 	observe_time(&latencies, q.netns, 0, latency, st);
 	count_result(q.netns, rcode, st);
 	if (rcode && (rcode != RCODE_NXDOMAIN || options.nxdomain))

@@ -104,26 +104,24 @@ static __always_inline int seen(struct __sk_buff *skb, u32 direction)
 	struct flow_total_key all = {
 		.netns = own_netns, .device = skb->ifindex, .direction = direction};
 	struct flow_traffic_key key = {.netns = own_netns, .device = skb->ifindex};
-	struct flow_traffic *traffic, zero = {};
+	struct flow_traffic *traffic, *total, zero = {};
 	struct stats *st = stats_here();
 
 	if (!st)
 		return GO_ON;
-	/* First the total: whoever reads the flows first never finds more in them. */
-	traffic = counter(&totals, &all, &zero, st);
-	if (traffic)
-		add(traffic, bytes, packets);
-	tuple_of(skb, &key.tuple);
-	if (!key.tuple.family)
+	total = counter(&totals, &all, &zero, st);
+	/* What has no total must not be in a flow: there would be more in all of them. */
+	if (!total)
 		return GO_ON;
-	key.tuple.pad = direction;
-	traffic = bpf_map_lookup_elem(&counters, &key);
-	if (!traffic) {
-		bpf_map_update_elem(&counters, &key, &zero, BPF_NOEXIST);
-		traffic = bpf_map_lookup_elem(&counters, &key);
+	tuple_of(skb, &key.tuple);
+	if (key.tuple.family) {
+		key.tuple.pad = direction;
+		traffic = entry(&counters, &key, &zero);
+		if (traffic)
+			add(traffic, bytes, packets);
 	}
-	if (traffic)
-		add(traffic, bytes, packets);
+	/* Last the total: whoever reads that first never finds more in it than in the flows. */
+	add(total, bytes, packets);
 	return GO_ON;
 }
 

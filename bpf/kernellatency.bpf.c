@@ -67,7 +67,7 @@ static const struct latency nothing = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 1024);
 	__type(key, struct histogram_key);
 	__type(value, struct latency);
 } counters SEC(".maps");

@@ -4,6 +4,7 @@
 #include "packet.bpf.h"
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
+#include "shares.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -45,6 +46,7 @@ struct listen_value {
 	u64 full_syn;
 	u64 full_ack;
 	u64 abandoned;
+	u64 closed; /* when a listener on it was closed, and none was heard of since; or 0 */
 };
 
 /* A connection that nobody has accepted yet. */
@@ -64,8 +66,17 @@ const volatile bool sees_all = false;
 
 struct listen_options options = {};
 
+/* What namespaces have shares of. */
+enum { PORTS, WAITING };
+
+/* So many ports of a namespace are counted one by one, the others together as port 0, which none
+ * has. A port whose listener was closed so long ago makes room. */
+#define MOST_PORTS 64
+#define CLOSED_NS 600000000000ULL
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 8192);
 	__type(key, struct listen_key);
 	__type(value, struct listen_value);
@@ -73,10 +84,14 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
 	__type(key, struct histogram_key);
 	__type(value, struct histogram);
 } waits SEC(".maps");
+
+/* So many connections of a namespace are followed until they are accepted. */
+#define MOST_WAITING 2048
 
 /* By the socket's address. An entry goes when the connection is accepted, or has ended without. */
 struct {
@@ -86,17 +101,35 @@ struct {
 	__type(value, struct waiting);
 } waiting SEC(".maps");
 
+/* The counters of a port, or those of all that have none. */
 static __always_inline struct listen_value *counters_of(struct netns netns, u32 port,
 							struct stats *st)
 {
 	struct listen_key key = {.netns = netns.inum, .port = port, .cookie = netns.cookie};
+	struct listen_value *value = bpf_map_lookup_elem(&counters, &key);
 	struct listen_value zero = {
 		.full_syn = sees_full ? 0 : ABSENT,
 		.full_ack = sees_full ? 0 : ABSENT,
 		.abandoned = sees_all ? 0 : ABSENT,
 	};
 
+	if (value)
+		return value;
+	put_in_place(&counters, &key, &zero, netns, PORTS, MOST_PORTS);
+	/* Perhaps another CPU was first. */
+	value = bpf_map_lookup_elem(&counters, &key);
+	if (value)
+		return value;
+	key.port = 0;
 	return counter(&counters, &key, &zero, st);
+}
+
+/* The port under which it is counted. */
+static __always_inline u32 counted_as(struct netns netns, u32 port)
+{
+	struct listen_key key = {.netns = netns.inum, .port = port, .cookie = netns.cookie};
+
+	return bpf_map_lookup_elem(&counters, &key) ? port : 0;
 }
 
 /* The end of a wait, in the context of whoever accepts. */
@@ -105,15 +138,17 @@ static __always_inline int accepted(void *ctx, u64 sk)
 	struct waiting *found = bpf_map_lookup_elem(&waiting, &sk);
 	struct stats *st = stats_here();
 	struct listen_event *e;
+	struct netns netns;
 	u64 waited;
 
 	if (!found || !st)
 		return 0;
 	waited = bpf_ktime_get_ns() - found->began;
-	observe_time(&waits, found->netns, found->tuple.dport, waited, st);
+	netns = found->netns;
+	observe_time(&waits, netns, counted_as(netns, found->tuple.dport), waited, st);
 	if (waited < options.slow_ns || !is_wanted(&options.filter, &found->tuple, st))
 		goto out;
-	e = event_begin(sizeof(*e), &options.limit, found->netns, SLOW, options.stack, st);
+	e = event_begin(sizeof(*e), &options.limit, netns, SLOW, options.stack, st);
 	if (!e)
 		goto out;
 	e->head.cgroup = found->cgroup;
@@ -125,7 +160,7 @@ static __always_inline int accepted(void *ctx, u64 sk)
 			 sizeof(*e) - __builtin_offsetof(struct listen_event, listener));
 	event_submit(e, st);
 out:
-	bpf_map_delete_elem(&waiting, &sk);
+	take_out(&waiting, &sk, netns, WAITING);
 	return 0;
 }
 
@@ -290,14 +325,17 @@ static __always_inline int established(const struct sock *sk, struct stats *st)
 
 	begun.netns = netns_of_sock(sk);
 	value = counters_of(begun.netns, sk->__sk_common.skc_num, st);
-	if (value)
+	if (value) {
 		__sync_fetch_and_add(&value->connections, 1);
+		if (value->closed)
+			value->closed = 0;
+	}
 	/* With TCP fast open it may be accepted by now. */
 	if (!options.stamp || sk->sk_socket || is_mptcp(sk))
 		return 0;
 	begun.cgroup = cgroup_of_sock(sk);
 	tuple_of_sock(sk, &begun.tuple, true);
-	if (bpf_map_update_elem(&waiting, &key, &begun, BPF_ANY))
+	if (!put_in_place(&waiting, &key, &begun, begun.netns, WAITING, MOST_WAITING))
 		count(st, map_full);
 	return 0;
 }
@@ -306,15 +344,29 @@ static __always_inline int ended(const struct sock *sk, struct stats *st)
 {
 	struct listen_value *value;
 	struct waiting *found;
+	struct netns netns;
 	u64 key = (u64)sk;
 
 	found = bpf_map_lookup_elem(&waiting, &key);
 	if (!found)
 		return 0;
-	value = sees_all ? counters_of(found->netns, found->tuple.dport, st) : 0;
+	netns = found->netns;
+	value = sees_all ? counters_of(netns, found->tuple.dport, st) : 0;
 	if (value)
 		__sync_fetch_and_add(&value->abandoned, 1);
-	bpf_map_delete_elem(&waiting, &key);
+	take_out(&waiting, &key, netns, WAITING);
+	return 0;
+}
+
+static __always_inline int closed(const struct sock *sk)
+{
+	struct netns netns = netns_of_sock(sk);
+	struct listen_key key = {
+		.netns = netns.inum, .port = sk->__sk_common.skc_num, .cookie = netns.cookie};
+	struct listen_value *value = bpf_map_lookup_elem(&counters, &key);
+
+	if (value)
+		value->closed = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -331,5 +383,30 @@ int on_state(u64 *ctx)
 	st = stats_here();
 	if (!st || sk->sk_protocol != 6)
 		return 0;
+	if (old == TCP_LISTEN)
+		return closed(sk);
 	return begins ? established(sk, st) : ended(sk, st);
+}
+
+/* Runs for each port that is counted, when user space asks. */
+SEC("iter/bpf_map_elem")
+int on_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	const struct listen_key *at = ctx->key;
+	const struct listen_value *found = ctx->value;
+	struct netns netns;
+	struct listen_key key;
+
+	if (!at || !found || !at->port || !found->closed ||
+	    bpf_ktime_get_ns() - found->closed < CLOSED_NS)
+		return 0;
+	key = *at;
+	netns.inum = key.netns;
+	netns.cookie = key.cookie;
+	if (bpf_map_delete_elem(&counters, &key))
+		return 0;
+	leave_place(netns, PORTS);
+	/* Its key is laid out in the same way. */
+	bpf_map_delete_elem(&waits, &key);
+	return 0;
 }

@@ -89,7 +89,7 @@ static const struct netiftxlat_value nothing = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, struct netiftxlat_key);
 	__type(value, struct netiftxlat_value);
 } counters SEC(".maps");

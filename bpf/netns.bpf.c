@@ -30,7 +30,7 @@ const volatile struct known_netns known_anchor = {};
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 4096);
 	__type(key, u32);
 	__type(value, struct known_netns);
 } known SEC(".maps");

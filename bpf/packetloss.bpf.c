@@ -10,6 +10,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define RANGES 16
 #define REASON_WORDS 4
 
+/* So many packets on one CPU in a tick of the kernel's clock are a storm. */
+#define STORM 32
+
+/* Entries at most of which a CPU counts its packets in a place of its own: each has a choice. */
+#define CHOICE 2
+#define CHOICES_BITS 4
+#define CHOICES (1 << CHOICES_BITS)
+
 struct packetloss_event {
 	struct event_head head;
 	struct tuple tuple;
@@ -27,8 +35,10 @@ struct packetloss_key {
 
 struct packetloss_value {
 	u64 packets;
-	u64 more;    /* segments beyond one for each packet */
-	u32 verdict; /* under which options it was judged last, and in the lowest bit how */
+	u64 more;	  /* segments beyond one for each packet */
+	u64 flow_packets; /* those of them that were counted by five-tuple */
+	u64 flow_more;	  /* and their segments */
+	u32 verdict;	  /* under which options it was judged last, and in the lowest bit how */
 	u32 pad;
 };
 
@@ -60,15 +70,40 @@ struct packetloss_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 	__type(key, struct packetloss_key);
 	__type(value, struct packetloss_value);
 } counters SEC(".maps");
+
+/* An entry of the counters map, as one CPU counts it in a storm. */
+struct row {
+	struct packetloss_key key;
+	struct packetloss_value value;
+};
+
+struct rows {
+	struct row of[CHOICES][CHOICE];
+};
+
+/*
+ * What is dropped in a storm each CPU counts in a place of its own, if the program is alone: CPUs
+ * that add to one number wait for each other, the longer the more of them there are. User space
+ * adds this to what is in the counters map. No number is ever taken from one to the other, since
+ * whoever reads just then would find it twice or not at all, and the sum would fall later.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct rows);
+} rows SEC(".maps");
 
 /* What a run has to itself on its CPU, if the program is alone. */
 struct here {
 	struct hold hold;
 	u64 number; /* of segments_of() */
+	u64 tick;   /* when `drops` were counted in the counters map */
+	u64 drops;
 };
 
 struct {
@@ -111,6 +146,88 @@ static __always_inline bool is_entry_ignored(struct packetloss_value *value, u32
 	return verdict & 1;
 }
 
+/* Where this CPU may count the packets of an entry in a place of its own. */
+static __always_inline struct row *choice_of(const struct packetloss_key *key)
+{
+	u64 hash = (key->location ^ key->cookie << 32 ^ key->reason) * 0x9e3779b97f4a7c15ULL;
+	struct rows *here;
+	u32 zero = 0;
+
+	here = bpf_map_lookup_elem(&rows, &zero);
+	return here ? here->of[inside(hash >> (64 - CHOICES_BITS), CHOICES)] : 0;
+}
+
+static __always_inline bool is_row_of(const struct row *row, const struct packetloss_key *key)
+{
+	return row->key.location == key->location && row->key.cookie == key->cookie &&
+	       row->key.netns == key->netns && row->key.reason == key->reason;
+}
+
+/*
+ * Whether so many packets come to the counters map from here that a place of its own is worth it.
+ * True once a tick: if there is none, not each packet is to look for it.
+ */
+static __always_inline bool is_storm(struct here *here)
+{
+	u64 tick = bpf_jiffies64();
+
+	if (here->tick != tick) {
+		here->tick = tick;
+		here->drops = 0;
+	}
+	return ++here->drops == STORM;
+}
+
+/*
+ * Gives a row to an entry. One that has a row keeps it until user space deletes the entry, since
+ * its namespace is gone. That row is emptied in one tick and given away in another, so that nobody
+ * finds the old number under the new name.
+ */
+static __always_inline void take_row(struct row *choice, const struct packetloss_key *key)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < CHOICE; i++) {
+		if (!choice[i].key.location) {
+			choice[i].key = *key;
+			return;
+		}
+	}
+#pragma unroll
+	for (i = 0; i < CHOICE; i++) {
+		if (!bpf_map_lookup_elem(&counters, &choice[i].key))
+			choice[i] = (struct row){};
+	}
+}
+
+/* Counts a packet, and tells whether there is to be no event of it. */
+static __always_inline bool is_only_counted(struct here *here, const struct packetloss_key *key,
+					    u16 segments, struct stats *st)
+{
+	struct row *row, *choice = alone ? choice_of(key) : 0;
+	struct packetloss_value *value, zero = {};
+
+	if (choice) {
+		row = is_row_of(choice, key) ? choice : choice + 1;
+		if (row == choice || is_row_of(row, key)) {
+			row->value.packets++;
+			row->value.more += segments - 1;
+			return is_entry_ignored(&row->value, key->reason, key->location);
+		}
+	}
+	value = counter(&counters, key, &zero, st);
+	if (!value)
+		return is_ignored(key->reason, key->location);
+	__sync_fetch_and_add(&value->packets, 1);
+	/* Seldom: an add is as dear as all the rest of counting. */
+	if (segments > 1)
+		__sync_fetch_and_add(&value->more, segments - 1);
+	if (choice && is_storm(here))
+		take_row(choice, key);
+	return is_entry_ignored(value, key->reason, key->location);
+}
+
 static __always_inline bool is_no_drop(u32 reason)
 {
 	return is_drop_reason(reason, SKB_NOT_DROPPED_YET) || is_drop_reason(reason, SKB_CONSUMED);
@@ -149,6 +266,23 @@ static __always_inline void tuple_of_packet(const struct sk_buff *skb, u16 proto
 	}
 }
 
+/*
+ * What there is no exact counter for is in none of the flows either: they would be more than all.
+ * The counter is looked up once more, because a verifier walks twice, with it and without, through
+ * everything that comes before this.
+ */
+static __always_inline void count_by_flow(const struct packetloss_key *key, struct netns netns,
+					  const struct tuple *t, u64 segments)
+{
+	struct packetloss_value *value = bpf_map_lookup_elem(&counters, key);
+
+	if (!value)
+		return;
+	count_flow(netns, t, segments);
+	__sync_fetch_and_add(&value->flow_packets, 1);
+	__sync_fetch_and_add(&value->flow_more, segments - 1);
+}
+
 /* Whether the limit lets an event through, and when that was. */
 static __always_inline bool is_due(struct hold *hold, struct netns netns, u64 *now, u32 *suppressed,
 				   struct stats *st)
@@ -169,7 +303,6 @@ int on_kfree_skb(u64 *ctx)
 	const struct sock *rx_sk = kfree_skb_rx_sk(ctx, arguments);
 	u32 reason = kfree_skb_reason(ctx, arguments);
 	u16 protocol = bpf_ntohs(skb->protocol), segments;
-	struct packetloss_value *value, zero = {};
 	struct stats *st = stats_here();
 	struct packetloss_event *e;
 	struct packetloss_key key;
@@ -177,7 +310,7 @@ int on_kfree_skb(u64 *ctx)
 	struct tuple t = {};
 	u32 first = 0, suppressed = 0;
 	struct here *here;
-	u32 looks;
+	u32 looks, is_silent;
 	u64 now;
 
 	if (!st || !is_packet(sk, protocol) || (arguments > 2 && is_no_drop(reason)))
@@ -198,14 +331,10 @@ int on_kfree_skb(u64 *ctx)
 				      .reason = reason,
 				      .location = location,
 				      .cookie = netns.cookie};
-	value = counter(&counters, &key, &zero, st);
-	if (value) {
-		__sync_fetch_and_add(&value->packets, 1);
-		/* Seldom: an add is as dear as all the rest of counting. */
-		if (segments > 1)
-			__sync_fetch_and_add(&value->more, segments - 1);
-	}
-	if (value ? is_entry_ignored(value, reason, location) : is_ignored(reason, location))
+	is_silent = is_only_counted(here, &key, segments, st);
+	/* Else all that follows would be walked through once for each way to the answer. */
+	asm volatile("" : "+r"(is_silent));
+	if (is_silent)
 		return 0;
 	if (protocol && protocol != ETH_P_IP && protocol != ETH_P_IPV6)
 		return 0;
@@ -218,7 +347,7 @@ int on_kfree_skb(u64 *ctx)
 	asm volatile("" : "+r"(looks));
 	if (looks) {
 		if (options.flows)
-			count_flow(netns, &t, segments, st);
+			count_by_flow(&key, netns, &t, segments);
 		if (!is_wanted(&options.filter, &t, st))
 			return 0;
 		if (!is_due(&here->hold, netns, &now, &suppressed, st))

@@ -49,7 +49,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, struct histogram_key); /* the kind is the tenant */
 	__type(value, struct histogram);
 } counters SEC(".maps");

@@ -47,7 +47,7 @@ struct tcpreset_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 2048);
 	__type(key, struct tcpreset_key);
 	__type(value, u64);
 } counters SEC(".maps");

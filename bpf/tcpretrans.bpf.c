@@ -61,7 +61,7 @@ struct tcpretrans_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 2048);
 	__type(key, struct tcpretrans_key);
 	__type(value, struct tcpretrans_value);
 } counters SEC(".maps");
@@ -96,11 +96,15 @@ static __always_inline int retransmitted(void *ctx, const struct sock *owner,
 	if (value && r->error) {
 		__sync_fetch_and_add(&value->failed, 1);
 	} else if (value) {
+		if (options.flows) {
+			struct tuple flow = r->tuple;
+
+			flow.pad = r->type;
+			count_flow(netns, &flow, r->segments);
+		}
 		__sync_fetch_and_add(&value->packets, 1);
 		__sync_fetch_and_add(&value->segments, r->segments);
 	}
-	if (options.flows && !r->error)
-		count_flow(netns, &r->tuple, r->segments, st);
 	if (!is_wanted(&options.filter, &r->tuple, st))
 		return 0;
 	e = event_begin(sizeof(*e), &options.limit, netns, r->error ? FAILED : SENT, options.stack,

@@ -29,7 +29,7 @@ struct tcprtt_options options = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, struct histogram_key);
 	__type(value, struct histogram);
 } counters SEC(".maps");
@@ -38,7 +38,7 @@ struct {
  * no total depends on it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 	__type(key, u64);
 	__type(value, u64);
 } looked SEC(".maps");

@@ -75,6 +75,9 @@ mod packages;
 /// The RPM package, installed with dnf on a little Debian that has it; for root and `make test-packages`.
 #[path = "cases/packages_rpm.rs"]
 mod packages_rpm;
+/// Paths that large packets do not fit through, and peers out of reach; for root.
+#[path = "cases/path_mtu.rs"]
+mod path_mtu;
 /// Podman's containers and pods, by its files and by its socket; for root. Each test has a podman of its own.
 #[path = "cases/podman.rs"]
 mod podman;
@@ -99,6 +102,9 @@ mod runtimes;
 /// What real container runtimes say of real containers; for root. Each test runs on a little node of its own.
 #[path = "cases/runtimes_root.rs"]
 mod runtimes_root;
+/// More flows than there is room for; for root.
+#[path = "cases/scans.rs"]
+mod scans;
 /// The proof that probes work on this kernel; for root.
 #[path = "cases/selftest.rs"]
 mod selftest;

@@ -64,7 +64,8 @@ struct limit {
 
 struct bucket_key {
 	u32 netns;
-	u32 kind;
+	u16 kind;
+	u16 probe;
 };
 
 struct bucket {
@@ -86,7 +87,7 @@ struct stats {
 	u64 filtered;
 };
 
-/* The loader makes the ring first and gives it to every object. */
+/* The loader makes the ring and the buckets first, and gives them to every object. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
@@ -94,7 +95,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 1);
 	__type(key, struct bucket_key);
 	__type(value, struct bucket);
 } buckets SEC(".maps");
@@ -200,7 +201,7 @@ static __always_inline void settle(struct hold *hold, const struct bucket_key *k
 static __always_inline bool allowed(const struct limit *limit, u32 netns, u32 kind, u64 now,
 				    struct stats *st, u32 *suppressed, struct hold *hold)
 {
-	struct bucket_key key = {.netns = netns, .kind = kind};
+	struct bucket_key key = {.netns = netns, .kind = kind, .probe = probe};
 	struct bucket *bucket;
 	u64 next, total;
 
@@ -318,18 +319,25 @@ static __always_inline void event_submit(void *event, struct stats *st)
 	count(st, submitted);
 }
 
-/*
- * The value of `key` in an exact counters map, made if there is none. NULL, and counted, if the map
- * is full: nothing is ever evicted, since the total would fall.
- */
-static __always_inline void *counter(void *map, const void *key, const void *zero, struct stats *st)
+/* The value of `key` in a map, made if there is none. NULL if there is no room for it. */
+static __always_inline void *entry(void *map, const void *key, const void *zero)
 {
 	void *value = bpf_map_lookup_elem(map, key);
 
 	if (value)
 		return value;
 	bpf_map_update_elem(map, key, zero, BPF_NOEXIST);
-	value = bpf_map_lookup_elem(map, key);
+	return bpf_map_lookup_elem(map, key);
+}
+
+/*
+ * The same in an exact counters map. That it is full is counted: nothing is ever evicted, since the
+ * total would fall.
+ */
+static __always_inline void *counter(void *map, const void *key, const void *zero, struct stats *st)
+{
+	void *value = entry(map, key, zero);
+
 	if (!value)
 		count(st, map_full);
 	return value;

@@ -69,6 +69,7 @@ enum {
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
 	TCP_ESTABLISHED = 1,
+	TCP_FIN_WAIT1 = 4,
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_CLOSE_WAIT = 8,
@@ -224,6 +225,22 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct in_addr {
+	__be32 s_addr;
+};
+
+struct sockaddr_in {
+	u16 sin_family;
+	__be16 sin_port;
+	struct in_addr sin_addr;
+};
+
+struct sockaddr_in6 {
+	u16 sin6_family;
+	__be16 sin6_port;
+	struct in6_addr sin6_addr;
+};
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -232,6 +249,7 @@ struct sock_common {
 	u16 skc_family;
 	volatile u8 skc_state;
 	possible_net_t skc_net;
+	unsigned char skc_ipv6only : 1;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
@@ -277,6 +295,7 @@ struct sock_cgroup_data___shared {
 struct socket;
 
 struct sk_buff_head {
+	struct sk_buff *next;
 	u32 qlen;
 };
 
@@ -288,6 +307,7 @@ struct sock {
 	u32 sk_ack_backlog;
 	u32 sk_max_ack_backlog;
 	int sk_err;
+	u8 sk_shutdown;
 	u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 };
@@ -297,7 +317,9 @@ struct inet_sock {
 };
 
 struct inet_connection_sock {
+	u32 icsk_pmtu_cookie;
 	u8 icsk_ca_state : 5;
+	u8 icsk_retransmits;
 };
 
 struct minmax_sample {
@@ -316,14 +338,25 @@ struct socket {
 	struct sock *sk;
 };
 
+struct tcp_sack_block {
+	u32 start_seq;
+	u32 end_seq;
+};
+
 struct tcp_sock {
 	bool is_mptcp;
+	u16 tcp_header_len;
 	u32 rcv_nxt;
 	u32 copied_seq;
+	u32 snd_una;
 	u32 snd_nxt;
+	u32 snd_wnd;
 	u32 write_seq;
 	u32 srtt_us;
+	u32 mss_cache;
+	u32 sacked_out;
 	struct minmax rtt_min;
+	struct tcp_sack_block recv_sack_cache[4];
 };
 
 struct request_sock {

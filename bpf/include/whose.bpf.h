@@ -15,7 +15,9 @@ struct owner {
 	u64 cookie;
 };
 
-/* Cgroups of the tenants of the node's own namespace, by their ids: user space says whose they are.
+/*
+ * Cgroups of the tenants of the node's own namespace, by their ids: user space says whose they are,
+ * of as many as there is room for here.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -179,7 +179,7 @@ pub(crate) struct EventsArgs {
     /// Only events of this type, or an older name of it (repeatable).
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) types: Vec<String>,
-    /// Only events of this entity: name or netns inode.
+    /// Only events of these entities: NAME, KIND/NAME, pod or netns inode; * stands for any text.
     #[arg(long, value_name = "NAME")]
     pub(crate) entity: Option<String>,
     /// Of the events in memory, at most the last N.

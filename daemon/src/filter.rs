@@ -174,6 +174,11 @@ impl Entities {
         Entities { wanted, ignored: Vec::new() }
     }
 
+    /// Whether this number stands for them.
+    pub fn is_just(&self, inode: Option<u32>) -> bool {
+        inode.is_some_and(|inode| self.wanted.iter().any(|word| word.parse() == Ok(inode)))
+    }
+
     /// Whether all are wanted.
     pub fn are_all(&self) -> bool {
         self.wanted.is_empty() && self.ignored.is_empty()

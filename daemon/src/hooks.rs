@@ -13,7 +13,7 @@ use netskoop_bpf::tcpconnect::types::{histogram, histogram_key};
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -80,11 +80,14 @@ pub struct Counters<'a> {
     pub options: &'a Options,
     /// What the probe must remember from one filling to the next, for as long as its object is loaded.
     pub memory: &'a Memory,
-    /// Keys of entries that the filling has found to be too old: they are deleted after it.
-    pub expired: RefCell<Vec<Box<[u8]>>>,
+    /// Entries that the filling has found to be too old: they are deleted after it.
+    pub expired: RefCell<Vec<Expired>>,
     /// Reads another map that the object counts in.
     pub beside: Option<&'a Beside<'a>>,
 }
+
+/// An entry that is to be deleted: the name of its map, and its key.
+pub type Expired = (&'static str, Box<[u8]>);
 
 /// Reads a map by its name.
 pub type Beside<'a> = dyn Fn(&str) -> Option<Entries> + 'a;
@@ -213,6 +216,12 @@ impl Memory {
             None if admitted.len() >= 4096 => false,
             None => *admitted.entry((set, key)).or_insert(shown < limit),
         }
+    }
+
+    /// Whoever of a set is counted no more has no row either, and leaves its place to others.
+    pub fn dismiss_others(&self, set: u8, there: &BTreeSet<u64>) {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        admitted.retain(|(of, key), _| *of != set || there.contains(key));
     }
 }
 

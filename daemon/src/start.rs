@@ -11,6 +11,7 @@ use crate::events::bus::{Bus, Counts, Intake};
 use crate::events::history::History;
 use crate::hooks::{HookTable, Known};
 use crate::kernel::bpf::{Loader, Refused};
+use crate::kernel::buckets::Buckets;
 use crate::kernel::features::Features;
 use crate::kernel::ring::{DEFAULT_SIZE, Ring};
 use crate::kernel::tc;
@@ -385,9 +386,12 @@ fn loader(proc_root: &std::path::Path, watcher: &Watcher) -> (Result<Loader, Ref
     let known = Arc::new(Known::new(proc_root, features.as_ref().unwrap_or(&empty)));
     let directory = watcher.directory();
     let host_netns = directory.entry(directory.host()).map_or(0, |entry| entry.id.netns);
+    let namespaces = directory.entries().count();
     let loader = features.and_then(|features| {
-        let ring = Ring::new(DEFAULT_SIZE).map_err(|refused| features.explained(refused))?;
-        Ok(Loader { ring, features: Arc::new(features), known: Arc::clone(&known), host_netns })
+        let shared = Ring::new(DEFAULT_SIZE).and_then(|ring| Ok((ring, Buckets::new(namespaces)?)));
+        let (ring, buckets) = shared.map_err(|refused| features.explained(refused))?;
+        let (features, known) = (Arc::new(features), Arc::clone(&known));
+        Ok(Loader { ring, buckets, features, known, host_netns, namespaces })
     });
     if let Err(refused) = &loader {
         tracing::warn!("no eBPF probes: {refused}");

@@ -132,6 +132,8 @@ class Bench:
 
     @contextlib.contextmanager
     def running(self, metrics, rest=""):
+        # What an earlier part has switched with --runtime outlives its daemon.
+        pathlib.Path("/run/netskoop/state.json").unlink(missing_ok=True)
         config = self.work / "netskoopd.toml"
         config.write_text(f'[http]\nlisten = ["127.0.0.1:{PORT}"]\n[metrics]\n{metrics}\ntimeout = "60s"\n{rest}')
         log = self.work / "netskoopd.log"

@@ -142,6 +142,9 @@ def look(bench, process, stats):
     finally:
         stats.write_text("0")
     ids = {probe["name"]: probe["state"].get("programs", []) for probe in probes(bench)}
+    # What is not loaded never runs.
+    if not all(ids[probe] for probe in CLEAN):
+        raise RuntimeError(f"not all of {', '.join(CLEAN)} are on")
     return {probe: sum(after[id][1] - before[id][1] for id in ids[probe]) for probe in CLEAN}
 
 

@@ -56,13 +56,14 @@ impl Pair {
     }
 }
 
-const DROP: &str = "add table inet t; add chain inet t c { type filter hook HOOK priority 0; }; add rule inet t c tcp dport 7400 drop; add rule inet t c tcp sport 7400 drop";
+const DROP: &str = "add table inet t; add chain inet t c { type filter hook HOOK priority 0; }; add rule inet t c tcp dport PORT drop; add rule inet t c tcp sport PORT drop";
 
-fn drop_at(netns: &Netns, hook: &str) {
-    netns.run("nft", &[&DROP.replace("HOOK", hook)]);
+/// No TCP from or to a port any more, at a hook of a namespace.
+pub(crate) fn drop_at(netns: &Netns, hook: &str, port: u16) {
+    netns.run("nft", &[&DROP.replace("HOOK", hook).replace("PORT", &port.to_string())]);
 }
 
-fn allow(netns: &Netns) {
+pub(crate) fn allow(netns: &Netns) {
     netns.run("nft", &["delete table inet t"]);
 }
 
@@ -75,7 +76,7 @@ fn data_sent_once_more_is_told_and_counted() {
         let mut pair = Pair::new(&red, &blue, address(version, 4, 2, 7400));
         let wanted = pair.forth();
         let mut follow = follow(&daemon, "&type=TCPRetrans&entity=red");
-        drop_at(&blue, "input");
+        drop_at(&blue, "input", 7400);
         pair.client.write_all(b"hello").unwrap();
         // A probe for the loss of the last segment may come before the time-outs.
         let events = events_until(&mut follow, &[red.inode()], |event| {
@@ -111,6 +112,7 @@ fn data_sent_once_more_is_told_and_counted() {
     let packets = |labels: &str| total(&text, "netskoop_tcpretrans_packets_total", "red", labels);
     assert_eq!(packets("trigger=\"probe\""), kernel(&red, "TcpExt.TCPLossProbes"));
     assert_eq!(segments(""), packets(""), "nothing here is segmented");
+    assert_eq!(total(&text, "netskoop_tcpretrans_flow_segments_total", "red", ""), sent, "{text}");
     assert_eq!(total(&text, "netskoop_tcpretrans_segments_total", "blue", ""), 0);
     // By connection too, and under the older name, which has the labels of its time.
     let old = daemon.scrape("/metrics?names=kubeskoop&collect[]=tcpretrans");
@@ -138,7 +140,7 @@ fn handshakes_sent_once_more_are_told_on_both_sides() {
     own_node!(Pids::Own);
     let (red, blue, daemon) = two(5, Setup::on_node());
     let mut follow = follow(&daemon, "&type=TCP_RETRANS");
-    drop_at(&red, "input");
+    drop_at(&red, "input", 7400);
     let inodes = [red.inode(), blue.inode()];
     let threads: Vec<_> = [4, 6]
         .into_iter()
@@ -238,9 +240,9 @@ fn what_this_host_refuses_to_send_again_is_apart() {
         let wanted = pair.forth();
         let mut follow = follow(&daemon, "&type=TCP_RETRANS_FAILED&entity=red");
         // It is sent once and lost; only then this host lets nothing out.
-        drop_at(&blue, "input");
+        drop_at(&blue, "input", 7400);
         pair.client.write_all(b"hello").unwrap();
-        drop_at(&red, "output");
+        drop_at(&red, "output", 7400);
         let events = events_until(&mut follow, &[red.inode()], |_| true);
         allow(&red);
         allow(&blue);
@@ -377,7 +379,7 @@ fn failed_connections_are_told_with_cause_and_process() {
         wanted.push(("no_port", tuple("tcp", SocketAddr::new(source(0).unwrap().ip(), 0), open)));
         drop((holder, listener));
         // Given up by the program, after longer than the option allows without a word.
-        drop_at(&blue, "input");
+        drop_at(&blue, "input", 7400);
         let patient = attempt(&red, source(21_001), silent, rustix::net::SocketFlags::NONBLOCK);
         until("the SYN is sent once more", || {
             let text = daemon.scrape("/metrics?set=full");
@@ -404,6 +406,12 @@ fn failed_connections_are_told_with_cause_and_process() {
     for event in &events {
         let process = event.process.as_ref().expect("it is known who connects");
         assert_eq!(process.pid, std::process::id(), "{event:#?}");
+        let error = match text_of(event, "reason").as_ref() {
+            "refused" => Some(&Value::Number(111)),
+            "no_port" => Some(&Value::Number(99)),
+            _ => None,
+        };
+        assert_eq!(event.fields.get("error"), error, "{event:#?}");
     }
     let text = daemon.scrape("/metrics");
     for cause in ["refused", "no_port", "cancelled"] {
@@ -544,4 +552,30 @@ fn a_probe_that_costs_too_much_is_switched_off_and_says_so() {
     // Whoever asks for it gets it again at once.
     daemon.change("tcprtt", r#"{"enabled":true,"runtime":true}"#);
     assert_eq!(daemon.probe("tcprtt").state.state, netskoop_api::StateName::On);
+}
+
+#[test]
+fn what_the_network_forbids_is_unreachable_and_entities_are_chosen_by_pattern() {
+    own_node!(Pids::Own);
+    let (red, blue, daemon) = two(75, Setup::on_node().set("probes.tcpconnect", "enabled = true"));
+    let rule = "add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+                add rule inet t c tcp dport 7405 reject with icmpx type admin-prohibited";
+    blue.run("nft", &[rule]);
+    let mut follow = follow(&daemon, "&type=TCP_CONNECT_FAILED&entity=netns/re*");
+    for (version, error) in [(4, 113), (6, 13)] {
+        let target = address(version, 75, 2, 7405);
+        // Somebody else's, which the pattern leaves out.
+        refused(&blue, address(version, 75, 2, 0), address(version, 75, 1, 7406));
+        drop(attempt(&red, None, target, rustix::net::SocketFlags::empty()));
+        let event: Event = serde_json::from_str(&follow.next_line().unwrap()).unwrap();
+        assert_eq!(event.net.as_ref().map(|net| &*net.dst), Some(&*target.ip().to_string()), "{event:#?}");
+        assert_eq!(text_of(&event, "reason"), "unreachable", "{event:#?}");
+        assert_eq!(event.fields.get("error"), Some(&Value::Number(error)), "{event:#?}");
+    }
+    let kept =
+        |entity: &str| daemon.ask(&format!("/v1/events?type=TCP_CONNECT_FAILED&entity={entity}")).text();
+    let both = kept("red");
+    assert_eq!(both.lines().count(), 2, "{both}");
+    let inode = red.inode().to_string();
+    ["netns/red", "r*d", &inode].into_iter().for_each(|entity| assert_eq!(kept(entity), both, "{entity}"));
 }

@@ -1,12 +1,13 @@
 use crate::support::containerd::{Containerd, Pod, PodPlan, Running};
 use crate::support::docker::Docker;
 use crate::support::podman::Podman;
-use crate::support::{Daemon, Netns, Pids, Setup, exclusive, own_node, until};
+use crate::support::{Daemon, Netns, Pids, Process, Setup, exclusive, own_node, until};
 use netskoop_api::{Entity, Event, Kind};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -157,7 +158,7 @@ fn pods_are_named_on_every_screen_and_a_restart_of_containerd_changes_nothing() 
 }
 
 /// A process in a cgroup and a network namespace of its choice; ended when dropped.
-struct Visitor(std::process::Child);
+struct Visitor(Child);
 
 impl Visitor {
     fn new(container: &Running, enter: &[&str]) -> Visitor {
@@ -167,7 +168,7 @@ impl Visitor {
         let path = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
         let script =
             format!("echo 0 > {}{path}/cgroup.procs; exec \"$@\"", unified.split(' ').nth(4).unwrap());
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         command.args(["-c", &script, "sh"]).args(enter).args(["sleep", "1000"]);
         let visitor = Visitor(command.spawn().unwrap());
         let comm = format!("/proc/{}/comm", visitor.0.id());
@@ -438,4 +439,18 @@ fn containers_and_pods_of_podman_have_their_names_with_its_service_or_without() 
         podman.filter(|source| source.state.contains("connected"))
     });
     assert_eq!(ours(&reread.scrape("/metrics")), 2);
+}
+
+#[test]
+fn a_program_that_another_takes_the_place_of_gives_its_name_up() {
+    own_node!(Pids::Shared);
+    let daemon = Setup::on_node().start();
+    // The namespace is looked at soon after it was found, when the shell is still there, and once more later.
+    let job = Process::start(Command::new("unshare").args(["-n", "sh", "-c", "sleep 1.5; exec sleep 1000"]));
+    let called = |name: &str| {
+        let name = format!("{name}[{}]", job.pid());
+        daemon.entities_until(&name, |now| now.entities.iter().any(|entity| entity.id.name == name));
+    };
+    called("sh");
+    called("sleep");
 }

@@ -139,7 +139,8 @@ fn told(daemon: &Daemon, kind: &str, netns: &Netns, good: impl Fn(&Event) -> boo
 /// The numbers of questions by result.
 fn results(daemon: &Daemon, entity: &str) -> BTreeMap<&'static str, u64> {
     let text = daemon.scrape("/metrics?set=full&collect[]=dns");
-    let all = ["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "other", "timeout"];
+    let all =
+        ["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "other", "timeout", "unfollowed"];
     let of = |result| {
         let labels = format!("result=\"{result}\"");
         total(&text, "netskoop_dns_questions_total", entity, &labels)
@@ -273,4 +274,32 @@ fn without_the_unified_hierarchy_it_is_not_available() {
     let state = daemon.probe("dns").state;
     let reason = state.reason.unwrap_or_default();
     assert!(state.state == StateName::NotAvailable && reason.contains("is not mounted"), "{reason}");
+}
+
+/// As `MOST_QUESTIONS` of `dns.bpf.c`.
+const MOST: u64 = 2048;
+
+#[test]
+fn who_asks_too_much_is_counted_and_takes_no_room_from_others() {
+    own_node!(Pids::Own);
+    let (red, blue, daemon) =
+        two(16, Setup::on_node().set("probes.dns", "enabled = true\ntimeout = \"60s\""));
+    if daemon.probe("dns").state.state == StateName::NotAvailable {
+        return crate::support::skip("dns is not available here");
+    }
+    for version in [4, 6] {
+        // Nobody takes what comes to this one.
+        let silent = blue.enter(|| UdpSocket::bind(address(version, 16, 2, 53)).unwrap());
+        let asks = red.enter(|| UdpSocket::bind(address(version, 16, 1, 0)).unwrap());
+        for id in 0..10_000 {
+            asks.send_to(&question(id, "fine", &[]), silent.local_addr().unwrap()).unwrap();
+        }
+        let server = Server::new(&red, address(version, 16, 1, 53));
+        for port in 20_000..20_050 {
+            ask(&blue, address(version, 16, 2, port), server.at, "fine");
+        }
+    }
+    assert_eq!(results(&daemon, "red"), BTreeMap::from([("unfollowed", 20_000 - MOST)]));
+    assert_eq!(results(&daemon, "blue"), BTreeMap::from([("noerror", 100)]));
+    assert_eq!(daemon.probe("dns").state.stream.unwrap().map_full, 0);
 }

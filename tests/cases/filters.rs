@@ -1,12 +1,14 @@
 //! Events that nobody wants: not told, not seen, counted all the same. That they do not come a later event proves, which is
 //! wanted.
 
-use crate::anomalies::{total, two};
+use crate::anomalies::{allow, drop_at, kernel, late_data, total, two};
+use crate::listen::LateAccept;
 use crate::root::{address, events_until, find, follow, refused};
-use crate::support::{Daemon, Netns, Pids, Setup, own_node, until};
+use crate::support::{Daemon, Follow, Netns, Pids, Setup, error_of, own_node, until};
 use crate::waiting::{connection, read_late, udp_pair, udp_read_late};
 use netskoop_api::{Event, Net, StreamCounts};
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
 
 fn has_port(net: &Net, port: u16) -> bool {
     net.sport == port || net.dport == port
@@ -126,60 +128,143 @@ fn only_wanted_ports_and_protocols_give_events() {
     assert!(events.iter().all(|event| !has_port(event.net.as_ref().unwrap(), 7421)), "{events:#?}");
 }
 
+/// Data that is lost once, and sent once more.
+fn lost_data(from: &Netns, to: &Netns, target: SocketAddr) {
+    let mut pair = connection(from, to, target);
+    let segments = || kernel(from, "Tcp.RetransSegs");
+    let before = segments();
+    drop_at(to, "input", target.port());
+    pair.0.write_all(b"lost").unwrap();
+    until("it is sent once more", || (segments() > before).then_some(()));
+    allow(to);
+    pair.1.read_exact(&mut [0; 4]).unwrap();
+}
+
 /// Every way in which a probe may tell of a connection on this kernel, over both versions.
-fn converse(red: &Netns, blue: &Netns, port: u16) {
+fn converse((from, near): (&Netns, u8), (to, far): (&Netns, u8), port: u16) {
     for version in [4, 6] {
-        let target = address(version, 83, 2, port);
-        refused(red, address(version, 83, 1, port + 10_000), target);
-        let mut pair = connection(red, blue, target);
+        let target = address(version, 83, far, port);
+        refused(from, address(version, 83, near, port + 10_000), target);
+        let mut pair = connection(from, to, target);
+        // Its acknowledgement comes late, which is a long round trip.
+        rustix::net::sockopt::set_tcp_quickack(&pair.1, false).unwrap();
         read_late(&mut pair);
-        let udp = udp_pair(red, blue, address(version, 83, 1, port + 20_000), target);
+        drop(pair);
+        let udp = udp_pair(from, to, address(version, 83, near, port + 20_000), target);
         udp_read_late(&udp);
+        LateAccept::new(from, to, target);
+        lost_data(from, to, target);
+        late_data(from, to, target);
     }
 }
 
-#[test]
-fn every_probe_that_tells_of_connections_takes_the_same_filters() {
-    own_node!(Pids::Own);
-    let options = "enabled = true\nports = [\"7441\"]\nslow = \"1ms\"";
-    let at_once = options.replace("1ms", "1us");
+/// What is told of that: by which probe, with which options, and of which protocols on every kernel.
+const TOLD: [(&str, &str, &[&str]); 9] = [
+    ("tcpreset", "", &["tcp"]),
+    ("tcpretrans", "", &["tcp"]),
+    ("tcpconnect", "slow = \"1ms\"", &["tcp"]),
+    ("tcptwrcv", "", &["tcp"]),
+    ("tcprtt", "slow = \"1ms\"", &["tcp"]),
+    ("listen", "slow = \"1ms\"\nsystem_calls = true", &["tcp"]),
+    ("socketlatency", "slow = \"1ms\"", &["tcp", "udp"]),
+    ("netiftxlat", "slow = \"1us\"", &["tcp", "udp"]),
+    ("kernellatency", "slow = \"1us\"", &["tcp"]),
+];
+
+/// Two namespaces, and a daemon whose probes tell of connections, with a filter for all that take it.
+fn filtered(filter: &str, takes: &dyn Fn(&str) -> bool) -> (Netns, Netns, Daemon) {
     let setup = Setup::on_node()
-        .set("events", "rate = 10000\nburst = 10000")
-        .set("probes.tcpreset", "ports = [\"7441\"]")
-        .set("probes.tcpconnect", options)
-        .set("probes.socketlatency", options)
-        .set("probes.netiftxlat", &at_once)
-        .set("probes.kernellatency", &at_once);
-    let (red, blue, daemon) = two(83, setup.set("probes.packetloss", "enabled = false"));
-    let mut follow = follow(&daemon, "");
-    converse(&red, &blue, 7440);
-    converse(&red, &blue, 7441);
-    let mut missing: Vec<(&str, &str, bool)> = [
-        ("tcpreset", "tcp"),
-        ("tcpconnect", "tcp"),
-        ("socketlatency", "tcp"),
-        ("socketlatency", "udp"),
-        ("netiftxlat", "tcp"),
-        ("netiftxlat", "udp"),
-        ("kernellatency", "tcp"),
-    ]
-    .iter()
-    .flat_map(|(probe, proto)| [false, true].map(|v6| (*probe, *proto, v6)))
-    .collect();
-    let events = events_until(&mut follow, &[red.inode(), blue.inode()], |event| {
-        let Some(net) = event.net.as_ref().filter(|net| has_port(net, 7441)) else { return false };
-        missing.retain(|(probe, proto, v6)| {
-            (*probe, *proto, *v6) != (&*event.probe, &*net.proto, net.src.contains(':'))
-        });
-        missing.is_empty()
+        .set("events", "rate = 100\nburst = 1000\nhistory = 100000")
+        .set("probes.packetloss", "enabled = false");
+    let setup = TOLD.iter().fold(setup, |setup, (probe, options, _)| {
+        let (enabled, filter) = if takes(probe) { ("true", filter) } else { ("false", "") };
+        let table = String::leak(format!("probes.{probe}"));
+        setup.set(table, &format!("enabled = {enabled}\n{options}\n{filter}"))
     });
-    for event in events.iter().filter(|event| event.probe != "tcpretrans") {
-        assert!(has_port(event.net.as_ref().unwrap(), 7441), "{event:#?}");
+    two(83, setup)
+}
+
+/// Reads events until each of some probes has told of each version what is wanted, of each of its protocols. All of them.
+fn all_are_told(
+    follow: &mut Follow,
+    inodes: &[u32],
+    takes: &dyn Fn(&str, &str) -> bool,
+    wanted: &dyn Fn(&Event) -> bool,
+) -> Vec<Event> {
+    let rows = TOLD.iter().flat_map(|(probe, _, all)| all.iter().map(move |proto| (*probe, *proto)));
+    let rows = rows.filter(|(probe, proto)| takes(probe, proto));
+    let mut missing: Vec<(&str, &str, bool)> =
+        rows.flat_map(|(probe, proto)| [false, true].map(|v6| (probe, proto, v6))).collect();
+    assert!(!missing.is_empty());
+    events_until(follow, inodes, |event| {
+        let Some(net) = event.net.as_ref().filter(|_| wanted(event)) else { return false };
+        missing.retain(|row| *row != (&*event.probe, &*net.proto, net.src.contains(':')));
+        missing.is_empty()
+    })
+}
+
+#[test]
+fn every_probe_that_tells_of_connections_takes_the_same_ports() {
+    own_node!(Pids::Own);
+    let (red, blue, daemon) = filtered("ports = [\"7441\"]", &|_| true);
+    let mut follow = follow(&daemon, "");
+    converse((&red, 1), (&blue, 2), 7440);
+    converse((&red, 1), (&blue, 2), 7441);
+    let ours = |event: &Event| event.net.as_ref().is_some_and(|net| has_port(net, 7441));
+    let events = all_are_told(&mut follow, &[red.inode(), blue.inode()], &|_, _| true, &ours);
+    for event in &events {
+        assert!(ours(event), "{event:#?}");
     }
-    for probe in ["tcpreset", "tcpconnect", "socketlatency", "netiftxlat", "kernellatency"] {
+    for (probe, ..) in TOLD {
         assert!(counts(&daemon, probe).filtered > 0, "{probe}");
     }
     nothing_is_lost(&daemon);
+}
+
+#[test]
+fn every_probe_that_tells_of_connections_takes_the_same_entities() {
+    own_node!(Pids::Own);
+    let (red, blue, daemon) = filtered("ignore_entities = [\"netns/red\"]", &|_| true);
+    names_are_sure(&daemon, &[&red, &blue]);
+    let mut follow = follow(&daemon, "");
+    converse((&red, 1), (&blue, 2), 7442);
+    converse((&blue, 2), (&red, 1), 7443);
+    let ours = |event: &Event| event.entity.as_ref().is_some_and(|entity| entity.name == "blue");
+    let events = all_are_told(&mut follow, &[red.inode(), blue.inode()], &|_, _| true, &ours);
+    for event in &events {
+        assert!(ours(event), "{event:#?}");
+    }
+    // Of each probe and version, what it would have told of the other.
+    let least = TOLD.len() as u64 * 2;
+    until("the others are left out", || (daemon.status().events.filtered_by_entity >= least).then_some(()));
+    nothing_is_lost(&daemon);
+}
+
+#[test]
+fn every_probe_of_several_protocols_takes_those_wanted() {
+    own_node!(Pids::Own);
+    // kernellatency tells of UDP only where there are fentry or kprobes: tests/cases/lab/transit.rs.
+    let several = |probe: &str| ["socketlatency", "netiftxlat"].contains(&probe);
+    let (red, blue, daemon) = filtered("protocols = [\"udp\"]", &several);
+    let mut follow = follow(&daemon, "");
+    converse((&red, 1), (&blue, 2), 7444);
+    let takes = |probe: &str, proto: &str| several(probe) && proto == "udp";
+    let events = all_are_told(&mut follow, &[red.inode(), blue.inode()], &takes, &|_| true);
+    for event in &events {
+        assert_eq!(event.net.as_ref().unwrap().proto, "udp", "{event:#?}");
+    }
+    for probe in ["socketlatency", "netiftxlat"] {
+        assert!(counts(&daemon, probe).filtered > 0, "{probe}");
+    }
+    nothing_is_lost(&daemon);
+}
+
+/// Until its name is sure, an event of a namespace may be anybody's.
+fn names_are_sure(daemon: &Daemon, namespaces: &[&Netns]) {
+    daemon.entities_until("sure names", |now| {
+        let sure = |netns: &&Netns| find(now, netns.inode()).is_some_and(|entity| !entity.provisional);
+        namespaces.iter().all(sure)
+    });
 }
 
 #[test]
@@ -187,11 +272,7 @@ fn events_of_some_entities_only() {
     own_node!(Pids::Own);
     let setup = Setup::on_node().set("probes.packetloss", "enabled = false");
     let (red, blue, daemon) = two(84, setup.set("probes.tcpreset", "ignore_entities = [\"netns/re*\"]"));
-    // Until its name is sure, an event of it may be anybody's.
-    daemon.entities_until("sure names", |now| {
-        let sure = |netns: &Netns| find(now, netns.inode()).is_some_and(|entity| !entity.provisional);
-        sure(&red) && sure(&blue)
-    });
+    names_are_sure(&daemon, &[&red, &blue]);
     let inodes = [red.inode(), blue.inode()];
     let mut follow = follow(&daemon, "&type=TCP_RESET_NOSOCK&type=TCP_RESET_RECEIVE");
     let mut port = 7450;
@@ -239,4 +320,44 @@ fn bad_filters_are_refused_with_their_place() {
         assert!(line.is_some_and(|line| line.starts_with("netskoopd: /")), "{says}: {stderr}");
     }
     assert_eq!(stderr.lines().count(), 3, "{stderr}");
+}
+
+#[test]
+fn reasons_that_the_kernel_does_not_know_are_refused_or_warned_of() {
+    own_node!(Pids::Own);
+    let daemon = Setup::on_node()
+        .set("probes.packetloss", "ignore_reasons = [\"NO_SOCKET\", \"QUEUE_PURGE\", \"NO_SUCH_REASON\"]")
+        .start();
+    let words = |daemon: &Daemon| {
+        let options = daemon.probe("packetloss").options;
+        options.into_iter().find(|option| option.name == "ignore_reasons").unwrap().words
+    };
+    let known = words(&daemon);
+    assert!(known.contains(&"NO_SOCKET".to_owned()) && known.is_sorted(), "{known:?}");
+    assert!(!known.iter().any(|word| ["MAX", "NO_SUCH_REASON"].contains(&&**word)), "{known:?}");
+    // One file may be for many kernels: this one says what it cannot do, and does the rest.
+    let says = "'NO_SUCH_REASON' is none of its words on this kernel, and is passed over; `netskoopctl probes show \
+                packetloss` lists them";
+    let warned = |daemon: &Daemon| {
+        let warnings = daemon.status().warnings;
+        warnings.into_iter().filter(|warning| warning.contains("ignore_reasons")).collect::<Vec<_>>()
+    };
+    let [warning] = &warned(&daemon)[..] else { panic!("{:?}", daemon.status().warnings) };
+    assert!(
+        warning.starts_with("probes.packetloss.ignore_reasons (config /") && warning.contains(says),
+        "{warning}"
+    );
+    assert!(warning.contains(".toml:"), "it tells the line: {warning}");
+    assert!(daemon.logged(says).contains("WARN"));
+    // Who asks for it now is told at once, and nothing is changed.
+    let before = daemon.probe("packetloss").options;
+    let body = |reasons: &str| format!(r#"{{"options":{{"ignore_reasons":"{reasons}"}},"runtime":true}}"#);
+    let answer = daemon.patch("packetloss", &body("NO_SOCKET,NO_SOCKT"));
+    let error = error_of(&answer);
+    let wanted = "packetloss.ignore_reasons: 'NO_SOCKT' is none of its words on this kernel; `netskoopctl probes show \
+                  packetloss` lists them. Did you mean 'NO_SOCKET'?";
+    assert_eq!((answer.status, &*error.code, &*error.message), (400, "bad_request", wanted));
+    assert_eq!(daemon.probe("packetloss").options, before);
+    daemon.change("packetloss", &body("NO_SOCKET,TCP_OFOMERGE"));
+    assert_eq!(warned(&daemon), Vec::<String>::new());
 }

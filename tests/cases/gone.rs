@@ -1,4 +1,4 @@
-use crate::support::{Daemon, Netns, Pids, Setup, own_node, run, series, until};
+use crate::support::{Daemon, Netns, Pids, Process, Setup, own_node, run, series, until};
 use netskoop_api::{Event, Value};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
@@ -145,19 +145,18 @@ fn a_job_that_takes_a_while_to_end_is_told_of_when_it_has() {
     for _ in 0..5 {
         // A buffer of this size takes milliseconds to give back.
         let arguments = ["-n", "dd", "if=/dev/zero", "of=/dev/null", "bs=96M", "status=none"];
-        let mut child = Command::new("unshare").args(arguments).spawn().unwrap();
-        let path = format!("/proc/{}/ns/net", child.id());
+        let job = Process::start(Command::new("unshare").args(arguments));
+        let (pid, path) = (job.pid(), format!("/proc/{}/ns/net", job.pid()));
         daemon.entities_until("the job", |now| {
             let inode = std::fs::metadata(&path).map(|meta| meta.ino()).unwrap_or_default();
             let is_leader = |it: &netskoop_api::Entity| it.comm.as_deref() == Some("dd");
             now.entities.iter().any(|it| u64::from(it.id.netns) == inode && is_leader(it))
         });
         // What is looked at a moment after a namespace was found must not be what finds its end.
-        let pages = || resident_pages(child.id());
+        let pages = || resident_pages(pid);
         until("its buffer is there", || (pages() > (90 << 20) / 4096).then_some(()));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let name = format!("dd[{}]", child.id());
+        drop(job);
+        let name = format!("dd[{pid}]");
         until("its end is told", || {
             let is_it = |event: &Event| event.entity.as_ref().is_some_and(|entity| entity.name == name);
             events(&daemon).iter().any(is_it).then_some(())

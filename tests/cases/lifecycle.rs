@@ -158,7 +158,8 @@ fn without_capabilities_bpf_probes_say_why_and_the_rest_runs() {
         assert_eq!((state.state, state.reason.as_deref()), (StateName::NotAvailable, Some(why)), "{name}");
         let answer = daemon.patch(name, r#"{"enabled":true,"for":"10m"}"#);
         let error = error_of(&answer);
-        assert_eq!((answer.status, &*error.code, &*error.message), (409, "not_available", why));
+        let said = format!("{name}: {why}");
+        assert_eq!((answer.status, &*error.code, error.message), (409, "not_available", said));
         assert_eq!(daemon.probe(name).state.lease_seconds, None, "nothing was changed");
     }
     // Others may be missing because this kernel lacks something.

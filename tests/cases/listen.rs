@@ -118,3 +118,36 @@ fn waits_end_with_the_option(daemon: &crate::support::Daemon, red: &Netns, blue:
         Some(())
     });
 }
+
+/// As `MOST_PORTS` of `listen.bpf.c`.
+const MOST_PORTS: u16 = 64;
+
+#[test]
+fn ports_beyond_the_share_of_a_namespace_are_counted_together_and_take_no_room_from_others() {
+    own_node!(Pids::Own);
+    let setup = Setup::on_node().set("probes.listen", "enabled = true\nmax_ports = 100");
+    let (red, blue, daemon) = crate::anomalies::two(21, setup);
+    let connect = |from: &Netns, to: &Netns, target: SocketAddr| {
+        let listener = to.enter(|| TcpListener::bind(target).unwrap());
+        let client = from.enter(|| TcpStream::connect(target).unwrap());
+        drop((listener.accept().unwrap(), client));
+    };
+    for port in 0..2500 {
+        let version = if port % 2 == 0 { 4 } else { 6 };
+        connect(&red, &blue, address(version, 21, 2, 10_000 + port));
+    }
+    for version in [4, 6] {
+        connect(&blue, &red, address(version, 21, 1, 80));
+    }
+    let text = daemon.scrape("/metrics?set=full&collect[]=listen");
+    let of = |entity: &str, labels: &str| {
+        crate::anomalies::total(&text, "netskoop_listen_connections_total", entity, labels)
+    };
+    assert_eq!(
+        (of("blue", ""), of("blue", "port=\"other\"")),
+        (2500, u64::from(2500 - MOST_PORTS)),
+        "{text}"
+    );
+    assert_eq!((of("red", ""), of("red", "port=\"80\"")), (2, 2), "{text}");
+    assert_eq!(daemon.probe("listen").state.stream.unwrap().map_full, 0);
+}

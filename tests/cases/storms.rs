@@ -6,7 +6,9 @@ use crate::support::{Daemon, Lines, Netns, Pids, Setup, own_node, until};
 use crate::waiting::connection;
 use netskoop_api::{Event, ProbeInfo, StateName, StreamCounts, Value};
 use netskoopd::kernel::bpf::count_runs;
+use netskoopd::probes::PROBES;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -220,4 +222,38 @@ fn in_a_storm_above_the_budget_events_are_few_and_everything_is_counted() {
         last.filter(|last| !last.stack.is_empty())
     });
     assert_eq!(counted(&daemon, "blue"), lost(&blue));
+}
+
+/// What the maps of a process take in the kernel, in KiB.
+fn maps_kib(pid: u32) -> u64 {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(|number| number.trim().parse::<u64>().unwrap())
+    };
+    // One map may have several descriptors.
+    let maps: BTreeMap<u64, u64> =
+        texts.filter_map(|text| Some((field(&text, "map_id")?, field(&text, "memlock")?))).collect();
+    maps.values().sum::<u64>() / 1024
+}
+
+#[test]
+fn the_maps_of_all_probes_are_small() {
+    own_node!(Pids::Own);
+    // The default set, and all probes; on a machine of up to 32 GiB.
+    const LIMITS: [u64; 2] = [3_500, 21_500];
+    let all = PROBES.iter().filter(|probe| probe.hooks.is_some());
+    let all = all.fold(Setup::on_node(), |setup, probe| {
+        setup.set(String::leak(format!("probes.{}", probe.name)), "enabled = true")
+    });
+    let memory = rustix::system::sysinfo();
+    let memory = memory.totalram as u64 * u64::from(memory.mem_unit);
+    let times = memory.div_ceil(32 << 30).clamp(1, 16).next_power_of_two();
+    for (setup, limit) in [Setup::on_node(), all].into_iter().zip(LIMITS) {
+        let daemon = setup.start();
+        let found = maps_kib(daemon.pid());
+        // Where less is found than the ring takes, nothing was found.
+        assert!((512..=limit * times).contains(&found), "{found} KiB, at most {limit} times {times}");
+    }
 }

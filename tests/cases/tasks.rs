@@ -1,56 +1,30 @@
 //! Time that tasks lose while they could run, compared with what the kernel has counted of it.
 
 use crate::root::{events_until, find, follow};
-use crate::support::{Daemon, Netns, Pids, Setup, own_node, series, until};
+use crate::support::{Daemon, Netns, Pids, Process, Setup, own_node, series, until};
 use netskoop_api::{Event, Value};
-use std::process::{Child, Command};
+use std::process::Command;
 
-/// A process in a namespace that takes all it gets of the first CPU. Ended when dropped.
-pub(crate) struct Hog(Child);
+/// A process in a namespace that takes all it gets of the first CPU.
+pub(crate) struct Hog(Process);
 
 impl Hog {
     pub(crate) fn start(netns: &Netns) -> Hog {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &netns.0, "taskset", "-c", "0", "sh", "-c", "while :; do :; done"]);
-        let hog = Hog(command.spawn().unwrap());
-        until("it is at work", || (hog.comm() == "sh\n" && hog.state() == 'R').then_some(()));
-        hog
+        let hog = Process::start(&mut command);
+        until("it is at work", || (hog.comm() == "sh" && hog.state() == 'R').then_some(()));
+        Hog(hog)
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn comm(&self) -> String {
-        std::fs::read_to_string(format!("/proc/{}/comm", self.pid())).unwrap()
-    }
-
-    fn state(&self) -> char {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    fn stop(&self) {
-        self.signal(rustix::process::Signal::STOP);
-        until("it is stopped", || (self.state() == 'T').then_some(()));
+        self.0.pid()
     }
 
     /// Seconds that it could have run and did not, as the kernel counts them.
     fn waited(&self) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap();
         text.split(' ').nth(1).unwrap().parse::<f64>().unwrap() / 1e9
-    }
-}
-
-impl Drop for Hog {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -73,10 +47,10 @@ fn tasks_that_wait_for_a_cpu_are_told_and_their_time_is_the_kernels() {
     let daemon = Setup::on_node().set("probes.tasklatency", "enabled = true\nslow = \"1ms\"").start();
     daemon.entities_until("both", |now| [&red, &blue].iter().all(|n| find(now, n.inode()).is_some()));
     let hogs = [(&red, Hog::start(&red)), (&blue, Hog::start(&blue))];
-    hogs.iter().for_each(|(_, hog)| hog.stop());
+    hogs.iter().for_each(|(_, hog)| hog.0.stop());
     let before = look(&daemon, &hogs);
     let mut follow = follow(&daemon, "&type=TASK_WAIT_SLOW");
-    hogs.iter().for_each(|(_, hog)| hog.signal(rustix::process::Signal::CONT));
+    hogs.iter().for_each(|(_, hog)| hog.0.go_on());
     let mut missing = vec![("red", &hogs[0].1, &hogs[1].1), ("blue", &hogs[1].1, &hogs[0].1)];
     events_until(&mut follow, &[], |event| {
         let Some(Value::Number(waited)) = event.fields.get("waited_ns") else { panic!("{event:#?}") };
@@ -86,7 +60,7 @@ fn tasks_that_wait_for_a_cpu_are_told_and_their_time_is_the_kernels() {
         missing.is_empty()
     });
     until("they have waited for a while", || hogs.iter().all(|(_, hog)| hog.waited() > 0.5).then_some(()));
-    hogs.iter().for_each(|(_, hog)| hog.stop());
+    hogs.iter().for_each(|(_, hog)| hog.0.stop());
     for ((ours, kernels), (ours_before, kernels_before)) in look(&daemon, &hogs).into_iter().zip(before) {
         let (ours, kernels) = (ours - ours_before, kernels - kernels_before);
         // It looks at its clock at other moments, between which this machine may not run at all.

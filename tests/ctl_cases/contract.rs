@@ -123,6 +123,7 @@ fn probe() -> ProbeInfo {
         default,
         value,
         help: "What it does.".into(),
+        words: vec!["NO_SOCKET".into()],
     };
     ProbeInfo {
         name: "tcpreset".into(),

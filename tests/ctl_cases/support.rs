@@ -201,3 +201,15 @@ pub(crate) fn no_bpf() -> Option<&'static str> {
 pub(crate) fn first_column(table: &str) -> Vec<&str> {
     table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect()
 }
+
+/// Detaches programs behind their owner's back; how many there were.
+pub(crate) fn detach(programs: &[u32]) -> usize {
+    let ids = programs.iter().map(u32::to_string);
+    let output = Command::new("python3")
+        .args(["-c", include_str!("../support/detach.py")])
+        .args(ids)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}

@@ -9,6 +9,7 @@ mod node;
 pub(crate) mod nspawn;
 pub(crate) mod packages;
 pub(crate) mod podman;
+mod process;
 pub(crate) mod prometheus;
 pub(crate) mod sources;
 
@@ -16,6 +17,7 @@ pub(crate) use client::{Answer, Follow, Lines, exchange, get, read_answer};
 pub(crate) use node::{
     Netns, Pids, exclusive, inside_own_node, is_root, own_node, programs_vanish, run, test_name,
 };
+pub(crate) use process::Process;
 
 use netskoop_api::{Entities, ErrorInfo, ProbeChanged, ProbeInfo, Status};
 use serde::de::DeserializeOwned;

@@ -7,7 +7,7 @@ use crate::error::{Error, Exit};
 use crate::output::{Screen, report};
 use crate::table::Table;
 use crate::text::{Line, Style, nanos, span, thousands};
-use netskoop_api::{ProbeChanged, ProbeInfo, ProbePatch, ProbeState, StateName};
+use netskoop_api::{OptionInfo, ProbeChanged, ProbeInfo, ProbePatch, ProbeState, StateName};
 use std::collections::BTreeMap;
 
 /// Columns of the words on the left of `probes show`.
@@ -214,7 +214,7 @@ fn stream(counts: &netskoop_api::StreamCounts) -> String {
         (counts.filtered, "filtered", false),
         (counts.ring_full, "lost (ring buffer full)", false),
         (counts.missed, "lost (hook busy)", false),
-        (counts.map_full, "not counted (map full)", false),
+        (counts.map_full, "not counted or followed (BPF map full)", false),
     ];
     let shown = parts.iter().filter(|(n, _, always)| *always || *n > 0);
     shown.map(|(n, what, _)| format!("{} {what}", thousands(*n))).collect::<Vec<_>>().join(", ")
@@ -242,7 +242,27 @@ fn options(probe: &ProbeInfo, screen: &mut Screen<'_>) -> Result<(), Error> {
             option.help.as_str().into(),
         ]);
     }
-    section("Options", &table, screen)
+    section("Options", &table, screen)?;
+    probe.options.iter().try_for_each(|option| words(option, screen))
+}
+
+/// The words that an option can have on this kernel, as many on a line as fit.
+fn words(option: &OptionInfo, screen: &mut Screen<'_>) -> Result<(), Error> {
+    const WIDTH: usize = 100;
+    if option.words.is_empty() {
+        return Ok(());
+    }
+    screen.text("")?;
+    screen.line(&Line::new().styled(Style::Bold, &format!("Words of {} on this kernel", option.name)))?;
+    let mut line = String::new();
+    for word in &option.words {
+        if !line.is_empty() && line.len() + word.len() > WIDTH {
+            screen.text(&std::mem::take(&mut line))?;
+        }
+        line += if line.is_empty() { "  " } else { " " };
+        line += word;
+    }
+    screen.text(&line)
 }
 
 fn metrics(probe: &ProbeInfo, screen: &mut Screen<'_>) -> Result<(), Error> {
@@ -288,7 +308,7 @@ pub(crate) mod tests {
     use super::super::testing::{PLAIN, ctl, rendered};
     use super::*;
     use crate::fake::{Daemon, json};
-    use netskoop_api::{EventInfo, MetricInfo, OptionInfo, OptionValue, StreamCounts};
+    use netskoop_api::{EventInfo, MetricInfo, OptionValue, StreamCounts};
 
     /// A probe without particulars.
     pub(crate) fn probe(name: &str, state: StateName) -> ProbeInfo {
@@ -372,6 +392,7 @@ virtcmdlatency  n/a        low   -       -            -      needs kprobes
             default: OptionValue::Bool(false),
             value: OptionValue::Bool(true),
             help: "Record the kernel stack".into(),
+            words: ["A", "B"].map(|letter| letter.repeat(60)).to_vec(),
         }];
         probe.metrics = vec![MetricInfo {
             name: "netskoop_tcpreset_sent_total".into(),
@@ -402,6 +423,10 @@ tcpreset   what tcpreset does
 Options
   NAME   VALUE  DEFAULT  TYPE  RANGE  MEANING
   stack  true   false    bool  -      Record the kernel stack
+
+Words of stack on this kernel
+  AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
+  BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB
 
 Metrics
   NAME                          NAMES     TYPE     SET   LABELS  MEANING

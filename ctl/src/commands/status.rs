@@ -199,7 +199,7 @@ fn events(events: &EventStatus) -> Line {
         line = line.plain(&format!(" ({})", why.join(", ")));
     }
     if kernel.map_full > 0 {
-        let text = format!("{} not counted (BPF map full)", thousands(kernel.map_full));
+        let text = format!("{} not counted or followed (BPF map full)", thousands(kernel.map_full));
         line = line.plain(", ").styled(Style::Bad, &text);
     }
     line = line.plain(&format!(

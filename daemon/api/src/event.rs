@@ -55,11 +55,11 @@ pub struct Event {
 pub struct Net {
     /// `tcp`, `udp`, `icmp`, `icmp6`, or the IP protocol's number.
     pub proto: String,
-    /// Source address.
+    /// Source address; `*` if it is not known, as that of a UDP socket's peer that is not connected.
     pub src: String,
     /// Source port; 0 where the protocol has none.
     pub sport: u16,
-    /// Destination address.
+    /// Destination address, or `*` likewise.
     pub dst: String,
     /// Destination port; 0 where the protocol has none.
     pub dport: u16,

@@ -119,7 +119,8 @@ pub struct StreamCounts {
     pub ring_full: u64,
     /// Withheld by the rate limit in the kernel.
     pub suppressed: u64,
-    /// Counter updates that found no room in a BPF map.
+    /// What found no room in a BPF map: it was not counted, or not followed from its begin to its end, or the events of its
+    /// namespace are withheld. What is counted by five-tuple is none of it: old tuples make room there.
     pub map_full: u64,
     /// Left out by the probe's options `ports`, `ignore_ports` and `protocols`, and not among those seen.
     #[serde(default)]
@@ -142,6 +143,9 @@ pub struct OptionInfo {
     pub value: OptionValue,
     /// One sentence.
     pub help: String,
+    /// The words that it can have on this kernel, where that is more than `range` can tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<String>,
 }
 
 /// Value of an option. Durations are text (`100ms`).

@@ -266,7 +266,7 @@ pub static KEYS: &[Key] = &[
         path: "limits.bpf_cpu",
         kind: KeyKind::Percent(|config| &mut config.bpf_cpu),
         default: "\"2%\"",
-        help: "Part of one CPU that the BPF programs of one probe may take, measured for a second a minute; a probe that takes more twice in a row sends few events for ten minutes, which an event says; if that does not help it is switched off for ten minutes, one that only trouble runs (packetloss, tcpreset, tcpretrans) not before it takes ten times that on each CPU. \"0%\" allows any, and nothing is measured.",
+        help: "Part of one CPU that the BPF programs of one probe may take, measured for a second a minute, and 5 seconds later again if one takes more. A probe that takes more twice in a row is throttled for ten minutes if fewer events can help, and switched off for ten minutes if not, or if that was not enough; an event says so. One that only trouble runs (packetloss, tcpreset, tcpretrans) is not switched off before it takes ten times that on each CPU. \"0%\" allows any, and nothing is measured.",
     },
     Key {
         path: "paths.proc",

@@ -20,7 +20,12 @@ pub fn parse_option(decl: &OptionDecl, text: &str) -> Result<OptionValue, String
         OptionType::Duration { .. } => OptionValue::Text(word.to_owned()),
         OptionType::List { .. } => {
             let words = word.split(',').map(str::trim).filter(|word| !word.is_empty());
-            OptionValue::List(words.map(str::to_owned).collect())
+            let words: Vec<String> = words.map(str::to_owned).collect();
+            let twice = words.iter().enumerate().find(|(at, word)| words[..*at].contains(word));
+            if let Some((_, word)) = twice {
+                return Err(format!("'{word}' is in the list twice"));
+            }
+            OptionValue::List(words)
         }
     };
     check_option(decl, &value)?;
@@ -138,6 +143,7 @@ mod tests {
         assert_eq!(parse_option(&LIMIT, "12"), Ok(OptionValue::Integer(12)));
         assert_eq!(parse_option(&DEVICES, "eth0, veth*,"), Ok(list(&["eth0", "veth*"])));
         assert_eq!(parse_option(&DEVICES, ""), Ok(list(&[])));
+        assert_eq!(parse_option(&DEVICES, "a, b,a"), Err("'a' is in the list twice".to_owned()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::config::{option_default, option_kind, option_range};
 use crate::declare::{ColumnSet, EventDecl, Names, Points, Probe};
 use crate::engine::pass::{PassError, Snapshot};
 use crate::engine::select::{Chosen, Selection};
+use crate::filter;
 use crate::probes::PROBES;
 use crate::resolve::describe;
 use crate::resolve::directory::Entry;
@@ -46,8 +47,8 @@ impl NoSuchEntity {
 pub struct EventFilter {
     /// Types, by their names in force; all if empty.
     pub kinds: Vec<&'static str>,
-    /// Name, pod, or inode of the entity; all if `None`.
-    pub entity: Option<String>,
+    /// The entity, as the option `entities` of probes means it, or the inode of its namespace; all if `None`.
+    pub entity: Option<filter::Entities>,
     /// Not older than this date (RFC 3339 sorts as text only in one zone, so it is compared as a time).
     pub since: Option<jiff::Timestamp>,
 }
@@ -57,11 +58,8 @@ impl EventFilter {
     pub fn matches(&self, event: &Event) -> bool {
         let kind = self.kinds.is_empty() || self.kinds.iter().any(|kind| *kind == event.kind);
         let entity = self.entity.as_ref().is_none_or(|wanted| {
-            event.entity.as_ref().is_some_and(|entity| {
-                entity.name == *wanted
-                    || entity.pod.as_ref() == Some(wanted)
-                    || wanted.parse() == Ok(entity.netns)
-            })
+            let inode = event.entity.as_ref().map(|entity| entity.netns);
+            wanted.have(event.entity.as_ref()) || wanted.is_just(inode)
         });
         let recent =
             self.since.is_none_or(|since| event.time.parse().is_ok_and(|t: jiff::Timestamp| t >= since));
@@ -125,6 +123,7 @@ impl Engine {
                     default: option_default(decl),
                     value: options.get(decl.name).cloned().unwrap_or_else(|| option_default(decl)),
                     help: decl.help.into(),
+                    words: self.words_here(probe, decl.name).unwrap_or_default(),
                 })
                 .collect(),
             metrics: metric_infos(probe),

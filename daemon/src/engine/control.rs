@@ -88,13 +88,16 @@ impl Engine {
     ) -> Result<ProbeChanged, ChangeError> {
         let probe = self.find_probe(name)?;
         let (change, keep) = parse_patch(probe, patch)?;
+        self.refuse_void_words(probe, &change)?;
         let mut state = self.state.lock().await;
         let before = self.probe_effective(probe);
         let wanted = self.preview(probe, &state, &change);
         // What the user asked for by name must work, or nothing is changed.
         if change.enabled == Some(true) {
             let failed = self.start(probe, &wanted).await.err().filter(|_| !does_without_hooks(probe));
-            failed.map_or(Ok(()), |problem| Err(ChangeError::NotAvailable(problem.sentence)))?;
+            let refused =
+                |problem: Problem| ChangeError::NotAvailable(format!("{}: {}", probe.name, problem.sentence));
+            failed.map_or(Ok(()), |problem| Err(refused(problem)))?;
             // Also one that would have been tried again later works now, and sends all its events.
             let mut slots = self.slots();
             for slot in slots.iter_mut().filter(|slot| slot.probe.name == probe.name) {
@@ -196,6 +199,7 @@ impl Engine {
             let overrides: Option<&ProbeOverrides> = state.probes.get(probe.name);
             let wanted = effective(probe, &loaded.config, overrides, unix_now());
             let (enabled, options) = (wanted.enabled, wanted.options.clone());
+            self.note_void_words(at, &wanted);
             self.slots()[at].effective = wanted;
             if std::ptr::eq(*probe, &raw const conntrack::PROBE)
                 && let Some(tracking) = &*lock(&self.tracking)

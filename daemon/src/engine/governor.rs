@@ -82,6 +82,35 @@ pub(super) struct Throttled {
     pub(super) sentence: String,
 }
 
+impl Throttled {
+    fn new(sentence: String, now: Instant) -> Throttled {
+        Throttled { until: now + HOLD, sentence }
+    }
+
+    /// Whether all events are to be sent again. A probe that is too expensive still has to be cheap for as long from now on.
+    fn is_over(&mut self, share: Option<&Share>, budget: u32, now: Instant) -> bool {
+        if share.is_some_and(|share| budget > 0 && share.cpu > budget) {
+            self.until = now + HOLD;
+        }
+        self.until <= now
+    }
+}
+
+/// Probes that were too expensive in the last look, and of which nothing was done yet.
+#[derive(Debug, Default)]
+struct Suspects(Vec<&'static str>);
+
+impl Suspects {
+    /// Those of the too expensive ones that were it in the last look as well, and the time to the next look.
+    fn convict(&mut self, over: &[Share]) -> (Vec<Share>, Duration) {
+        let (again, new): (Vec<Share>, Vec<Share>) =
+            over.iter().partition(|share| self.0.contains(&share.probe));
+        // What is done about the others has to show first.
+        self.0 = new.iter().map(|share| share.probe).collect();
+        (again, if over.is_empty() { PAUSE } else { SOON })
+    }
+}
+
 /// The settings of a probe that is throttled, with the rate of its events.
 pub(super) fn throttled(mut options: Options) -> (Options, (u32, u32)) {
     if let Some(stack) = options.get_mut("stack") {
@@ -93,27 +122,25 @@ pub(super) fn throttled(mut options: Options) -> (Options, (u32, u32)) {
 impl Engine {
     /// Measures, throttles and switches off. Never returns.
     pub async fn govern(&self) {
-        let (mut pause, mut before) = (FIRST, Vec::new());
+        let (mut pause, mut suspects) = (FIRST, Suspects::default());
         loop {
             tokio::time::sleep(pause).await;
             let budget = self.config.load().config.bpf_cpu;
             let measured = if budget > 0 { self.measure().await } else { None };
             let Some(shares) = measured else {
                 lock(&self.shares).clear();
-                self.relax(&[], budget).await;
-                pause = PAUSE;
+                self.relax(&[], budget, Instant::now()).await;
+                (pause, suspects) = (PAUSE, Suspects::default());
                 continue;
             };
             let over: Vec<Share> =
                 shares.iter().filter(|share| self.is_too_much(share, budget)).copied().collect();
-            let (again, new) = over.iter().partition::<Vec<_>, _>(|share| before.contains(&share.probe));
-            for share in again {
+            let again;
+            (again, pause) = suspects.convict(&over);
+            for share in &again {
                 self.restrain(share, budget).await;
             }
-            self.relax(&shares, budget).await;
-            pause = if over.is_empty() { PAUSE } else { SOON };
-            // What was done about the others has to show first.
-            before = new.iter().map(|share| share.probe).collect();
+            self.relax(&shares, budget, Instant::now()).await;
             *lock(&self.shares) = shares;
         }
     }
@@ -180,7 +207,7 @@ impl Engine {
         );
         let options = {
             let slot = &mut self.slots()[at];
-            slot.throttled = Some(Throttled { until: Instant::now() + HOLD, sentence: sentence.clone() });
+            slot.throttled = Some(Throttled::new(sentence.clone(), Instant::now()));
             slot.effective.options.clone()
         };
         let probe = PROBES[at];
@@ -210,21 +237,17 @@ impl Engine {
     }
 
     /// Lets probes send all their events again that have been cheap for a while.
-    async fn relax(&self, shares: &[Share], budget: u32) {
+    async fn relax(&self, shares: &[Share], budget: u32, now: Instant) {
         if self.slots().iter().all(|slot| slot.throttled.is_none()) {
             return;
         }
         let _state = self.state.lock().await;
-        let now = Instant::now();
         for (at, probe) in PROBES.iter().enumerate() {
             let (options, before) = {
                 let slot = &mut self.slots()[at];
                 let Some(throttled) = &mut slot.throttled else { continue };
                 let share = shares.iter().find(|share| share.probe == probe.name);
-                if share.is_some_and(|share| budget > 0 && share.cpu > budget) {
-                    throttled.until = now + HOLD;
-                }
-                if throttled.until > now {
+                if !throttled.is_over(share, budget, now) {
                     continue;
                 }
                 (slot.effective.options.clone(), slot.throttled.take())
@@ -314,6 +337,45 @@ mod tests {
         let found = shares(&before, &after, Duration::from_secs(1));
         let share = |probe, cpu, events| Share { probe, cpu, events };
         assert_eq!(found, [share("a", 0, 0), share("b", 200, 100), share("c", 30_000, 0)]);
+    }
+
+    fn share(probe: &'static str, cpu: u32) -> Share {
+        Share { probe, cpu, events: 0 }
+    }
+
+    #[test]
+    fn only_who_is_too_expensive_twice_in_a_row_is_restrained() {
+        let mut suspects = Suspects::default();
+        let mut look = |over: &[Share]| {
+            let (again, pause) = suspects.convict(over);
+            (again.iter().map(|share| share.probe).collect::<Vec<_>>(), pause)
+        };
+        assert_eq!(look(&[]), (vec![], PAUSE));
+        assert_eq!(look(&[share("a", 300)]), (vec![], SOON), "a burst is none");
+        assert_eq!(look(&[]), (vec![], PAUSE));
+        assert_eq!(look(&[share("a", 300)]), (vec![], SOON));
+        assert_eq!(look(&[share("a", 300), share("b", 900)]), (vec!["a"], SOON));
+        // What was done about it has to show before more is done.
+        assert_eq!(look(&[share("a", 300), share("b", 900)]), (vec!["b"], SOON));
+        assert_eq!(look(&[share("a", 300)]), (vec!["a"], SOON));
+    }
+
+    #[test]
+    fn ten_calm_minutes_end_it_and_trouble_begins_them_anew() {
+        let (began, minute) = (Instant::now(), Duration::from_secs(60));
+        let mut throttled = Throttled::new("why".to_owned(), began);
+        let mut is_over = |cpu: Option<u32>, budget, at| {
+            let share = cpu.map(|cpu| share("a", cpu));
+            throttled.is_over(share.as_ref(), budget, began + at)
+        };
+        assert!(!is_over(Some(0), 200, minute) && !is_over(Some(200), 200, 9 * minute));
+        assert!(!is_over(Some(201), 200, 9 * minute), "from now on");
+        assert!(!is_over(Some(0), 200, 10 * minute) && !is_over(Some(0), 200, 18 * minute));
+        assert!(is_over(Some(0), 200, 19 * minute));
+        assert!(!is_over(Some(500), 200, 19 * minute), "in the very look that ends it");
+        // Without a budget, or where nothing is measured any more, time alone ends it.
+        assert!(!is_over(Some(500), 0, 28 * minute) && is_over(Some(500), 0, 29 * minute));
+        assert!(is_over(None, 200, 29 * minute));
     }
 
     #[test]

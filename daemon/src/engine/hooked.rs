@@ -99,7 +99,7 @@ impl HookTable for Objects {
             ..Counters::new(&entries, subject, &running.settings.options, &running.memory)
         };
         (map.fill)(&counters, &known, table);
-        running.handle.delete_entries(map.name, &counters.expired.take())
+        running.handle.delete_entries(&counters.expired.take())
     }
 
     fn counts_tasks(&self, probe: &Probe) -> bool {
@@ -162,6 +162,7 @@ pub struct HookRunner {
     loader: Result<Loader, Refused>,
     pump: Mutex<Option<Pump>>,
     counts: Arc<Counts>,
+    watcher: Arc<Watcher>,
     /// Why namespaces are not watched by the kernel.
     watch_problem: Mutex<Option<String>>,
 }
@@ -177,8 +178,14 @@ impl HookRunner {
         counts: Arc<Counts>,
     ) -> io::Result<HookRunner> {
         *objects.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
-        let mut runner =
-            HookRunner { objects, loader, pump: Mutex::new(None), counts, watch_problem: Mutex::new(None) };
+        let mut runner = HookRunner {
+            objects,
+            loader,
+            pump: Mutex::new(None),
+            counts,
+            watcher: Arc::clone(watcher),
+            watch_problem: Mutex::new(None),
+        };
         if let Ok(loader) = &runner.loader {
             let (counts, to_watcher) = (Arc::clone(&runner.counts), Arc::clone(watcher));
             let pump = Pump::start(&loader.ring, move |bytes| {
@@ -229,7 +236,8 @@ impl HookRunner {
         options: Options,
         (rate, burst): (u32, u32),
     ) -> Result<(), (bool, String)> {
-        let loader = self.loader.clone().map_err(|refused| explain(&refused))?;
+        let mut loader = self.loader.clone().map_err(|refused| explain(&refused))?;
+        loader.namespaces = self.watcher.directory().entries().count();
         let objects = Arc::clone(&self.objects);
         let settings = Settings { options, rate, burst };
         // Loading asks the kernel's verifier, which takes milliseconds.
@@ -284,6 +292,11 @@ impl HookRunner {
             nanoseconds: handle.infos().iter().map(|info| info.run_time_ns).sum(),
             events: handle.stream_counts().map_or(0, |counts| counts.submitted),
         })
+    }
+
+    /// What the running kernel told about itself.
+    pub fn known(&self) -> Option<Arc<Known>> {
+        self.objects.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Inode of the host's network namespace; 0 where there is no BPF.

@@ -15,6 +15,7 @@ pub mod self_metrics;
 mod selftest;
 mod status;
 pub mod tracking;
+mod words;
 
 pub use answers::{EventFilter, NoSuchEntity};
 pub use control::{ChangeError, Peer};
@@ -149,6 +150,8 @@ struct Slot {
     throttled: Option<governor::Throttled>,
     /// Why this kernel has nothing that it shows.
     lacks: Option<String>,
+    /// Words of its options that mean nothing on this kernel, a sentence each.
+    void_words: Vec<String>,
 }
 
 /// Why a probe does not work.
@@ -215,6 +218,7 @@ impl Engine {
             without_hooks: None,
             throttled: None,
             lacks: probe.section.and_then(|section| lacking(section, &config.proc)),
+            void_words: Vec::new(),
         };
         let slots = Mutex::new(PROBES.iter().map(slot).collect());
         let sources = parts.sources.all.len();

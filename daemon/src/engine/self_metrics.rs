@@ -34,6 +34,12 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         "Part of one CPU that the probe's BPF programs took when they were last measured, for a second a minute.",
         false,
     ),
+    (
+        "netskoop_probe_throttled",
+        "1 while the probe sends few events, or is switched off for ten minutes, since its BPF programs took more than \
+         limits.bpf_cpu allows; else there is no such series.",
+        false,
+    ),
     ("netskoop_events_seen_total", "Events that passed a probe's filters in the kernel.", true),
     ("netskoop_events_submitted_total", "Events a probe wrote to the ring buffer.", true),
     ("netskoop_events_ring_full_total", "Events lost because the ring buffer was full.", true),
@@ -48,7 +54,12 @@ pub static SELF_METRICS: &[(&str, &str, bool)] = &[
         "Hook runs that the kernel skipped because the program was running; for conntrack, events that found no room in the socket.",
         true,
     ),
-    ("netskoop_bpf_map_full_total", "Counter updates that found no room in a BPF map.", true),
+    (
+        "netskoop_bpf_map_full_total",
+        "What found no room in a BPF map: it was not counted, or not followed from its begin to its end, or the events of its \
+         namespace are withheld. What is counted by five-tuple is none of it: old tuples make room there.",
+        true,
+    ),
     ("netskoop_events_received_total", "Records taken from the ring buffer.", true),
     ("netskoop_events_malformed_total", "Records that could not be decoded.", true),
     ("netskoop_events_overrun_total", "Events lost between the ring buffer and the history.", true),
@@ -147,6 +158,8 @@ pub struct ProbeRun {
     pub cpu_seconds: f64,
     /// Lists that its sources asked for again since the start.
     pub retries: u64,
+    /// Whether it sends few events, because of its cost.
+    pub throttled: bool,
 }
 
 /// The text of all self metrics.
@@ -182,7 +195,7 @@ pub fn render(status: &Status, probes: &[ProbeRun], extra: &Extra) -> Vec<u8> {
 }
 
 fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
-    for ProbeRun { name, state: run, success, cpu_seconds, retries } in probes {
+    for ProbeRun { name, state: run, success, cpu_seconds, retries, throttled } in probes {
         let probe = [("probe", *name)];
         let state = run.state;
         let wanted = !matches!(state, StateName::Off);
@@ -199,6 +212,10 @@ fn probe_metrics(writer: &mut Writer, probes: &[ProbeRun]) {
             writer.one("netskoop_probe_retries_total", &probe, *retries as f64);
         }
         writer.one("netskoop_probe_cpu_seconds_total", &probe, *cpu_seconds);
+        // Hardly ever: there is a series only while it is so.
+        if *throttled || state == StateName::Paused {
+            writer.one("netskoop_probe_throttled", &probe, 1.0);
+        }
         if let Some(ratio) = run.bpf_cpu_ratio {
             writer.one("netskoop_probe_bpf_cpu_ratio", &probe, ratio);
         }

@@ -27,6 +27,8 @@ pub(super) struct Standing {
     bpf_seconds: f64,
     /// Whether this kernel has nothing that it shows.
     lacking: bool,
+    /// Whether it sends few events, because of its cost.
+    throttled: bool,
 }
 
 impl Engine {
@@ -35,7 +37,8 @@ impl Engine {
         let hook = self.hooks.status(slot.probe);
         let bpf_seconds = hook.as_ref().map_or(0.0, |hook| hook.cpu_seconds);
         let lacking = slot.lacks.is_some();
-        Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds, lacking }
+        let throttled = slot.throttled.is_some();
+        Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds, lacking, throttled }
     }
 
     fn standings(&self) -> Vec<Standing> {
@@ -150,6 +153,7 @@ impl Engine {
                 cpu_seconds: sources.iter().map(|at| cpu[*at].total.as_secs_f64()).sum::<f64>()
                     + standing.bpf_seconds,
                 retries: sources.iter().map(|at| cpu[*at].retries).sum(),
+                throttled: standing.throttled,
             }
         };
         let probes: Vec<ProbeRun> = standings.into_iter().map(run).collect();
@@ -236,6 +240,7 @@ impl Engine {
                 .warnings
                 .into_iter()
                 .chain(self.without_cgroups())
+                .chain(self.void_words())
                 .chain(self.warnings(&directory))
                 .collect(),
         }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use netskoop_api::{EVENT_SCHEMA, Event, Net, Process};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -282,11 +283,16 @@ fn net(tuple: Tuple) -> Net {
         136 => "udplite".into(),
         other => other.to_string(),
     };
+    let end = |address: IpAddr, port| match tuple.proto {
+        // Nobody sends from there: a UDP socket that is not connected has no other peer to tell of.
+        6 | 17 | 136 if address.is_unspecified() && port == 0 => "*".to_owned(),
+        _ => address.to_string(),
+    };
     Net {
         proto,
-        src: tuple.src.to_string(),
+        src: end(tuple.src, tuple.sport),
         sport: tuple.sport,
-        dst: tuple.dst.to_string(),
+        dst: end(tuple.dst, tuple.dport),
         dport: tuple.dport,
     }
 }
@@ -357,5 +363,16 @@ pub(crate) mod tests {
         };
         assert_eq!(net(tuple(6)).proto, "tcp");
         assert_eq!(net(tuple(89)).proto, "89");
+    }
+
+    #[test]
+    fn a_peer_that_is_not_known_has_no_address() {
+        let from = |proto, src: &str, sport| {
+            net(Tuple { proto, src: src.parse().unwrap(), sport, dst: "0.0.0.0".parse().unwrap(), dport: 53 })
+        };
+        assert_eq!((&*from(17, "0.0.0.0", 0).src, &*from(17, "::", 0).src), ("*", "*"));
+        assert_eq!(from(17, "0.0.0.0", 0).dst, "0.0.0.0", "the port is that of a socket for all addresses");
+        assert_eq!(from(17, "0.0.0.0", 68).src, "0.0.0.0", "who asks for an address has none");
+        assert_eq!(from(58, "::", 0).src, "::", "and asks whether another has it");
     }
 }

@@ -6,13 +6,14 @@
     reason = "four calls into libbpf for which libbpf-rs has no form that does not allocate"
 )]
 
+use super::buckets::Buckets;
 use super::features::Features;
 pub use super::refused::Refused;
 pub(super) use super::refused::{io_error, quiet, refused};
 use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
-use crate::hooks::Known;
+use crate::hooks::{Expired, Known};
 use libbpf_rs::libbpf_sys::{
     BPF_STATS_RUN_TIME, bpf_enable_stats, bpf_map_lookup_batch, bpf_prog_get_info_by_fd, bpf_prog_info,
 };
@@ -38,12 +39,16 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 pub struct Loader {
     /// The ring they all write to.
     pub ring: Ring,
+    /// The token buckets they all have.
+    pub buckets: Buckets,
     /// What the kernel offers.
     pub features: Arc<Features>,
     /// Names that the kernel gives to its reasons and addresses.
     pub known: Arc<Known>,
     /// Inode of the host's network namespace.
     pub host_netns: u32,
+    /// How many namespaces there are: maps have room for so many, and some more.
+    pub namespaces: usize,
 }
 
 enum Command {
@@ -58,8 +63,9 @@ struct Attached {
     programs: Vec<Program>,
     /// With their names; the first is *the* counters map.
     counters: Vec<(String, MapHandle)>,
+    /// What each CPU counts beside the first counters map: `pairs` of its keys and values, one after the other.
+    rows: Option<MapHandle>,
     stats: MapHandle,
-    buckets: MapHandle,
     tasks: Option<Tasks>,
 }
 
@@ -142,8 +148,8 @@ impl Session {
                 .iter()
                 .map(|name| Ok(((*name).to_owned(), self.map(object, name)?)))
                 .collect::<Result<_, Refused>>()?,
+            rows: self.map(object, "rows").ok(),
             stats: self.map(object, "stats")?,
-            buckets: self.map(object, "buckets")?,
             tasks: self.tasks(object)?,
         };
         // Whoever asked for the object may have given up: then `serve` ends at once.
@@ -262,6 +268,17 @@ impl Entries {
         }
     }
 
+    /// Adds what CPUs have counted apart. Entries may have the same key then; nothing counted is no entry.
+    fn add_rows(&mut self, cpus: &[Vec<u8>]) {
+        let (key, value) = (self.key_size, self.value_size);
+        for row in cpus.iter().flat_map(|cpu| cpu.chunks_exact((key + value).max(1))) {
+            if row[key..].iter().any(|byte| *byte != 0) {
+                self.keys.extend_from_slice(&row[..key]);
+                self.values.extend_from_slice(&row[key..]);
+            }
+        }
+    }
+
     fn clear(&mut self) {
         self.keys.clear();
         self.values.clear();
@@ -316,6 +333,8 @@ impl Entries {
 /// A loaded object.
 pub struct Handle {
     name: &'static str,
+    number: u16,
+    buckets: Buckets,
     commands: mpsc::Sender<Command>,
     thread: JoinHandle<()>,
     attached: Attached,
@@ -339,6 +358,7 @@ impl Handle {
     ) -> Result<Handle, Refused> {
         let (commands, for_session) = mpsc::channel();
         let (ready, answer) = mpsc::sync_channel(1);
+        let buckets = loader.buckets.clone();
         let session = Session {
             name,
             number,
@@ -357,7 +377,7 @@ impl Handle {
         });
         let thread = thread.map_err(|error| failed(error.to_string()))?;
         match answer.recv_timeout(LOAD_LIMIT) {
-            Ok(Ok(attached)) => Ok(Handle { name, commands, thread, attached }),
+            Ok(Ok(attached)) => Ok(Handle { name, number, buckets, commands, thread, attached }),
             Ok(Err(refused)) => {
                 let _ = ended(&thread, COMMAND_LIMIT);
                 Err(refused)
@@ -388,13 +408,15 @@ impl Handle {
     /// Unloads it and waits for its thread; read the last counts before. The kernel frees the programs a moment later (up to a third of a second).
     /// An error says that the thread had panicked, or does not end.
     pub fn stop(self) -> Result<(), String> {
-        let Handle { name, commands, thread, attached } = self;
+        let Handle { name, number, buckets, commands, thread, attached } = self;
         // Our own descriptors would keep programs and maps alive.
         drop(attached);
         let _ = commands.send(Command::Stop);
         if !ended(&thread, COMMAND_LIMIT) {
             return Err(format!("the thread of {name} hangs"));
         }
+        // Nobody would look after them any more; one that stays takes a little room.
+        let _ = buckets.delete(number, |_| true);
         thread
             .join()
             .map_err(|panic| format!("the thread of {name} panicked: {}", panic_text(panic.as_ref())))
@@ -445,7 +467,7 @@ impl Handle {
     /// Deletes what it has counted for a tenant that is gone.
     pub fn forget_tenant(&self, tenant: u32) -> std::io::Result<()> {
         match self.attached.tasks {
-            Some(_) => self.delete_where(self.counters_maps(), |key| super::tasks::is_of(key, tenant)),
+            Some(_) => delete_where(self.counters_maps(), |key| super::tasks::is_of(key, tenant)),
             None => Ok(()),
         }
     }
@@ -454,15 +476,11 @@ impl Handle {
         self.attached.counters.iter().map(|(_, map)| map)
     }
 
-    /// Deletes entries of a map that it counts in.
-    pub fn delete_entries(&self, name: &str, keys: &[Box<[u8]>]) -> std::io::Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let map = self.counters(name)?;
-        for key in keys {
+    /// Deletes entries of maps that it counts in.
+    pub fn delete_entries(&self, entries: &[Expired]) -> std::io::Result<()> {
+        for (map, key) in entries {
             // Gone already is as good.
-            let _ = map.delete(key);
+            let _ = self.counters(map)?.delete(key);
         }
         Ok(())
     }
@@ -472,7 +490,13 @@ impl Handle {
         if let Some(tasks) = &self.attached.tasks {
             tasks.walk()?;
         }
-        entries.read(self.counters(name)?)
+        entries.read(self.counters(name)?)?;
+        let is_first = self.attached.counters.first().is_some_and(|(first, _)| first == name);
+        if let Some(rows) = self.attached.rows.as_ref().filter(|_| is_first) {
+            let cpus = rows.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).map_err(io_error)?;
+            entries.add_rows(&cpus.unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Where its events went.
@@ -510,29 +534,30 @@ impl Handle {
     }
 
     fn delete(&self, gone: impl Fn(u32, u64) -> bool) -> std::io::Result<()> {
-        self.delete_where(self.counters_maps().chain([&self.attached.buckets]), |key| {
+        // Buckets have no cookie in their keys: they belong to whoever has the inode.
+        self.buckets.delete(self.number, |inode| gone(inode, 0))?;
+        delete_where(self.counters_maps(), |key| {
             let Some(inode) = key.first_chunk::<4>() else { return false };
-            // Buckets have no cookie in their keys: they belong to whoever has the inode.
             let cookie = key.last_chunk::<8>().filter(|_| key.len() > 8);
             gone(u32::from_ne_bytes(*inode), cookie.map_or(0, |cookie| u64::from_ne_bytes(*cookie)))
         })
     }
+}
 
-    fn delete_where<'m>(
-        &self,
-        maps: impl Iterator<Item = &'m MapHandle>,
-        gone: impl Fn(&[u8]) -> bool,
-    ) -> std::io::Result<()> {
-        let mut entries = Entries::default();
-        for map in maps {
-            entries.read(map)?;
-            for (key, _) in entries.iter().filter(|(key, _)| gone(key)) {
-                // Gone already is as good.
-                let _ = map.delete(key);
-            }
+/// Deletes entries of maps by their keys.
+pub(super) fn delete_where<'m>(
+    maps: impl Iterator<Item = &'m MapHandle>,
+    gone: impl Fn(&[u8]) -> bool,
+) -> std::io::Result<()> {
+    let mut entries = Entries::default();
+    for map in maps {
+        entries.read(map)?;
+        for (key, _) in entries.iter().filter(|(key, _)| gone(key)) {
+            // Gone already is as good.
+            let _ = map.delete(key);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Lets the kernel count the runs of all BPF programs of the node and their time, until the answer is dropped. It costs every

@@ -11,6 +11,8 @@ pub const ENUMS: &[&str] =
 /// Reasons of subsystems, with the subsystem's number in their upper half; known where these are built into the kernel.
 const SUBSYSTEM_ENUMS: [&str; 2] = ["ovs_drop_reason", "mac80211_drop_reason"];
 
+const PREFIX: &str = "SKB_DROP_REASON_";
+
 /// Names of the packet drop reasons.
 #[derive(Clone, Debug, Default)]
 pub struct DropReasons {
@@ -35,7 +37,7 @@ impl DropReasons {
         let (subsystem, number) = (reason >> 16, reason & 0xffff);
         if subsystem == 0 {
             return match self.core.get(reason) {
-                Some(name) => name.strip_prefix("SKB_DROP_REASON_").unwrap_or(name).into(),
+                Some(name) => name.strip_prefix(PREFIX).unwrap_or(name).into(),
                 None => reason.to_string().into(),
             };
         }
@@ -52,8 +54,16 @@ impl DropReasons {
 
     /// Number of a reason of the kernel's core, by its name without the prefix.
     pub fn number(&self, name: &str) -> Option<u32> {
-        let same = |full: &str| full.strip_prefix("SKB_DROP_REASON_").unwrap_or(full) == name;
+        let same = |full: &str| full.strip_prefix(PREFIX).unwrap_or(full) == name;
         self.core.iter().find(|(_, full)| same(full)).map(|(number, _)| number)
+    }
+
+    /// Reasons for drops of the kernel's core: their numbers, and their names without the prefix.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &str)> {
+        // Bounds of the enumeration, and the part of a number that tells the subsystem.
+        const NONE: [&str; 2] = ["MAX", "SUBSYS_MASK"];
+        let all = self.core.iter().filter_map(|(number, full)| Some((number, full.strip_prefix(PREFIX)?)));
+        all.filter(|(_, name)| !NONE.contains(name))
     }
 
     /// Whether the running kernel does not tell reasons.
@@ -101,6 +111,7 @@ mod tests {
         assert_eq!(reasons.name(99), "99");
         assert_eq!(reasons.name(2 << 16 | 7), "OPENVSWITCH_7");
         assert_eq!(reasons.name(9 << 16 | 7), "subsys_9_7");
+        assert_eq!(reasons.numbered().collect::<Vec<_>>(), [(3, "NO_SOCKET")]);
         assert_eq!((reasons.number("NO_SOCKET"), reasons.number("SOCKET")), (Some(3), None));
         assert_eq!(DropReasons::default().name(5), "5");
         assert_eq!(ResetReasons::default().name(5), None);

@@ -1,6 +1,7 @@
 //! What the kernel offers: files, namespaces, BPF objects, symbols. Knows no metric name.
 
 pub mod bpf;
+pub mod buckets;
 mod cgroup_hooks;
 pub mod cgroup_mounts;
 pub mod default_route;

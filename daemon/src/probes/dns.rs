@@ -129,7 +129,8 @@ const NATIVE: &[Family] = &[
     Family::native(
         "netskoop_dns_questions_total",
         "Questions to name servers over UDP by what came of them. result: noerror, formerr, servfail, nxdomain, notimp, refused, \
-         other, or timeout (no answer within the option timeout).",
+         other, timeout (no answer within the option timeout), or unfollowed (2048 questions of the entity's namespace were waiting for \
+         an answer already, or there was no room for more of all).",
         &RESULTS,
         one(&RESULTS, "questions"),
     )
@@ -140,12 +141,16 @@ const NATIVE: &[Family] = &[
 /// By the codes of answers; those that are not listed are `OTHER`.
 const RCODES: [&str; 6] = ["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused"];
 const OTHER: &str = "other";
-/// As `TIMEOUT` of `dns.bpf.c`: no answer has this code.
+/// As `TIMEOUT` and `UNFOLLOWED` of `dns.bpf.c`: no answer has these codes.
 const TIMEOUT: u32 = 16;
+const UNFOLLOWED: u32 = 17;
 
 fn result(code: u32) -> &'static str {
-    let known = usize::try_from(code).ok().and_then(|code| RCODES.get(code).copied());
-    known.unwrap_or(if code == TIMEOUT { "timeout" } else { OTHER })
+    match code {
+        TIMEOUT => "timeout",
+        UNFOLLOWED => "unfollowed",
+        code => usize::try_from(code).ok().and_then(|code| RCODES.get(code).copied()).unwrap_or(OTHER),
+    }
 }
 
 fn port(word: &str) -> Option<u16> {
@@ -167,7 +172,7 @@ fn run(session: Session) -> Result<(), Refused> {
     apply(skel.maps.bss_data.as_deref_mut(), session.settings());
     let sweep = session.sweep(skel.object(), "on_sweep", "questions")?;
     let _links = session.attach_to_root_cgroup(skel.object())?;
-    session.ready(skel.object(), "cgroup_skb", &["counters", "latencies"])?;
+    session.ready(skel.object(), "cgroup_skb", &["counters", "latencies", "shares"])?;
     let changed = |settings: &Settings| {
         often.set(pause(settings));
         apply(skel.maps.bss_data.as_deref_mut(), settings);

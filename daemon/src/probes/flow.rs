@@ -4,19 +4,19 @@ use crate::declare::{
     Cost, Family, OptionDecl, OptionType, Points, Probe, TableDecl, column, counter, is_interface_pattern,
 };
 use crate::facts::one;
-use crate::flows;
+use crate::flows::ledger::{Flow, Ledger, Limits};
+use crate::flows::{self, Count, Total};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, no_events};
-use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::bpf::{Entries, Refused, Session, Settings};
 use crate::kernel::netlink::{self, Netlink};
 use crate::kernel::record;
 use crate::kernel::tc::{MAX_DEVICES, Taps};
 use crate::table::{Subject, Table};
 use libbpf_rs::MapCore;
 use libbpf_rs::skel::Skel;
-use netskoop_api::OptionValue;
 use netskoop_bpf::flow::{FlowSkelBuilder, types};
 use netskoop_bpf::plain;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -65,7 +65,7 @@ const DEVICES: &str = "devices";
 const PORTS: &str = "ports";
 
 static MAPS: [CountersMap; 2] = [
-    CountersMap { name: "counters", table: &TABLE, fill },
+    CountersMap { name: "totals", table: &TABLE, fill },
     CountersMap { name: "totals", table: &TOTALS, fill: fill_totals },
 ];
 
@@ -144,8 +144,6 @@ const KUBESKOOP: &[Family] = &[
 
 /// In the order of `enum direction`.
 const DIRECTIONS: [&str; 2] = ["in", "out"];
-/// Ends of what has no series of its own.
-const OTHER: &[u8] = b"other";
 /// Names of the programs.
 const PROGRAMS: [&str; 2] = ["netskoop_in", "netskoop_out"];
 /// How soon an interface that comes is watched.
@@ -202,20 +200,13 @@ fn apply(data: Option<&mut types::bss>, settings: &Settings) {
     }
 }
 
-/// Bytes and packets.
-type Traffic = [u64; 2];
 /// A device and a direction.
 type Way = (u32, u32);
 
-/// What was shown of what: each byte is in one series only, whoever has series of his own meanwhile.
+/// What was shown, and under which names.
 #[derive(Default)]
-struct Ledger {
-    /// What the kernel had counted of each flow at the last reading, and what of it is in a series of its own.
-    flows: FxHashMap<Box<[u8]>, (Traffic, Traffic)>,
-    /// What ever was in series of their own.
-    told: FxHashMap<Way, Traffic>,
-    /// What is shown as other; it never falls.
-    other: FxHashMap<Way, Traffic>,
+struct Shown {
+    ledger: Ledger<Way>,
     names: Names,
 }
 
@@ -244,28 +235,25 @@ fn way_of(key: &types::flow_traffic_key) -> Way {
     (key.device, u32::from(key.tuple.pad))
 }
 
-fn traffic(bytes: &[u8]) -> Option<Traffic> {
+/// Bytes and packets.
+fn traffic(bytes: &[u8]) -> Option<Count> {
     let traffic: types::flow_traffic = plain::read(bytes)?;
     Some([traffic.bytes, traffic.packets])
 }
 
-fn add(to: &mut Traffic, what: Traffic) {
-    to.iter_mut().zip(what).for_each(|(to, what)| *to = to.wrapping_add(what));
-}
-
 /// Totals of the devices: whose, which way, and how much.
-fn totals(counters: &Counters<'_>, entries: &crate::kernel::bpf::Entries) -> Vec<(Subject, Way, Traffic)> {
+fn totals(counters: &Counters<'_>) -> Vec<(Subject, Way, Count)> {
     let total = |(key, value): (&[u8], &[u8])| {
         let key: types::flow_total_key = plain::read(key)?;
         Some(((counters.subject)(key.netns, key.cookie)?, (key.device, key.direction), traffic(value)?))
     };
-    let mut all: Vec<_> = entries.iter().filter_map(total).collect();
+    let mut all: Vec<_> = counters.entries.iter().filter_map(total).collect();
     all.sort_unstable();
     all
 }
 
 fn fill_totals(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    let all = totals(counters, counters.entries);
+    let all = totals(counters);
     let mut names = Names::default();
     names.renew(all.iter().map(|(_, (device, _), _)| *device));
     for (subject, (device, direction), traffic) in all {
@@ -277,87 +265,45 @@ fn fill_totals(counters: &Counters<'_>, _: &Known, table: &mut Table) {
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    // The flows have been read already. What comes in between is in the totals only, and so in `other` for the moment.
-    let Some(entries) = counters.beside.and_then(|beside| beside("totals")) else { return };
-    let totals = totals(counters, &entries);
-    counters.memory.own(|ledger: &mut Ledger| fill_from(counters, &totals, ledger, table));
+    if let Some(flows) = counters.beside.and_then(|beside| beside("counters")) {
+        counters.memory.own(|shown: &mut Shown| fill_from(counters, &flows, shown, table));
+    }
 }
 
-fn fill_from(
-    counters: &Counters<'_>,
-    totals: &[(Subject, Way, Traffic)],
-    ledger: &mut Ledger,
-    table: &mut Table,
-) {
-    ledger.names.renew(totals.iter().map(|(_, (device, _), _)| *device));
-    let ways: FxHashSet<Way> = totals.iter().map(|(_, way, _)| *way).collect();
-    let mut all: Vec<(Traffic, types::flow_traffic_key, &[u8])> = counters
-        .entries
-        .iter()
-        .filter_map(|(key, value)| Some((traffic(value)?, plain::read(key)?, key)))
-        .filter(|(_, key, _): &(_, types::flow_traffic_key, _)| ways.contains(&way_of(key)))
-        .collect();
-    all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.2.cmp(b.2)));
-    let shown = match counters.options.get(flows::MAX_OPTION.name) {
-        Some(OptionValue::Integer(most)) => usize::try_from(*most).unwrap_or(usize::MAX),
-        _ => 50,
-    };
-    let before = std::mem::take(&mut ledger.flows);
-    for (rank, (now, key, bytes)) in all.into_iter().enumerate() {
-        let (last, mut own) = before.get(bytes).copied().unwrap_or_default();
-        // One that made room and came again begins anew.
-        let begins = now.iter().zip(last).any(|(now, last)| *now < last);
-        let grown = if begins { now } else { [now[0] - last[0], now[1] - last[1]] };
-        let way = way_of(&key);
-        match rank < shown {
-            true => {
-                add(&mut own, grown);
-                add(ledger.told.entry(way).or_default(), grown);
-                put(counters, &ledger.names, &key, own, table);
-            }
-            // Should it come back, it begins at nothing, as a new series does.
-            false => own = [0; 2],
+fn fill_from(counters: &Counters<'_>, flows: &Entries, shown: &mut Shown, table: &mut Table) {
+    let whose = totals(counters);
+    let total =
+        |(_, way, count): &(Subject, Way, Count)| Total { group: *way, count: *count, pulse: count[1] };
+    let totals: Vec<Total<Way>> = whose.iter().map(total).collect();
+    shown.names.renew(whose.iter().map(|(_, (device, _), _)| *device));
+    let flows = flows.iter().filter_map(|(key, value)| {
+        let group = way_of(&plain::read(key)?);
+        Some(Flow { key, group, count: traffic(value)? })
+    });
+    let limits = Limits { shown: flows::shown(counters), idle: u64::MAX, now: 0 };
+    for (flow, count) in shown.ledger.enter(flows, &totals, |_| true, limits).own {
+        if let Some(key) = plain::read(flow.key) {
+            put(counters, &shown.names, &key, count, table);
         }
-        ledger.flows.insert(bytes.into(), (now, own));
     }
-    for (subject, way, total) in totals {
-        let told = ledger.told.get(way).copied().unwrap_or_default();
-        let other = ledger.other.entry(*way).or_default();
-        for at in 0..2 {
-            // A packet that is counted at this moment may be in its flow and not in what was read of the total.
-            other[at] = other[at].max(total[at].saturating_sub(told[at]));
-        }
+    for (subject, way, _) in whose {
         let Some(direction) = DIRECTIONS.get(way.1 as usize) else { continue };
-        let device = ledger.names.get(way.0).as_bytes();
-        let keys = [device, direction.as_bytes(), OTHER, OTHER, b"0", OTHER, b"0"];
-        if let Some(cells) = table.row(*subject, &keys) {
-            cells.copy_from_slice(other);
+        let head = [shown.names.get(way.0), direction];
+        let keys: Vec<&[u8]> = head.into_iter().chain(flows::OTHER).map(str::as_bytes).collect();
+        if let Some(cells) = table.row(subject, &keys) {
+            cells.copy_from_slice(&shown.ledger.other(way));
         }
     }
-    ledger.told.retain(|way, _| ways.contains(way));
-    ledger.other.retain(|way, _| ways.contains(way));
 }
 
 /// A row of its own.
-fn put(
-    counters: &Counters<'_>,
-    names: &Names,
-    key: &types::flow_traffic_key,
-    own: Traffic,
-    table: &mut Table,
-) {
+fn put(counters: &Counters<'_>, names: &Names, key: &types::flow_traffic_key, own: Count, table: &mut Table) {
     let t = key.tuple;
     let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
     let direction = DIRECTIONS.get(usize::from(t.pad));
     let subject = (counters.subject)(key.netns, key.cookie);
     let (Some(tuple), Some(direction), Some(subject)) = (tuple, direction, subject) else { return };
-    let words = [
-        flows::protocol(tuple.proto),
-        tuple.src.to_string(),
-        tuple.sport.to_string(),
-        tuple.dst.to_string(),
-        tuple.dport.to_string(),
-    ];
+    let words = flows::words(&tuple);
     let head = [names.get(key.device).as_bytes(), direction.as_bytes()];
     let keys: Vec<&[u8]> = head.into_iter().chain(words.iter().map(String::as_bytes)).collect();
     if let Some(cells) = table.row(subject, &keys) {
@@ -372,7 +318,7 @@ const _: () = assert!(2 * MAX_DEVICES <= 2048);
 mod tests {
     use super::*;
     use crate::hooks::{Memory, Options};
-    use crate::kernel::bpf::Entries;
+    use netskoop_api::OptionValue;
 
     /// A number that no interface has here.
     const DEVICE: u32 = 4_000_000;
@@ -390,15 +336,20 @@ mod tests {
         (key, [bytes, bytes / 100].map(u64::to_ne_bytes).concat())
     }
 
+    fn total(bytes: u64) -> (Vec<u8>, Vec<u8>) {
+        let key = [5, DEVICE, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
+        (key, [bytes, bytes / 100].map(u64::to_ne_bytes).concat())
+    }
+
     /// Reads once: the last byte of the address and the bytes of each row, `0` for what has none of its own.
-    fn read(ledger: &mut Ledger, pairs: &[(Vec<u8>, Vec<u8>)], total: u64, most: u64) -> Vec<(u8, u64)> {
-        let entries = Entries::from_pairs(pairs);
+    fn read(shown: &mut Shown, pairs: &[(Vec<u8>, Vec<u8>)], bytes: u64, most: u64) -> Vec<(u8, u64)> {
+        let (entries, flows) = (Entries::from_pairs(&[total(bytes)]), Entries::from_pairs(pairs));
         let (options, memory) =
             (Options::from([("max_flows", OptionValue::Integer(most))]), Memory::default());
         let subject = |netns, _| (netns == 5).then_some(Subject(1));
         let counters = Counters::new(&entries, &subject, &options, &memory);
         let mut table = Table::new(&TABLE, 100);
-        fill_from(&counters, &[(Subject(1), (DEVICE, 0), [total, total / 100])], ledger, &mut table);
+        fill_from(&counters, &flows, shown, &mut table);
         let mut rows: Vec<(u8, u64)> = (0..table.len())
             .map(|row| {
                 let to = String::from_utf8_lossy(table.key(row, 5)).into_owned();
@@ -411,31 +362,32 @@ mod tests {
     }
 
     #[test]
-    fn each_byte_is_in_one_series_and_other_never_falls() {
-        let mut ledger = Ledger::default();
+    fn each_byte_is_in_one_series_and_none_falls() {
+        let mut shown = Shown::default();
         // Nothing has been shown before, so all of it is theirs.
-        let rows = read(&mut ledger, &[entry(2, 0, 1000), entry(3, 0, 500), entry(4, 0, 300)], 2000, 2);
+        let rows = read(&mut shown, &[entry(2, 0, 1000), entry(3, 0, 500), entry(4, 0, 300)], 2000, 2);
         assert_eq!(rows, [(0, 500), (2, 1000), (3, 500)]);
         // The fourth overtakes the third: what it had before stays in other, and what the third gets from now on goes there.
-        let rows = read(&mut ledger, &[entry(2, 0, 1100), entry(3, 0, 550), entry(4, 0, 900)], 2750, 2);
+        let rows = read(&mut shown, &[entry(2, 0, 1100), entry(3, 0, 550), entry(4, 0, 900)], 2750, 2);
         assert_eq!(rows, [(0, 550), (2, 1100), (4, 600)]);
-        // Whoever comes back begins anew, as a counter may; the one that had to make room in the kernel as well.
-        let rows = read(&mut ledger, &[entry(2, 0, 40), entry(3, 0, 1000), entry(4, 0, 900)], 3300, 2);
-        assert_eq!(rows, [(0, 650), (3, 450), (4, 600)]);
+        // Whoever comes back goes on; so does the one that had to make room in the kernel.
+        let rows = read(&mut shown, &[entry(2, 0, 40), entry(3, 0, 1000), entry(4, 0, 900)], 3300, 2);
+        assert_eq!(rows, [(0, 610), (2, 1140), (3, 950)]);
         // All of them have left the kernel's map.
-        assert_eq!(read(&mut ledger, &[], 3400, 2), [(0, 750)]);
-        assert!(ledger.flows.is_empty());
+        assert_eq!(read(&mut shown, &[], 3400, 2), [(0, 710)]);
     }
 
     #[test]
     fn a_device_that_is_gone_is_forgotten() {
-        let mut ledger = Ledger::default();
-        read(&mut ledger, &[entry(2, 0, 10)], 10, 1);
+        let mut shown = Shown::default();
+        read(&mut shown, &[entry(2, 0, 10)], 20, 1);
+        assert_eq!(shown.ledger.other((DEVICE, 0)), [10, 0]);
         let (entries, options, memory) = (Entries::default(), Options::new(), Memory::default());
         let subject = |_, _| Some(Subject(1));
         let counters = Counters::new(&entries, &subject, &options, &memory);
         let mut table = Table::new(&TABLE, 100);
-        fill_from(&counters, &[], &mut ledger, &mut table);
-        assert!(table.is_empty() && ledger.told.is_empty() && ledger.other.is_empty());
+        fill_from(&counters, &Entries::default(), &mut shown, &mut table);
+        assert!(table.is_empty());
+        assert_eq!(shown.ledger.other((DEVICE, 0)), [0, 0]);
     }
 }

@@ -121,7 +121,8 @@ const NATIVE: &[Family] = &[
     .core(),
     Family::native(
         "netskoop_listen_connections_total",
-        "Connections that others made, by port.",
+        "Connections that others made, by port. Of each namespace 64 ports are counted one by one, the others together as other; a \
+         port whose listener was closed ten minutes ago makes room.",
         &TABLE,
         one(&TABLE, "connections"),
     )
@@ -152,6 +153,7 @@ const NATIVE: &[Family] = &[
 static STATES: Way = Way::new("tp_btf", &["on_state"]);
 static ACCEPT_FENTRY: Way = Way::new("fentry", &["fentry_graft"]);
 static ACCEPT_KPROBE: Way = Way::new("kprobe", &["kprobe_graft"]);
+static SWEEP: Way = Way::new("iter", &["on_sweep"]);
 static CALLS: Way = Way::new("tp_btf", &["on_sys_exit"]);
 static FULL_FENTRY: Way = Way::new("fentry", &["fentry_request", "fentry_child_v4", "fentry_child_v6"]);
 static FULL_KPROBE: Way = Way::new("kprobe", &["kprobe_request", "kprobe_child_v4", "kprobe_child_v6"]);
@@ -170,7 +172,8 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.sees_full = full.is_some();
     }
     let calls = accept.is_none() && session.tracepoint("sys_exit").is_ok();
-    let loaded: Vec<&Way> = chosen.iter().copied().chain(calls.then_some(&CALLS)).collect();
+    let sweeps = session.choose::<ListenSkelBuilder>(&[&SWEEP]).ok();
+    let loaded: Vec<&Way> = chosen.iter().copied().chain(calls.then_some(&CALLS)).chain(sweeps).collect();
     ways::load_only(open.open_object_mut(), &loaded);
     let mut skel = session.load(open)?;
     let mut data = skel.maps.bss_data.take();
@@ -178,11 +181,21 @@ fn run(session: Session) -> Result<(), Refused> {
     let mut accepts =
         Accepts { always: accept.is_some(), calls: calls.then_some(&skel.progs.on_sys_exit), link: None };
     apply(data.as_deref_mut(), session.settings(), &mut accepts);
-    session.ready(skel.object(), &ways::via(&chosen), &["counters", "waits"])?;
-    session.serve(|settings| apply(data.as_deref_mut(), settings, &mut accepts));
+    let sweep = sweeps.map(|_| session.sweep(skel.object(), "on_sweep", "counters")).transpose()?;
+    session.ready(skel.object(), &ways::via(&chosen), &["counters", "waits", "shares"])?;
+    let changed = |settings: &Settings| apply(data.as_deref_mut(), settings, &mut accepts);
+    session.serve_every(changed, || {
+        if let Some(sweep) = &sweep {
+            sweep.run_or_say("ports on which nobody listens");
+        }
+        OFTEN
+    });
     drop(links);
     Ok(())
 }
+
+/// From one look for ports on which nobody listens any more to the next.
+const OFTEN: Duration = Duration::from_secs(30);
 
 fn tell_limits(session: &Session, accept: bool, full: bool) {
     if !accept {
@@ -253,7 +266,9 @@ fn full(event: &types::listen_event) -> Option<Vec<(&'static str, Value)>> {
 /// What a port is shown as.
 fn name(counters: &Counters<'_>, port: u32) -> String {
     let shown = counters.integer("max_ports").unwrap_or(32);
-    if counters.memory.admit(0, port.into(), shown) { port.to_string() } else { "other".to_owned() }
+    // The kernel counts as port 0 what is beyond a namespace's share.
+    let is_shown = port != 0 && counters.memory.admit(0, port.into(), shown);
+    if is_shown { port.to_string() } else { "other".to_owned() }
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
@@ -261,6 +276,8 @@ fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
         let key: types::listen_key = plain::read(key)?;
         Some(((counters.subject)(key.netns, key.cookie)?, [name(counters, key.port).into()], value))
     });
+    let ports = counters.entries.iter().filter_map(|(key, _)| plain::read::<types::listen_key>(key));
+    counters.memory.dismiss_others(0, &ports.map(|key| key.port.into()).collect());
 }
 
 fn fill_waits(counters: &Counters<'_>, _: &Known, table: &mut Table) {

@@ -1,6 +1,7 @@
 //! All probes. A new one is one file here (and one `.bpf.c` if it has hooks) and one line below.
 
 use crate::declare::Probe;
+use crate::hooks::Known;
 
 pub mod biolatency;
 pub mod conntrack;
@@ -84,6 +85,12 @@ pub static PROBES: &[&Probe] = &[
     &netanomaly::PROBE,
     &gone::PROBE,
 ];
+
+/// The words that an option of a probe can have on the running kernel; `None` if its declaration says all there is to say.
+pub fn words_here(probe: &Probe, option: &str, known: &Known) -> Option<Vec<String>> {
+    let is_packetloss = std::ptr::eq(probe, &raw const packetloss::PROBE);
+    (is_packetloss && option == packetloss::IGNORE).then(|| packetloss::ignorable(known))
+}
 
 #[cfg(test)]
 mod tests {

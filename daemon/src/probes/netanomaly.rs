@@ -21,11 +21,13 @@ pub static PROBE: Probe = Probe {
     aliases: &[],
     summary: "Rare things that break networks: silent neighbours, used up memory of sockets, SYN cookies, spoofed sources and more.",
     when: "Something is wrong, no other probe tells what, and somebody is on call.",
-    finds: "A gateway that does not answer ARP, a neighbour table or TIME_WAIT table that is full, tcp_mem or udp_mem reached, a \
-            server flooded with SYNs, a reader that lets the window close, packets dropped by rp_filter.",
+    finds: "A gateway that does not answer ARP, a tunnel that swallows large packets (a black hole of the path MTU), a neighbour \
+            table or TIME_WAIT table that is full, tcp_mem or udp_mem reached, a server flooded with SYNs, a reader that lets the \
+            window close, packets dropped by rp_filter.",
     cost: Cost::Low,
-    needs: "Counters of /proc/net/netstat; for neighbours and memory of sockets the BTF tracepoints neigh_timer_handler, \
-            neigh_create and sock_exceed_buf_limit. What conntrack counts is there if that probe is on.",
+    needs: "Counters of /proc/net/netstat; for neighbours, memory of sockets and the path MTU the BTF tracepoints \
+            neigh_timer_handler, neigh_create, sock_exceed_buf_limit and tcp_retransmit_skb. What conntrack counts is there if \
+            that probe is on.",
     default_on: false,
     section: None,
     options: &[OptionDecl::STACK, filter::ENTITIES, filter::IGNORE_ENTITIES],
@@ -42,9 +44,25 @@ static TABLE: TableDecl =
 static EVENTS: [EventDecl; 1] = [EventDecl {
     name: "NET_ANOMALY",
     aliases: &[],
-    fields: &["anomaly", "neighbour", "device", "direction", "count"],
+    fields: &[
+        "anomaly",
+        "neighbour",
+        "device",
+        "direction",
+        "packet_size",
+        "mss",
+        "path_mtu",
+        "timeouts",
+        "evidence",
+        "count",
+    ],
     help: "Something that an expert looks for; anomaly: neighbour_failed (neighbour did not answer on device), \
            neighbour_table_full (it found no room), socket_memory (a socket got no memory to send or to receive; direction), \
+           mtu_black_hole (a suspicion, told once for a connection until something is acknowledged: a packet of packet_size \
+           bytes got lost after so many timeouts in a row, while small ones arrived; mss and path_mtu as this host has them; \
+           evidence: smaller_acknowledged, the peer told that it got shorter segments sent later, or peer_sends_on, it sends new \
+           data as only one does whose data is acknowledged. Without either, as when all that is under way is large and the peer \
+           says nothing, it cannot be told from a peer that is gone, and only tcpretrans tells), \
            or one of those that the kernel counts anyhow: then it is told when metrics are collected, once for all that came \
            since they were collected before (count).",
 }];
@@ -60,7 +78,10 @@ pub fn risen(label: &str, netns: (u32, u64), count: u64) -> RawEvent {
 }
 
 /// In the order of `enum anomaly`.
-const ANOMALIES: [&str; 3] = ["neighbour_failed", "neighbour_table_full", "socket_memory"];
+const ANOMALIES: [&str; 4] = ["neighbour_failed", "neighbour_table_full", "socket_memory", "mtu_black_hole"];
+
+/// In the order of `enum evidence`.
+const EVIDENCE: [&str; 3] = ["none", "smaller_acknowledged", "peer_sends_on"];
 
 /// In the order of the kernel's `SK_MEM_SEND` and `SK_MEM_RECV`.
 const DIRECTIONS: [&str; 2] = ["send", "receive"];
@@ -92,12 +113,14 @@ static RACES: [(&str, u16); 2] = [
 const NAME: &str = "netskoop_netanomaly_total";
 const HELP: &str = "Rare things that break networks. anomaly: neighbour_failed (ARP or NDISC got no answer), neighbour_table_full \
                     (gc_thresh3 of the node is reached), socket_memory (tcp_mem, udp_mem or the memory limit of a cgroup is \
-                    reached), and as /proc/net/netstat counts them syn_cookies (SyncookiesSent), syn_queue_full (TCPReqQFullDrop), \
+                    reached), mtu_black_hole (suspected: large segments of a connection get lost while small ones arrive), and as \
+                    /proc/net/netstat counts them syn_cookies (SyncookiesSent), syn_queue_full (TCPReqQFullDrop), \
                     time_wait_overflow (TCPTimeWaitOverflow), tcp_memory_pressure (TCPMemoryPressures; the node's, counted where it \
                     began), tcp_out_of_memory (TCPAbortOnMemory), orphan_without_linger (TCPAbortOnLinger), zero_window \
                     (TCPToZeroWindowAdv), mtu_probe_failed (TCPMTUPFail; only where net.ipv4.tcp_mtu_probing is on), rp_filter (IPReversePathFilter); with the probe conntrack \
                     also conntrack_insert_race and conntrack_chain_too_long. Ports that are used up are in \
-                    netskoop_tcpconnect_failures_total.";
+                    netskoop_tcpconnect_failures_total; what this node itself found too large to forward is in \
+                    netskoop_ip_fragment_fails_total.";
 
 const FAMILIES: &[Family] = &[
     Family::native(NAME, HELP, &TABLE, one(&TABLE, "count"))
@@ -115,10 +138,12 @@ fn run(session: Session) -> Result<(), Refused> {
     for name in ["neigh_timer_handler", "neigh_create", "sock_exceed_buf_limit"] {
         session.tracepoint(name)?;
     }
+    let arguments = session.tracepoint("tcp_retransmit_skb")?;
     let mut storage = MaybeUninit::uninit();
     let mut open = session.open(NetanomalySkelBuilder::default(), &mut storage)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
+        rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
     }
     session.run(open, apply, "tp_btf", &["counters"])
 }
@@ -140,11 +165,25 @@ fn decode(bytes: &[u8], _: &Known) -> Option<RawEvent> {
     }
     let t = event.tuple;
     let tuple = record::tuple(t.family, t.proto, (t.saddr, t.sport), (t.daddr, t.dport));
-    if tuple.is_some() {
+    if event.packet_size > 0 {
+        fields.extend(lost(&event)?);
+    } else if tuple.is_some() {
         let direction = DIRECTIONS.get(usize::from(event.direction)).copied().unwrap_or("other");
         fields.push(("direction", Value::Text(direction.to_owned())));
     }
     Some(head.event(&EVENTS[0], tuple, fields, stack))
+}
+
+/// What is told of a packet that gets lost each time.
+fn lost(event: &types::netanomaly_event) -> Option<[(&'static str, Value); 5]> {
+    let evidence = *EVIDENCE.get(usize::from(event.evidence))?;
+    Some([
+        ("packet_size", Value::Number(event.packet_size.into())),
+        ("mss", Value::Number(event.mss.into())),
+        ("path_mtu", Value::Number(event.path_mtu.into())),
+        ("timeouts", Value::Number(event.timeouts.into())),
+        ("evidence", Value::Text(evidence.to_owned())),
+    ])
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
@@ -185,7 +224,25 @@ mod tests {
             assert!(decode(&record[..length], &known).is_none(), "{length} bytes");
         }
         let kind = std::mem::offset_of!(netskoop_bpf::netns::types::event_head, kind);
-        record[kind] = 3;
+        record[kind] = 4;
         assert!(decode(&record, &known).is_none());
+    }
+
+    #[test]
+    fn a_lost_packet_is_described_only_with_evidence_that_has_a_name() {
+        let mut event = types::netanomaly_event {
+            packet_size: 1500,
+            mss: 1448,
+            path_mtu: 1500,
+            timeouts: 3,
+            evidence: 1,
+            ..Default::default()
+        };
+        let texts = lost(&event).unwrap().map(|(name, value)| format!("{name} {value}"));
+        let wanted =
+            ["packet_size 1500", "mss 1448", "path_mtu 1500", "timeouts 3", "evidence smaller_acknowledged"];
+        assert_eq!(texts, wanted);
+        event.evidence = 3;
+        assert!(lost(&event).is_none());
     }
 }

@@ -4,9 +4,9 @@ use crate::declare::{
     Column, Cost, EventDecl, Family, Kind, Only, OptionDecl, OptionType, Points, Probe, TableDecl, column,
 };
 use crate::filter;
-use crate::flows::{self, FLOW_COLUMNS, FLOW_KEYS};
+use crate::flows::{self, Count, FLOW_COLUMNS, FLOW_KEYS, Group, Total};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
-use crate::kernel::bpf::{Refused, Session, Settings};
+use crate::kernel::bpf::{Entries, Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::symbols::{Found, Landmarks};
 use crate::table::{Subject, Table};
@@ -15,6 +15,7 @@ use netskoop_bpf::packetloss::{PacketlossSkel, PacketlossSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHasher;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -34,14 +35,15 @@ pub static PROBE: Probe = Probe {
     options: &[
         OptionDecl::STACK,
         OptionDecl {
-            name: "ignore_reasons",
+            name: IGNORE,
             kind: OptionType::List {
                 default: IGNORE_REASONS,
                 max: 64,
                 what: "a drop reason in capitals, as in the event's field `reason`",
                 check: is_reason,
             },
-            help: "No events for these reasons, which any healthy node shows; they are still counted.",
+            help: "No events for these reasons, which any healthy node shows; they are still counted. `netskoopctl probes show \
+                   packetloss` lists those that the kernel knows.",
         },
         OptionDecl {
             name: "reasons",
@@ -68,9 +70,10 @@ pub static PROBE: Probe = Probe {
 
 static MAPS: [CountersMap; 2] = [
     CountersMap { name: "counters", table: &TABLE, fill },
-    CountersMap { name: "flows", table: &FLOWS, fill: flows::fill },
+    CountersMap { name: "counters", table: &FLOWS, fill: fill_flows },
 ];
 
+/// The mark is a part: what is counted by five-tuple, or what is not.
 static FLOWS: TableDecl =
     TableDecl { name: "packetloss_flows", keys: &FLOW_KEYS, columns: &FLOW_COLUMNS, node: false };
 
@@ -145,11 +148,15 @@ const NATIVE: &[Family] = &[
     .fold(),
     Family::native(
         "netskoop_packetloss_flow_packets_total",
-        "Packets dropped of those five-tuples that lost most.",
+        "IP packets dropped that may be events (not those of class ignored, nor of the reasons in the option ignore_reasons), \
+         by five-tuple for those that lost most; the rest is src=\"other\". Together they grow \
+         by as much as what was lost; what a series has shown ends with it.",
         &FLOWS,
         FLOW_PACKETS,
     )
     .keys(&flows::LABELS)
+    .only(Only { key: flows::MARK, values: &[BY_FLOW], include: true })
+    .fold()
     .option(flows::OPTION.name),
 ];
 
@@ -157,7 +164,8 @@ const KUBESKOOP: &[Family] = &[
     Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &TABLE, PACKETS)
         .fold()
         .unless(flows::OPTION.name),
-    // The older system left the ports out.
+    // The older system left the ports out. What is not counted by five-tuple is in the sum all the same, as it is without
+    // the option.
     Family::kubeskoop("kubeskoop_packetloss_total", "Packets dropped.", &FLOWS, OLD_FLOWS)
         .keys(&[("protocol", 0), ("src", 1), ("dst", 3)])
         .fold()
@@ -200,6 +208,9 @@ const INSPECTOR: &[Family] = &[
         .fold(),
 ];
 
+/// The option with the reasons of which there are no events.
+pub const IGNORE: &str = "ignore_reasons";
+
 /// What a node without any trouble shows (measured with bulk TCP between two namespaces on a bridge): data that had
 /// arrived before, what was left in the queues of a closed socket, frames for others on a promiscuous device.
 const IGNORE_REASONS: &[&str] =
@@ -233,6 +244,11 @@ const NOT_SHOWN: &str = "";
 /// TIME_WAIT has answered, are freed like a drop without a reason, once per connection closed in good order.
 const IN_TIME_WAIT: u32 = u32::MAX;
 
+/// The words for marks in the table of flows; the program gives none, which is the first.
+const PARTS: [&str; 2] = [BY_FLOW, "not counted by flow"];
+const BY_FLOW: &str = "by flow";
+const REST: u16 = 1;
+
 /// Sets of row keys that have rows of their own.
 const SET_OF_REASONS: u8 = 0;
 const SET_OF_LOCATIONS: u8 = 1;
@@ -240,6 +256,14 @@ const SET_OF_LOCATIONS: u8 = 1;
 /// Length of the programs' list of code ranges, and words of their set of reasons.
 const RANGES: usize = 16;
 const REASONS: usize = 256;
+
+/// The reasons of this kernel that can be left out, in alphabetical order; none if it does not tell reasons.
+pub fn ignorable(known: &Known) -> Vec<String> {
+    let reasons = known.drop_reasons.numbered().filter(|(number, _)| (*number as usize) < REASONS);
+    let mut names: Vec<String> = reasons.map(|(_, name)| name.to_owned()).collect();
+    names.sort_unstable();
+    names
+}
 
 fn is_reason(word: &str) -> bool {
     !word.is_empty()
@@ -269,7 +293,8 @@ fn run(session: Session) -> Result<(), Refused> {
         session.limited(hidden);
     }
     let apply = |skel: &mut _, settings: &_| apply(skel, settings, &known, &benign);
-    session.run(open, apply, "tp_btf", &["counters", "flows"])
+    flows::make_room(&session, &mut open.maps.flows)?;
+    session.run(open, apply, "tp_btf", &["counters", flows::MAP])
 }
 
 /// Length of a tick of the kernel's clock: the coarse clocks go by it.
@@ -285,7 +310,7 @@ fn apply(skel: &mut PacketlossSkel<'_>, settings: &Settings, known: &Known, beni
     options.stack = settings.bool("stack").into();
     options.flows = settings.bool(flows::OPTION.name).into();
     let mut set = [0u64; REASONS / 64];
-    for reason in settings.list("ignore_reasons").iter().filter_map(|name| known.drop_reasons.number(name)) {
+    for reason in settings.list(IGNORE).iter().filter_map(|name| known.drop_reasons.number(name)) {
         let reason = reason as usize;
         if reason < REASONS {
             set[reason / 64] |= 1 << (reason % 64);
@@ -352,6 +377,34 @@ fn fill(counters: &Counters<'_>, known: &Known, table: &mut Table) {
             cells[1] = group.iter().map(|row| row.2).sum();
         }
     }
+}
+
+fn fill_flows(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    // A packet on its way through the program is counted, and not by five-tuple yet. It is when this is read once more, so
+    // that it never seems to be one that is not.
+    let Some(later) = counters.beside.and_then(|beside| beside("counters")) else { return };
+    flows::fill(counters, &totals_of_parts(counters.entries, &later), &PARTS, table);
+}
+
+/// Totals of both parts, by the counters as they were, and a moment later.
+fn totals_of_parts(entries: &Entries, later: &Entries) -> Vec<Total<Group>> {
+    let by_flow = sums(entries, |value| [value.flow_packets, value.flow_packets + value.flow_more]);
+    let later = sums(later, |value| [value.flow_packets, value.flow_packets + value.flow_more]);
+    let all = sums(entries, |value| [value.packets, value.packets + value.more]);
+    let rest = all.into_iter().map(|((netns, cookie, part), [packets, segments])| {
+        let [flow_packets, flow_segments] = later.get(&(netns, cookie, part)).copied().unwrap_or_default();
+        let count = [packets.saturating_sub(flow_packets), segments.saturating_sub(flow_segments)];
+        // It may seem to fall by what was dropped in that moment.
+        Total { group: (netns, cookie, REST), count, pulse: packets }
+    });
+    flows::totals(by_flow).into_iter().chain(rest).collect()
+}
+
+fn sums(entries: &Entries, count: impl Fn(&types::packetloss_value) -> Count) -> BTreeMap<Group, Count> {
+    flows::sums(entries.iter().filter_map(|(key, value)| {
+        let key: types::packetloss_key = plain::read(key)?;
+        Some(((key.netns, key.cookie, 0), count(&plain::read(value)?)))
+    }))
 }
 
 /// Where packets were dropped, as far as it is known.
@@ -431,7 +484,6 @@ fn class_of(function: Option<&str>, reason: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::hooks::{Memory, Options};
-    use crate::kernel::bpf::Entries;
     use crate::kernel::features::Features;
     use netskoop_api::OptionValue;
     use std::path::Path;
@@ -443,7 +495,7 @@ mod tests {
     fn entry(netns: u32, reason: u32, location: u64, packets: u64, segments: u64) -> (Vec<u8>, Vec<u8>) {
         let key =
             [&netns.to_ne_bytes()[..], &reason.to_ne_bytes(), &location.to_ne_bytes(), &[0; 8]].concat();
-        (key, [packets.to_ne_bytes(), (segments - packets).to_ne_bytes(), [0; 8]].concat())
+        (key, [packets, segments - packets, 0, 0, 0].map(u64::to_ne_bytes).concat())
     }
 
     /// Waits until names were looked up.

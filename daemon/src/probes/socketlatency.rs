@@ -34,7 +34,7 @@ pub static PROBE: Probe = Probe {
         OptionDecl::slow(
             Duration::from_millis(100),
             Duration::from_millis(1)..=Duration::from_secs(600),
-            "Data that is read, or sent, later than this is an event, and so is data that nobody has read for so long.",
+            "Data that is read, or sent, later than this is an event, and so is data that is not read or not sent for so long.",
         ),
         OptionDecl::STACK,
         filter::PORTS,
@@ -65,6 +65,7 @@ static SLOW: TableDecl = TableDecl {
         counter("write_1ms"),
         counter("write_100ms"),
         counter("unread"),
+        counter("unsent"),
     ],
     node: false,
 };
@@ -81,26 +82,44 @@ static BLOCKS: TableDecl = histograms("socketlatency_blocks");
 const PROTOCOLS: [&str; 2] = ["tcp", "udp"];
 
 /// In the order of `enum kind`.
-static EVENTS: [EventDecl; 3] = [
+static EVENTS: [EventDecl; 5] = [
     EventDecl {
         name: "SOCKETLAT_READSLOW",
         aliases: &[],
         fields: &["latency_ns"],
-        help: "Data waited longer than the option slow before the process read it. The process is the one that read it at last.",
+        help: "Data waited longer than the option slow before the process read it. The process is the one that read it at last. Of a \
+               UDP socket without a peer the sender is not known, and its address is *.",
     },
     EventDecl {
         name: "SOCKETLAT_SENDSLOW",
         aliases: &[],
         fields: &["latency_ns"],
         help: "What the process wrote waited longer than the option slow before the first of it was sent: the peer did not read, or \
-               did not acknowledge what was sent before.",
+               did not acknowledge what was sent before. What a packet has left behind counts from when it was noticed.",
     },
     EventDecl {
         name: "SOCKETLAT_UNREAD",
         aliases: &[],
         fields: &["latency_ns"],
         help: "Data has waited longer than the option slow, and nobody has read it yet. It is looked for every two seconds and told \
-               once; SOCKETLAT_READSLOW follows when it is read.",
+               once; SOCKETLAT_READSLOW follows when it is read. The process is the one that read last from the socket, if any has. \
+               Of a UDP socket without a peer the sender is that of the oldest datagram.",
+    },
+    EventDecl {
+        name: "SOCKETLAT_UNSENT",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "What was written has waited longer than the option slow, and it is not sent yet (TCP): the peer does not read, or does \
+               not acknowledge what was sent before. It is looked for every two seconds and told once; SOCKETLAT_SENDSLOW follows \
+               when it is sent. The process is the one that wrote last, if any was seen. Without fentry, who is held up in its very \
+               first write is not seen.",
+    },
+    EventDecl {
+        name: "SOCKETLAT_BLOCKED",
+        aliases: &[],
+        fields: &["latency_ns"],
+        help: "The process was held up in a write for longer than the option slow, because there was no room in the socket's buffer \
+               (TCP, kernels with fentry).",
     },
 ];
 
@@ -127,9 +146,18 @@ const NATIVE: &[Family] = &[
     .core(),
     by_protocol(
         "netskoop_socketlatency_write_seconds",
-        "Time from the end of a write to the packet with the first byte of it, of writes that were not sent at once (TCP).",
+        "Time from the end of a write to the packet with the first byte of it, of writes that were not sent at once (TCP). What a \
+         packet has left behind, and what a write that is held up has written, is there only if it waited longer than the option \
+         slow.",
         &WRITES,
     ),
+    Family::native(
+        "netskoop_socketlatency_unsent_total",
+        "Times that data was found in a socket that had waited longer than the option slow and was not sent yet (TCP).",
+        &SLOW,
+        one(&SLOW, "unsent"),
+    )
+    .core(),
     by_protocol(
         "netskoop_socketlatency_blocked_seconds",
         "Time that threads were held up in writes because there was no room in the socket's buffer (TCP).",
@@ -181,7 +209,7 @@ static BLOCKED_KPROBE: Way = Way::new("kprobe", &["kprobe_blocks", "kretprobe_bl
 /// What it says of itself on kernels without the hooks for the way out.
 pub const NO_WRITES: &str = "this kernel does not tell what applications write (Linux 6.3, or fentry)";
 
-/// From one look for data that nobody reads to the next.
+/// From one look for data that nobody reads, or that is not sent, to the next.
 const LOOK: Duration = Duration::from_secs(2);
 
 fn run(session: Session) -> Result<(), Refused> {
@@ -202,19 +230,19 @@ fn run(session: Session) -> Result<(), Refused> {
         |settings| apply(&mut skel, settings),
         || {
             let Some(sweep) = &sweep else { return Duration::MAX };
-            sweep.run_or_say("data that nobody reads");
+            sweep.run_or_say("data that nobody reads, or that is not sent");
             LOOK
         },
     );
     Ok(())
 }
 
-/// The look for data that nobody reads, which is no hook.
+/// The look for data that nobody reads, or that is not sent, which is no hook.
 fn looks(session: &Session) -> Option<&'static Way> {
     let found = session.choose::<SocketlatencySkelBuilder>(&[&SWEEP]);
     if let Err(refused) = &found {
         tracing::debug!("socketlatency without a look for what nobody reads: {refused}");
-        session.limited("data that nobody reads cannot be looked for on this kernel");
+        session.limited("data that nobody reads, or that is never sent, cannot be looked for on this kernel");
     }
     found.ok()
 }
@@ -282,17 +310,17 @@ mod tests {
 
     #[test]
     fn what_was_slow_is_a_row_of_each_namespace() {
-        let entry = |netns: u32, values: [u64; 6]| {
+        let entry = |netns: u32, values: [u64; 7]| {
             let key = [&netns.to_ne_bytes()[..], &[0; 4], &9_u64.to_ne_bytes()].concat();
             (key, values.map(u64::to_ne_bytes).concat())
         };
-        let pairs = [entry(6, [5, 4, 3, 2, 1, 0]), entry(5, [1, 0, 0, 7, 0, 3]), entry(99, [1; 6])];
+        let pairs = [entry(6, [5, 4, 3, 2, 1, 0, 0]), entry(5, [1, 0, 0, 7, 0, 3, 9]), entry(99, [1; 7])];
         let (entries, options, memory) = (Entries::from_pairs(&pairs), Options::new(), Memory::default());
         let subject = |netns, cookie| (netns < 10 && cookie == 9).then_some(Subject(netns));
         let mut table = Table::new(&SLOW, 100);
         fill(&Counters::new(&entries, &subject, &options, &memory), &known(), &mut table);
-        let row = |row| (table.subject(row).0, table.cell(row, 0), table.cell(row, 3));
-        assert_eq!((table.len(), row(0), row(1)), (2, (5, Some(1), Some(7)), (6, Some(5), Some(2))));
+        let row = |row| (table.subject(row).0, [0, 3, 6].map(|column| table.cell(row, column).unwrap()));
+        assert_eq!((table.len(), row(0), row(1)), (2, (5, [1, 7, 9]), (6, [5, 2, 0])));
     }
 
     #[test]
@@ -303,7 +331,7 @@ mod tests {
             assert!(decode(&whole[..length], &known()).is_none(), "{length} bytes");
         }
         let mut strange = whole;
-        strange[std::mem::offset_of!(types::event_head, kind)] = 3;
+        strange[std::mem::offset_of!(types::event_head, kind)] = 5;
         assert!(decode(&strange, &known()).is_none());
     }
 }

@@ -207,8 +207,8 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.host_netns = session.host_netns();
     }
-    session.room_by_cpu(&mut open.maps.schedule, VECTORS.len())?;
-    session.room_by_cpu(&mut open.maps.execution, VECTORS.len())?;
+    session.room_by_cpu(&mut open.maps.schedule, VECTORS.len(), 0)?;
+    session.room_by_cpu(&mut open.maps.execution, VECTORS.len(), 0)?;
     session.run(open, apply, "tp_btf", &["counters", "schedule", "execution"])
 }
 

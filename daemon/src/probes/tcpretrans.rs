@@ -42,7 +42,7 @@ pub static PROBE: Probe = Probe {
 
 static MAPS: [CountersMap; 2] = [
     CountersMap { name: "counters", table: &TABLE, fill },
-    CountersMap { name: "flows", table: &FLOWS, fill: flows::fill },
+    CountersMap { name: "counters", table: &FLOWS, fill: fill_flows },
 ];
 
 static TABLE: TableDecl = TableDecl {
@@ -52,6 +52,7 @@ static TABLE: TableDecl = TableDecl {
     node: false,
 };
 
+/// The mark is the type.
 static FLOWS: TableDecl =
     TableDecl { name: "tcpretrans_flows", keys: &FLOW_KEYS, columns: &FLOW_COLUMNS, node: false };
 
@@ -104,11 +105,13 @@ const NATIVE: &[Family] = &[
     .fold(),
     Family::native(
         "netskoop_tcpretrans_flow_segments_total",
-        "Segments sent once more by those connections that did it most; src is the sender.",
+        "Segments sent once more, by connection for those that did it most (src is the sender); the rest is src=\"other\". All \
+         of an entity's together grow by as much as its netskoop_tcpretrans_segments_total; what a series has shown ends with it.",
         &FLOWS,
         one(&FLOWS, "segments"),
     )
     .keys(&flows::LABELS)
+    .fold()
     .option(flows::OPTION.name),
 ];
 
@@ -117,14 +120,20 @@ const OLD_HELP: &str = "Times that TCP sent something once more.";
 
 const KUBESKOOP: &[Family] = &[
     Family::kubeskoop("kubeskoop_tcpretrans_total", OLD_HELP, &TABLE, PACKETS)
-        // The tracepoint of the older systems' programs did not tell of these.
-        .only(Only { key: 0, values: &["syn_ack"], include: false })
+        .only(without_answers(0))
         .fold()
         .unless(flows::OPTION.name),
     Family::kubeskoop("kubeskoop_tcpretrans_total", OLD_HELP, &FLOWS, OLD_FLOWS)
         .keys(&flows::LABELS)
+        .only(without_answers(flows::MARK))
+        .fold()
         .option(flows::OPTION.name),
 ];
+
+/// The tracepoint of the older systems' programs did not tell of these. `key` is the row key with the type.
+const fn without_answers(key: usize) -> Only {
+    Only { key, values: &["syn_ack"], include: false }
+}
 
 /// In the order of `enum type` and `enum trigger`.
 const TYPES: [&str; 3] = ["data", "syn", "syn_ack"];
@@ -142,7 +151,8 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.arguments = u8::try_from(arguments).unwrap_or(u8::MAX);
     }
-    session.run(open, apply, "tp_btf", &["counters", "flows"])
+    flows::make_room(&session, &mut open.maps.flows)?;
+    session.run(open, apply, "tp_btf", &["counters", flows::MAP])
 }
 
 fn apply(skel: &mut TcpretransSkel<'_>, settings: &Settings) {
@@ -184,6 +194,16 @@ fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
         let trigger = *TRIGGERS.get(usize::from(key.trigger))?;
         Some(((counters.subject)(key.netns, key.cookie)?, [kind.into(), trigger.into()], value))
     });
+}
+
+fn fill_flows(counters: &Counters<'_>, _: &Known, table: &mut Table) {
+    // What was sent is in one of these and among the flows; what failed is in neither.
+    let sent = counters.entries.iter().filter_map(|(key, value)| {
+        let key: types::tcpretrans_key = plain::read(key)?;
+        let value: types::tcpretrans_value = plain::read(value)?;
+        Some(((key.netns, key.cookie, key.r#type), [value.packets, value.segments]))
+    });
+    flows::fill(counters, &flows::totals(flows::sums(sent)), &TYPES, table);
 }
 
 #[cfg(test)]

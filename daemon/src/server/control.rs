@@ -6,6 +6,7 @@ use super::query::{Query, decode};
 use crate::engine::pass::PassError;
 use crate::engine::{ChangeError, Engine, EventFilter, NoSuchEntity, Peer};
 use crate::events::history::{Batch, History};
+use crate::filter::{self, Entities};
 use bytes::Bytes;
 use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -180,19 +181,30 @@ fn events(engine: &Engine, query: &Query) -> Result<Answer> {
     if let Some(unknown) = query.unknown(&known) {
         return Err(bad(format!("unknown parameter '{unknown}'; known are {}", known.join(", "))));
     }
-    let mut filter =
-        EventFilter { entity: query.one("entity").map(ToOwned::to_owned), ..EventFilter::default() };
-    for kind in query.all("type").flat_map(|value| value.split(',')) {
-        filter.kinds.push(engine.event_type(kind).map_err(bad)?);
+    let mut wanted = EventFilter::default();
+    if let Some(entity) = query.one("entity") {
+        if !filter::is_entity(entity) {
+            return Err(bad(format!(
+                "entity={entity}: write a name, KIND/NAME or an inode; * stands for any text"
+            )));
+        }
+        wanted.entity = Some(Entities::only(vec![entity.to_owned()]));
     }
-    filter.since = query.one("since").map(|text| since(text).map_err(bad)).transpose()?;
+    for kind in query.all("type").flat_map(|value| value.split(',')) {
+        wanted.kinds.push(engine.event_type(kind).map_err(bad)?);
+    }
+    wanted.since = query.one("since").map(|text| since(text).map_err(bad)).transpose()?;
     let follow = query.one("follow").is_some_and(|value| value != "0" && value != "false");
     let (after, limit) = (number(query, "after")?, number(query, "limit")?);
     let history = Arc::clone(engine.history());
     // The place is taken here and not when the reader runs, or those who come at once would all get one.
     let newest = if follow { Some(history.follow(MAX_FOLLOWERS).ok_or_else(too_many)?) } else { None };
-    let mut reader =
-        Reader { after: after.unwrap_or_else(|| history.before_oldest()), filter, history, left: None };
+    let mut reader = Reader {
+        after: after.unwrap_or_else(|| history.before_oldest()),
+        filter: wanted,
+        history,
+        left: None,
+    };
     match (after, limit) {
         // Without a place to go on from, a limit means the last ones of the history.
         (None, Some(limit)) => reader.skip_to_last(limit),
@@ -320,7 +332,7 @@ impl From<ChangeError> for Refusal {
             }
             ChangeError::BadRequest(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message),
             ChangeError::NotAvailable(_) => {
-                Refusal::new(StatusCode::CONFLICT, "not_available", message).hint("nothing was changed")
+                Refusal::new(StatusCode::CONFLICT, "not_available", message).hint("nothing of it was changed")
             }
             ChangeError::BadConfig(_) => Refusal::new(StatusCode::BAD_REQUEST, "bad_config", message)
                 .hint("the running configuration stays in force"),

@@ -26,6 +26,11 @@ pub(super) fn silent_neighbours(lab: &Lab) -> Outcome {
     Seen("NET_ANOMALY v4 v6, as ip neigh has them".to_owned())
 }
 
+pub(super) fn path_mtu(lab: &Lab) -> Outcome {
+    crate::path_mtu::provoke(&lab.daemon);
+    Seen("NET_ANOMALY v4 v6, and none of a peer out of reach".to_owned())
+}
+
 pub(super) fn full_neighbour_table(lab: &Lab) -> Outcome {
     let pair = Pair::new(lab, "crowded", 22);
     for (version, path) in [

@@ -2,7 +2,9 @@
 
 use super::Outcome::{NotHere, Seen};
 use super::{Lab, Outcome, Pair};
-use crate::waiting::{blocked, connection, never_read, read_late, sent_late, udp_pair, udp_read_late};
+use crate::waiting::{
+    Stuck, Unconnected, blocked, connection, never_read, read_late, sent_late, udp_pair, udp_read_late,
+};
 use netskoop_api::StateName;
 use std::io::Read;
 
@@ -22,20 +24,43 @@ pub(super) fn late_applications(lab: &Lab) -> Outcome {
         if udp {
             let sockets = udp_pair(&pair.near, &pair.far, pair.near(version, 7821), pair.far(version, 7821));
             let late = udp_read_late(&sockets);
-            let event = lab.event("SOCKETLAT_READSLOW", &pair.far, |event| late.is_in(event));
-            assert_eq!(event.process.expect("who reads").pid, std::process::id());
+            lab.event("SOCKETLAT_READSLOW", &pair.far, |event| late.is_in(event));
+            let [near, far] = [pair.near(version, 7823), pair.far(version, 7823)];
+            let unconnected = Unconnected::new(&pair.near, &pair.far, near, far);
+            let late = unconnected.read_late();
+            lab.event("SOCKETLAT_READSLOW", &pair.far, |event| late.is_in(event));
+            let unread = unconnected.never_read();
+            lab.event("SOCKETLAT_UNREAD", &pair.far, |event| event.net.as_ref() == Some(&unread));
         }
         let unread = never_read(&mut tcp);
         lab.event("SOCKETLAT_UNREAD", &pair.far, |event| event.net.as_ref() == Some(&unread));
         tcp.1.read_exact(&mut [0; 6]).unwrap();
         let late = sent_late(&pair.near, &mut connection(&pair.near, &pair.far, pair.far(version, 7822)));
-        let event = lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| late.is_in(event));
-        assert_eq!(event.process.expect("who writes").pid, std::process::id());
+        lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| late.is_in(event));
+        stuck_programs(lab, &pair, version);
         blocked(&mut tcp);
         let least = at as f64 + 1.0;
         let labels = ",protocol=\"tcp\"";
         lab.wait("socketlatency", "blocked_seconds_count", &pair.near, labels, |value| value >= least);
     }
     let what = if udp { "TCP and UDP" } else { "TCP" };
-    Seen(format!("SOCKETLAT_READSLOW ({what}), SOCKETLAT_UNREAD and SOCKETLAT_SENDSLOW v4 v6; time blocked"))
+    Seen(format!(
+        "SOCKETLAT_READSLOW and SOCKETLAT_UNREAD ({what}), SOCKETLAT_SENDSLOW, SOCKETLAT_UNSENT and SOCKETLAT_BLOCKED v4 v6; time blocked"
+    ))
+}
+
+/// A stopped reader, and a writer whose peer never reads.
+fn stuck_programs(lab: &Lab, pair: &Pair, version: u8) {
+    let connected = |port| connection(&pair.near, &pair.far, pair.far(version, port));
+    let (reader, writer) = (Stuck::reader(connected(7824)), Stuck::writer(connected(7825)));
+    let late = reader.late();
+    reader.judge(&lab.event("SOCKETLAT_UNREAD", &pair.far, |event| late.is_in(event)));
+    let late = reader.reads();
+    lab.event("SOCKETLAT_READSLOW", &pair.far, |event| late.is_in(event));
+    let late = writer.late();
+    let unsent = lab.event("SOCKETLAT_UNSENT", &pair.near, |event| late.is_in(event));
+    writer.judge(&unsent);
+    let [sent, held_up] = writer.peer_reads(&unsent);
+    lab.event("SOCKETLAT_SENDSLOW", &pair.near, |event| sent.is_in(event));
+    lab.event("SOCKETLAT_BLOCKED", &pair.near, |event| held_up.is_in(event));
 }

@@ -7,18 +7,22 @@ use crate::support::{Netns, until};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
 use netskoop_bpf::kernellatency::KernellatencySkelBuilder;
+use netskoop_bpf::tcpconnect::TcpconnectSkelBuilder;
 use netskoop_bpf::tcpreset::TcpresetSkelBuilder;
 use netskoop_bpf::tcptwrcv::TcptwrcvSkelBuilder;
 use netskoopd::declare::histogram::SLOTS;
 use netskoopd::kernel::features::Features;
 use netskoopd::kernel::ways::{Way, load_only};
 use netskoopd::probes::kernellatency::WAYS;
+use netskoopd::probes::tcpconnect::CALLS;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 /// In the programs' `enum cause` and `enum type`.
 const NO_SOCKET: u32 = 0;
 const DATA: u32 = 3;
+const NO_ROUTE: u32 = 6;
 
 /// Has something happen with only the programs of one way attached, until they have counted it in a namespace.
 fn counted<'o>(
@@ -77,6 +81,23 @@ fn resets_without_a_socket_are_seen_in_every_way() {
     }
 }
 
+#[test]
+#[ignore = "runs in the kernels of the lab: make test-kernels"]
+fn connections_without_a_route_are_seen_in_every_way() {
+    std::fs::create_dir_all("/run/netns").unwrap();
+    let near = Netns::new("nowhere");
+    for way in CALLS {
+        let mut storage = MaybeUninit::uninit();
+        let open = TcpconnectSkelBuilder::default().open(&mut storage).unwrap();
+        counted(open, way, &near, (NO_ROUTE, 3), || {
+            for target in ["198.51.100.1:9", "[2001:db8::1]:9", "[::ffff:198.51.100.2]:9"] {
+                let target: SocketAddr = target.parse().unwrap();
+                assert!(near.enter(|| TcpStream::connect(target)).is_err());
+            }
+        });
+    }
+}
+
 /// How many times the programs have measured in a namespace: what the slots of a histogram add up to.
 fn times(object: &libbpf_rs::Object, netns: &Netns, path: u32) -> u64 {
     let map = object.maps().find(|map| map.name() == "counters").unwrap();
@@ -105,8 +126,8 @@ fn packets_are_measured_in_every_way() {
         let (mut received, mut sent) = (0, 0);
         for version in [4, 6] {
             let target = address(version, 25, 2, 7920);
-            let listener = far.enter(|| std::net::TcpListener::bind(target).unwrap());
-            let mut client = near.enter(|| std::net::TcpStream::connect(target).unwrap());
+            let listener = far.enter(|| TcpListener::bind(target).unwrap());
+            let mut client = near.enter(|| TcpStream::connect(target).unwrap());
             let mut server = listener.accept().unwrap().0;
             for _ in 0..5 {
                 client.write_all(b"hello").unwrap();

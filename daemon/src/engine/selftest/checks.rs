@@ -119,6 +119,13 @@ pub(super) const FILTERS: [&str; 5] = [
     filter::IGNORE_ENTITIES.name,
 ];
 
+/// Options that leave out part of what a probe looks at, once they are not as declared.
+pub(super) const PARTS: [&str; 2] = ["interfaces", "vectors"];
+
+/// Of each type, in each namespace, so many events must be let through at once; and so many be kept, until they are looked at.
+pub(super) const BURST: u32 = 20;
+pub(super) const HISTORY: usize = 512;
+
 /// All checks, in the order of the probes.
 pub(super) const CHECKS: &[Check] = &[
     Check::of("netdev", Refused, Client, "netskoop_netdev_receive_packets_total"),

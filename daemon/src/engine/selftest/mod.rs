@@ -9,10 +9,14 @@ mod stage;
 use super::pass::PassError;
 use super::select::Selection;
 use super::{ChangeError, Engine, Peer, Slot};
+use crate::config::option_default;
 use crate::declare::{Names, Probe};
+use crate::hooks::Options;
 use crate::probes::{PROBES, gone};
 use crate::resolve::watcher::Guest;
-use checks::{CHECKS, Check, FILTERS, IGNORED, NXDOMAIN, PORTS, SLOW, TIMEOUT, why_untried};
+use checks::{
+    BURST, CHECKS, Check, FILTERS, HISTORY, IGNORED, NXDOMAIN, PARTS, PORTS, SLOW, TIMEOUT, why_untried,
+};
 use deeds::{Deed, Order};
 use judge::{Events, Judge, Readings, not_provoked, plain};
 use netskoop_api::{OptionValue, SelfCheck, SelfResult, SelfTest, StateName};
@@ -69,7 +73,7 @@ impl Engine {
         let doubtful: BTreeSet<String> = failed(&checks).map(|check| check.probe.clone()).collect();
         if !doubtful.is_empty() {
             for check in failed(&checks) {
-                tracing::info!(probe = check.probe, "self-test, tried again: {}", check.says);
+                tracing::warn!(probe = check.probe, "self-test, tried again: {}", check.says);
             }
             let again = self.play(|probe| doubtful.contains(probe.name)).await?;
             checks = merged(checks, again);
@@ -83,6 +87,7 @@ impl Engine {
     async fn play(&self, is_wanted: impl Fn(&Probe) -> bool) -> Result<Vec<SelfCheck>, String> {
         let wanted = PROBES.iter().filter(|probe| is_wanted(probe));
         let plans: Vec<(&'static Probe, Plan)> = wanted.map(|probe| (*probe, self.plan(probe))).collect();
+        let stood: Vec<_> = plans.iter().map(|(probe, _)| self.asked_for(probe)).collect();
         let planned = || plans.iter().filter_map(|(_, plan)| plan.tries()).flatten();
         let order = self.order(planned);
         let proc = self.config.load().config.proc.clone();
@@ -108,8 +113,12 @@ impl Engine {
         blocking(move || drop(stage)).await?;
         let left = self.await_end(inodes).await;
         let mut checks = Vec::new();
-        for (probe, plan) in &plans {
+        for ((probe, plan), stood) in plans.iter().zip(stood) {
             match plan {
+                Plan::Try(_) if self.asked_for(probe) != stood => {
+                    let says = "it was switched or changed meanwhile; try again".to_owned();
+                    checks.push(plain(probe.name, SelfResult::Skipped, says));
+                }
                 Plan::Try(all) => checks.extend(all.iter().map(|plan| judge.verdict(plan, &events))),
                 Plan::Skip(result, says) => checks.push(plain(probe.name, *result, says.clone())),
                 Plan::AtTheEnd => checks.push(self.farewells(&mut news, &mut events).await),
@@ -159,8 +168,11 @@ impl Engine {
             return Plan::Skip(SelfResult::Skipped, not_provoked(why_untried(probe.name)));
         }
         let checks = CHECKS.iter().filter(|check| check.probe == probe.name);
-        let plan =
-            |check| Planned { check, silent: self.silence(check), blind: self.blindness(check, &reason) };
+        let plan = |check| Planned {
+            check,
+            silent: self.silence(check).or_else(|| self.shortage(check)),
+            blind: self.blindness(check, &reason),
+        };
         Plan::Try(checks.map(plan).collect())
     }
 
@@ -174,6 +186,9 @@ impl Engine {
             self.slots().iter().find(|slot| slot.probe.name == check.probe)?.without_hooks.clone();
         if without_hooks.is_some() {
             return without_hooks;
+        }
+        if let Some(option) = PARTS.into_iter().find(|option| self.is_changed(check.probe, option)) {
+            return Some(format!("the option {option} may leave it out"));
         }
         let timeout = self.duration(check.probe, TIMEOUT).filter(|_| check.deed.is_held())?;
         let longest = check.deed.longest();
@@ -193,6 +208,20 @@ impl Engine {
         let slots = self.slots();
         let slot = slots.iter().find(|slot| slot.probe.name == probe)?;
         slot.effective.options.get(option).cloned()
+    }
+
+    /// Whether an option is there and not as declared.
+    fn is_changed(&self, probe: &str, option: &str) -> bool {
+        let mut all = PROBES.iter().filter(|known| known.name == probe).flat_map(|probe| probe.options);
+        let decl = all.find(|decl| decl.name == option);
+        decl.is_some_and(|decl| self.option(probe, option).is_some_and(|value| value != option_default(decl)))
+    }
+
+    /// What a probe is asked for at this moment, and its programs: others than before if it was switched off and on.
+    fn asked_for(&self, probe: &Probe) -> Option<(Options, Vec<u32>)> {
+        let slots = self.slots();
+        let slot = slots.iter().find(|slot| slot.probe.name == probe.name)?;
+        Some((slot.effective.options.clone(), self.standing(slot).state.programs))
     }
 
     /// From when on something is slow enough for an event.
@@ -229,6 +258,20 @@ impl Engine {
         let Some(OptionValue::List(ignored)) = self.option(check.probe, IGNORED) else { return None };
         let (_, reason) = check.fields.iter().find(|(_, value)| ignored.iter().any(|word| word == value))?;
         Some(format!("no event is expected, since the option {IGNORED} names {reason}"))
+    }
+
+    /// Why an event may be withheld, or gone before it is looked at.
+    fn shortage(&self, check: &Check) -> Option<String> {
+        let loaded = self.config.load();
+        let (burst, history) = (loaded.config.event_burst, loaded.config.history);
+        if check.event.is_empty() {
+            None
+        } else if burst < BURST {
+            Some(format!("no event is waited for, since events.burst is {burst}, which may withhold it"))
+        } else {
+            (history < HISTORY)
+                .then(|| format!("no event is waited for, since events.history keeps {history} only"))
+        }
     }
 
     /// How long something has to take so that all find it slow.

@@ -1,7 +1,9 @@
 //! What is looked at again after a moment, because nothing tells when it is finished.
 
-use super::Worker;
+use super::{GRACE, Worker};
+use crate::resolve::identity::Identity;
 use crate::resolve::scan;
+use netskoop_api::Kind;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,11 @@ pub(super) const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_millis(150),
     Duration::from_millis(600),
 ];
+
+/// When a new namespace that goes by the name of its process is looked at for the last time: on a busy node it takes seconds
+/// until a process has become another program. After [`GRACE`] the name is not read again.
+const LAST_LOOK: Duration = Duration::from_secs(4);
+const _: () = assert!(LAST_LOOK.as_nanos() < GRACE.as_nanos());
 
 /// Something to look at again.
 pub(super) enum Again {
@@ -77,11 +84,17 @@ impl Worker {
         }
     }
 
-    /// Has a namespace looked at again: if it is new, and when it has waited long enough for its name.
-    pub(super) fn look_later(&mut self, inode: u32, new: bool, waits: Option<Instant>) {
-        if new && !self.scanning {
+    /// Has a namespace looked at again: if it is `new`, and when it has waited long enough for its name.
+    pub(super) fn look_later(&mut self, inode: u32, new: Option<&Identity>, waits: Option<Instant>) {
+        let now = Instant::now();
+        if new.is_some() && !self.scanning {
             // It was seen as it began: its process may have become another program by then, and addresses come.
-            self.again.push((Instant::now() + LOOK_AGAIN[LOOK_AGAIN.len() - 1], Again::Namespace { inode }));
+            self.again.push((now + LOOK_AGAIN[LOOK_AGAIN.len() - 1], Again::Namespace { inode }));
+        }
+        // Those that were there before the daemon have become what they are.
+        let is_first_scan = self.directory.load().generation() == 0;
+        if new.is_some_and(|identity| identity.kind == Kind::Unknown) && !is_first_scan {
+            self.again.push((now + LAST_LOOK, Again::Namespace { inode }));
         }
         if let Some(end) = waits {
             self.again.push((end + Duration::from_millis(10), Again::Namespace { inode }));

@@ -195,7 +195,7 @@ impl Worker {
         self.births = self.births.max(birth);
         let access = self.access(&facts);
         let waits = (!settled).then(|| seen + grace(&identity)).or(lost.map(|lost| lost + GRACE));
-        self.look_later(inode, old.is_none(), waits);
+        self.look_later(inode, old.is_none().then_some(&identity), waits);
         let ns = Arc::new(Namespace {
             subject,
             facts,
