@@ -362,7 +362,7 @@ static __always_inline int closed(const struct sock *sk)
 {
 	struct netns netns = netns_of_sock(sk);
 	struct listen_key key = {
-		.netns = netns.inum, .port = sk->__sk_common.skc_num, .cookie = netns.cookie};
+		.netns = netns.inum, .port = port_of_sock(sk), .cookie = netns.cookie};
 	struct listen_value *value = bpf_map_lookup_elem(&counters, &key);
 
 	if (value)

@@ -119,17 +119,25 @@ static __always_inline u64 cgroup_of_sock(const struct sock *sk)
 }
 
 /*
- * The socket's connection, with either end as the source. A socket that is being closed has given
- * its port back already, and then only its inet_sport remembers it.
+ * The socket's own port. One that is being closed has given it back already, if it had not asked
+ * for that one, and then only its inet_sport remembers it.
  */
+static __always_inline u16 port_of_sock(const struct sock *sk)
+{
+	u16 port = sk->__sk_common.skc_num;
+
+	if (!port && is_full(sk->__sk_common.skc_state))
+		port = bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
+	return port;
+}
+
+/* The socket's connection, with either end as the source. */
 static __always_inline void tuple_of_sock(const struct sock *sk, struct tuple *t, bool peer_is_src)
 {
 	const struct sock_common *c = &sk->__sk_common;
 	u32 local[4] = {}, peer[4] = {};
-	u16 lport = c->skc_num, pport = bpf_ntohs(c->skc_dport);
+	u16 pport = bpf_ntohs(c->skc_dport), lport = port_of_sock(sk);
 
-	if (!lport && is_full(c->skc_state))
-		lport = bpf_ntohs(BPF_CORE_READ((const struct inet_sock *)sk, inet_sport));
 	if (c->skc_family == AF_INET) {
 		t->family = 4;
 		local[0] = c->skc_rcv_saddr;

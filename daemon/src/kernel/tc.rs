@@ -97,21 +97,16 @@ impl Taps {
     }
 
     /// Attaches to every interface that fits a pattern (without patterns: to those of the default routes), and lets go of
-    /// all others: of which ones.
+    /// all others. Answers which ones may have been counted and are not any more: those that it let go of, and those of
+    /// which only one way could be attached to, as of one that is deleted meanwhile.
     pub fn follow(
         &mut self,
         object: &Object,
         names: [&str; 2],
         patterns: &[String],
         proc: &Path,
-    ) -> Vec<u32> {
-        let links = match link::list(&mut self.netlink) {
-            Ok(links) => links,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the interfaces");
-                return Vec::new();
-            }
-        };
+    ) -> Result<Vec<u32>, NetlinkError> {
+        let links = link::list(&mut self.netlink)?;
         let routes = if patterns.is_empty() { default_route::interfaces(proc) } else { Vec::new() };
         let is_wanted = |name: &str| {
             routes.iter().any(|route| route == name)
@@ -119,19 +114,20 @@ impl Taps {
         };
         let wanted: BTreeMap<u32, String> =
             links.into_iter().filter(|(_, name)| is_wanted(name)).take(MAX_DEVICES).collect();
-        let gone: Vec<u32> =
+        let mut gone: Vec<u32> =
             self.attached.keys().copied().filter(|index| !wanted.contains_key(index)).collect();
         gone.iter().for_each(|index| self.detach(*index));
         self.refused.retain(|index, _| wanted.contains_key(index));
         for (index, name) in wanted {
-            if !self.attached.contains_key(&index) {
-                self.attach(object, names, index, name);
+            if !self.attached.contains_key(&index) && !self.attach(object, names, index, name) {
+                gone.push(index);
             }
         }
-        gone
+        Ok(gone)
     }
 
-    fn attach(&mut self, object: &Object, names: [&str; 2], index: u32, name: String) {
+    /// Whether both programs are on it now.
+    fn attach(&mut self, object: &Object, names: [&str; 2], index: u32, name: String) -> bool {
         let attached = match self.has_links {
             true => attach_links(object, names, index),
             false => self.attach_filters(object, names, index),
@@ -141,6 +137,7 @@ impl Taps {
                 tracing::debug!(interface = name, "it is counted what goes through it");
                 self.refused.remove(&index);
                 self.attached.insert(index, (name, attached));
+                true
             }
             Err(error) => {
                 let sentence = error.to_string();
@@ -148,6 +145,7 @@ impl Taps {
                     tracing::warn!(interface = name, %error, "cannot count what goes through it");
                 }
                 self.refused.insert(index, sentence);
+                false
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::kernel::tc::{MAX_DEVICES, Taps};
 use crate::table::{Subject, Table};
 use libbpf_rs::MapCore;
 use libbpf_rs::skel::Skel;
-use netskoop_bpf::flow::{FlowSkelBuilder, types};
+use netskoop_bpf::flow::{FlowSkel, FlowSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -157,47 +157,66 @@ fn run(session: Session) -> Result<(), Refused> {
         rodata.probe = session.number();
         rodata.own_netns = netns;
     }
-    let mut skel = session.load(open)?;
-    apply(skel.maps.bss_data.as_deref_mut(), session.settings());
-    let mut taps = Taps::new(skel.object(), PROGRAMS, proc)?;
-    let patterns = session.settings().list(DEVICES).to_vec();
-    taps.follow(skel.object(), PROGRAMS, &patterns, proc);
-    if taps.is_empty() && patterns.is_empty() {
+    let skel = session.load(open)?;
+    let taps = Taps::new(skel.object(), PROGRAMS, proc)?;
+    let mut watch = Watch { taps, skel, netns, proc, patterns: Vec::new(), is_due: true };
+    watch.renew(session.settings());
+    watch.look();
+    if watch.taps.is_empty() && watch.patterns.is_empty() {
         session.limited("there was no default route at the start; name interfaces with the option devices");
     }
-    session.ready(skel.object(), taps.via(), &["counters", "totals"])?;
-    let state = RefCell::new((taps, skel, patterns, false));
-    let renew = |settings: &Settings| {
-        let (_, skel, patterns, renewed) = &mut *state.borrow_mut();
-        apply(skel.maps.bss_data.as_deref_mut(), settings);
-        *patterns = settings.list(DEVICES).to_vec();
-        *renewed = true;
-    };
-    let follow = || {
-        let (taps, skel, patterns, renewed) = &mut *state.borrow_mut();
-        if taps.changed() | std::mem::take(renewed) {
-            let gone = taps.follow(skel.object(), PROGRAMS, patterns, proc);
-            // A device that comes back under the name has another number.
-            gone.into_iter().flat_map(|device| total_keys(netns, device)).for_each(|key| {
-                // One without any traffic has none.
-                let _ = skel.maps.totals.delete(&key);
-            });
+    session.ready(watch.skel.object(), watch.taps.via(), &["counters", "totals"])?;
+    let watch = RefCell::new(watch);
+    session.serve_every(|settings| watch.borrow_mut().renew(settings), || watch.borrow_mut().look());
+    Ok(())
+}
+
+/// The programs, on the interfaces that the settings name.
+struct Watch<'o> {
+    taps: Taps,
+    skel: FlowSkel<'o>,
+    netns: u32,
+    proc: &'o Path,
+    patterns: Vec<String>,
+    /// Whether to look at the interfaces also if none has changed.
+    is_due: bool,
+}
+
+impl Watch<'_> {
+    fn renew(&mut self, settings: &Settings) {
+        if let Some(data) = self.skel.maps.bss_data.as_deref_mut() {
+            data.options.ports = settings.bool(PORTS).into();
+        }
+        self.patterns = settings.list(DEVICES).to_vec();
+        self.is_due = true;
+    }
+
+    /// Looks at the interfaces if there is a reason to; when to look again.
+    fn look(&mut self) -> Duration {
+        if self.taps.changed() | std::mem::take(&mut self.is_due) {
+            match self.taps.follow(self.skel.object(), PROGRAMS, &self.patterns, self.proc) {
+                Ok(gone) => self.forget(&gone),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list the interfaces, trying again");
+                    self.is_due = true;
+                }
+            }
         }
         LOOK
-    };
-    session.serve_every(renew, follow);
-    Ok(())
+    }
+
+    /// A device that comes back under the name has another number.
+    fn forget(&self, devices: &[u32]) {
+        for key in devices.iter().flat_map(|device| total_keys(self.netns, *device)) {
+            // One without any traffic has none.
+            let _ = self.skel.maps.totals.delete(&key);
+        }
+    }
 }
 
 /// The keys of both totals of a device.
 fn total_keys(netns: u32, device: u32) -> [Vec<u8>; 2] {
     [0, 1].map(|direction| [netns, device, direction, 0, 0, 0].map(u32::to_ne_bytes).concat())
-}
-
-fn apply(data: Option<&mut types::bss>, settings: &Settings) {
-    if let Some(data) = data {
-        data.options.ports = settings.bool(PORTS).into();
-    }
 }
 
 /// A device and a direction.
