@@ -203,6 +203,8 @@ fn in_a_storm_above_the_budget_events_are_few_and_everything_is_counted() {
     assert_eq!(state.state, StateName::On);
     assert_eq!(*reason, format!("packetloss: {}", state.reason.as_ref().unwrap()));
     assert!(state.bpf_cpu_ratio.is_some(), "{state:?}");
+    let text = daemon.scrape("/metrics");
+    assert!(text.contains("\nnetskoop_probe_throttled{probe=\"packetloss\"} 1\n"), "{text}");
     // It was not loaded anew: what it had counted before is still there.
     until("the kernel's count and ours agree", || (counted(&daemon, "blue") == lost(&blue)).then_some(()));
     let events = |text: String| {
