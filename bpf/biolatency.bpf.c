@@ -117,7 +117,8 @@ static __always_inline bool is_root(const struct cgroup *cgroup)
 	return !cgroup || !BPF_CORE_READ(cgroup, self.parent);
 }
 
-/* Notes where a cgroup's tasks are. */
+/* Notes where a cgroup's tasks are. Which tenant they are of may come to be known later than they.
+ */
 static __always_inline void learn(const struct cgroup *cgroup, const struct owner *owner)
 {
 	struct place fresh = {.owner = *owner}, *known;
@@ -126,8 +127,11 @@ static __always_inline void learn(const struct cgroup *cgroup, const struct owne
 	known = bpf_map_lookup_elem(&places, &id);
 	if (!known)
 		bpf_map_update_elem(&places, &id, &fresh, BPF_ANY);
-	else if (known->owner.netns != owner->netns || known->owner.tenant != owner->tenant ||
-		 known->owner.cookie != owner->cookie)
+	else if (known->owner.netns != owner->netns || known->owner.cookie != owner->cookie)
+		known->several = 1;
+	else if (!known->owner.tenant)
+		known->owner.tenant = owner->tenant;
+	else if (known->owner.tenant != owner->tenant)
 		known->several = 1;
 }
 

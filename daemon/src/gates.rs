@@ -184,6 +184,9 @@ fn active(hooks: bool) -> Vec<Active> {
 struct Silent;
 
 impl KernelWatch for Silent {
+    fn watches(&self) -> bool {
+        true
+    }
     fn announce_again(&self, _inode: u32) {}
     fn known(&self, _: u32, _: u64, _: Exits) {}
     fn forget(&self, _: u32, _: u64) {}

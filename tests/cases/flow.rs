@@ -229,6 +229,31 @@ fn tags_are_followed_and_interfaces_come_and_go() {
 }
 
 #[test]
+fn an_interface_that_was_let_go_begins_anew() {
+    own_node!(Pids::Own);
+    let far = uplink("wan0", 66);
+    let route = |what| run("ip", &["route", what, "default", "via", &there(4, 66, 0).ip().to_string()]);
+    route("add");
+    let daemon = Setup::on_node().set("probes.flow", "enabled = true").start();
+    talk(&far, 4, 66, 7500, 40);
+    let (way, pair) =
+        ("device=\"wan0\",direction=\"out\"", labels("wan0", "out", here(4, 66, 0), there(4, 66, 0), false));
+    assert_eq!(value(&scrape(&daemon), "packets", &pair), 40);
+    route("del");
+    until("the end of its series", || (!scrape(&daemon).contains(way)).then_some(()));
+    route("add");
+    let text = until("programs on it again", || {
+        talk(&far, 4, 66, 7510, 2);
+        let text = scrape(&daemon);
+        (value(&text, "packets", &pair) > 0).then_some(text)
+    });
+    // What it had before is not in its series again, which would leave nothing for all others.
+    let mut seen = BTreeMap::new();
+    remember(&mut seen, &text);
+    assert_eq!(all(&seen, "packets", way), value(&text, "device_packets", way), "{text}");
+}
+
+#[test]
 fn without_a_default_route_it_says_so_and_nothing_stays_when_it_is_killed() {
     own_node!(Pids::Own);
     let mut daemon = Setup::on_node().set("probes.flow", "enabled = true").start();

@@ -305,6 +305,7 @@ impl Engine {
                 () = tokio::time::sleep(wait) => {}
                 () = self.lease_changed.notified() => continue,
             }
+            self.hooks.watch_again().await;
             let mut state = self.state.lock().await;
             for probe in state.expire(unix_now()) {
                 tracing::info!(probe, "the lease has run out");

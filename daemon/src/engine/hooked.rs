@@ -40,8 +40,6 @@ pub struct HookStatus {
     pub limits: Vec<String>,
     /// Mean time of a run, while BPF statistics are on.
     pub event_ns: Option<u64>,
-    /// Time in its programs since they were loaded, while BPF statistics are on.
-    pub cpu_seconds: f64,
 }
 
 /// What the status says of BPF.
@@ -64,6 +62,8 @@ pub struct Objects {
     running: RwLock<FxHashMap<&'static str, Running>>,
     watch: RwLock<Option<NetnsWatch>>,
     known: RwLock<Option<Arc<Known>>>,
+    /// Time in programs that are unloaded, nanoseconds.
+    retired: Mutex<FxHashMap<&'static str, u64>>,
 }
 
 impl Objects {
@@ -73,6 +73,18 @@ impl Objects {
     fn running_mut(&self) -> RwLockWriteGuard<'_, FxHashMap<&'static str, Running>> {
         self.running.write().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Unloads a probe's object, if it is loaded, and keeps what its programs have cost.
+    fn retire(&self, probe: &Probe) -> Result<(), String> {
+        let Some(running) = self.running_mut().remove(probe.name) else { return Ok(()) };
+        *super::lock(&self.retired).entry(probe.name).or_default() += run_time(&running.handle);
+        running.handle.stop()
+    }
+}
+
+/// Nanoseconds in the programs of an object, as far as the kernel counts them.
+fn run_time(handle: &Handle) -> u64 {
+    handle.infos().iter().map(|info| info.run_time_ns).sum()
 }
 
 impl HookTable for Objects {
@@ -120,6 +132,9 @@ impl HookTable for Objects {
 }
 
 impl KernelWatch for Objects {
+    fn watches(&self) -> bool {
+        self.watch.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
     fn known(&self, inode: u32, cookie: u64, exits: Exits) {
         self.tell("insert a namespace", |watch| watch.known_insert(inode, cookie, exits));
     }
@@ -164,7 +179,7 @@ pub struct HookRunner {
     counts: Arc<Counts>,
     watcher: Arc<Watcher>,
     /// Why namespaces are not watched by the kernel.
-    watch_problem: Mutex<Option<String>>,
+    watch_problem: Mutex<Option<Refused>>,
 }
 
 impl HookRunner {
@@ -199,22 +214,40 @@ impl HookRunner {
             })?;
             runner.pump = Mutex::new(Some(pump));
         }
-        runner.start_watch(watcher);
+        let watch = runner.loader.clone().and_then(|loader| NetnsWatch::start(watch_number(), &loader));
+        runner.set_watch(watch);
         Ok(runner)
     }
 
-    fn start_watch(&self, watcher: &Watcher) {
-        let watch = self.loader.clone().and_then(|loader| NetnsWatch::start(watch_number(), &loader));
-        match watch {
+    /// Takes note of the namespace watch, or of why there is none. Counters of namespaces that are gone are deleted with it
+    /// or without.
+    fn set_watch(&self, watch: Result<NetnsWatch, Refused>) {
+        let problem = match watch {
             Ok(watch) => {
                 *self.objects.watch.write().unwrap_or_else(PoisonError::into_inner) = Some(watch);
-                watcher.set_hooks(Some(Arc::clone(&self.objects) as Arc<dyn KernelWatch>));
+                None
             }
             Err(refused) => {
                 tracing::warn!("new namespaces are found by scanning only: {refused}");
-                *super::lock(&self.watch_problem) =
-                    Some(format!("namespaces are found by scanning only: {refused}"));
+                Some(refused)
             }
+        };
+        *super::lock(&self.watch_problem) = problem;
+        if self.loader.is_ok() {
+            self.watcher.set_hooks(Some(Arc::clone(&self.objects) as Arc<dyn KernelWatch>));
+        }
+    }
+
+    /// Tries the namespace watch again, if it failed and may work another time.
+    pub async fn watch_again(&self) {
+        if !matches!(*super::lock(&self.watch_problem), Some(Refused::Failed { .. })) {
+            return;
+        }
+        let Ok(loader) = self.loader.clone() else { return };
+        let started = tokio::task::spawn_blocking(move || NetnsWatch::start(watch_number(), &loader)).await;
+        if let Ok(Ok(watch)) = started {
+            tracing::info!("new namespaces are told by the kernel again");
+            self.set_watch(Ok(watch));
         }
     }
 
@@ -247,8 +280,8 @@ impl HookRunner {
 
     /// Unloads a probe's object.
     pub async fn stop(&self, probe: &'static Probe) {
-        let Some(running) = self.objects.running_mut().remove(probe.name) else { return };
-        let stopped = tokio::task::spawn_blocking(move || running.handle.stop()).await;
+        let objects = Arc::clone(&self.objects);
+        let stopped = tokio::task::spawn_blocking(move || objects.retire(probe)).await;
         if let Ok(Err(error)) = stopped {
             tracing::error!(probe = probe.name, "{error}");
         }
@@ -280,8 +313,15 @@ impl HookRunner {
             stream: handle.stream_counts().unwrap_or_default(),
             limits: handle.limits().to_vec(),
             event_ns: time.checked_div(runs),
-            cpu_seconds: time as f64 / 1e9,
         })
+    }
+
+    /// Seconds in a probe's programs since the daemon began, as far as the kernel counts them, also of those that are
+    /// unloaded.
+    pub fn cpu_seconds(&self, probe: &Probe) -> f64 {
+        let now = self.objects.running().get(probe.name).map_or(0, |running| run_time(&running.handle));
+        let before = super::lock(&self.objects.retired).get(probe.name).copied().unwrap_or(0);
+        (now + before) as f64 / 1e9
     }
 
     /// Time in a probe's programs, as far as the kernel counts it, and their events; `None` if it is not loaded.
@@ -289,7 +329,7 @@ impl HookRunner {
         let running = self.objects.running();
         let handle = &running.get(probe.name)?.handle;
         Some(Usage {
-            nanoseconds: handle.infos().iter().map(|info| info.run_time_ns).sum(),
+            nanoseconds: run_time(handle),
             events: handle.stream_counts().map_or(0, |counts| counts.submitted),
         })
     }
@@ -317,7 +357,8 @@ impl HookRunner {
             }
             Err(refused) => format!("no BPF: {refused}"),
         };
-        warnings.extend(super::lock(&self.watch_problem).clone());
+        let scanning = |refused: &Refused| format!("namespaces are found by scanning only: {refused}");
+        warnings.extend(super::lock(&self.watch_problem).as_ref().map(scanning));
         Description { btf, warnings }
     }
 }
@@ -329,26 +370,34 @@ fn start(
     settings: Settings,
 ) -> Result<(), (bool, String)> {
     let Some(hooks) = &probe.hooks else { return Ok(()) };
-    let mut running = objects.running_mut();
-    if let Some(dead) =
-        running.get(probe.name).is_some_and(|r| r.handle.is_dead()).then(|| running.remove(probe.name))
-    {
-        let why = dead.map(|dead| dead.handle.stop());
-        tracing::error!(probe = probe.name, ?why, "the thread of a BPF object ended; it is loaded again");
-    }
-    if let Some(running) = running.get_mut(probe.name) {
-        if running.settings != settings {
-            running.handle.set(settings.clone()).map_err(|refused| explain(&refused))?;
-            running.settings = settings;
+    let is_dead = objects.running().get(probe.name).map(|running| running.handle.is_dead());
+    match is_dead {
+        Some(false) => return change(objects, probe, settings),
+        Some(true) => {
+            let why = objects.retire(probe);
+            tracing::error!(probe = probe.name, ?why, "the thread of a BPF object ended; it is loaded again");
         }
-        return Ok(());
+        None => {}
     }
     // Loading takes a while: readers of other probes' counters must not wait for it.
-    drop(running);
     let at = PROBES.iter().position(|known| known.name == probe.name).unwrap_or(PROBES.len());
     let handle = Handle::start(probe.name, number(at), hooks.run, loader, settings.clone())
         .map_err(|refused| explain(&refused))?;
     objects.running_mut().insert(probe.name, Running { handle, settings, memory: Memory::default() });
+    Ok(())
+}
+
+/// Hands new settings to a loaded object. Its thread may be at work for a while, in which others are read.
+fn change(objects: &Objects, probe: &Probe, settings: Settings) -> Result<(), (bool, String)> {
+    match objects.running().get(probe.name) {
+        Some(running) if running.settings != settings => {
+            running.handle.set(settings.clone()).map_err(|refused| explain(&refused))?;
+        }
+        _ => return Ok(()),
+    }
+    if let Some(running) = objects.running_mut().get_mut(probe.name) {
+        running.settings = settings;
+    }
     Ok(())
 }
 

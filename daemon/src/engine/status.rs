@@ -35,7 +35,7 @@ impl Engine {
     /// Asks the kernel about the probe's programs; once per answer.
     pub(super) fn standing(&self, slot: &Slot) -> Standing {
         let hook = self.hooks.status(slot.probe);
-        let bpf_seconds = hook.as_ref().map_or(0.0, |hook| hook.cpu_seconds);
+        let bpf_seconds = self.hooks.cpu_seconds(slot.probe);
         let lacking = slot.lacks.is_some();
         let throttled = slot.throttled.is_some();
         Standing { probe: slot.probe, state: self.probe_state(slot, hook), bpf_seconds, lacking, throttled }

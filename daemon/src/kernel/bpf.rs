@@ -9,7 +9,8 @@
 use super::buckets::Buckets;
 use super::features::Features;
 pub use super::refused::Refused;
-pub(super) use super::refused::{io_error, quiet, refused};
+pub use super::refused::io_error;
+pub(super) use super::refused::{quiet, refused};
 use super::ring::{Ring, ended, panic_text};
 pub use super::settings::Settings;
 use super::tasks::{Tasks, Tenant};
@@ -29,7 +30,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Loading takes milliseconds; on a node that swaps, seconds.
+/// Loading takes milliseconds, and unloading as well; on a node that swaps, or has programs on hundreds of interfaces,
+/// seconds.
 const LOAD_LIMIT: Duration = Duration::from_secs(30);
 /// The owner thread waits for nothing but commands.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
@@ -412,7 +414,7 @@ impl Handle {
         // Our own descriptors would keep programs and maps alive.
         drop(attached);
         let _ = commands.send(Command::Stop);
-        if !ended(&thread, COMMAND_LIMIT) {
+        if !ended(&thread, LOAD_LIMIT) {
             return Err(format!("the thread of {name} hangs"));
         }
         // Nobody would look after them any more; one that stays takes a little room.
@@ -545,7 +547,7 @@ impl Handle {
 }
 
 /// Deletes entries of maps by their keys.
-pub(super) fn delete_where<'m>(
+pub fn delete_where<'m>(
     maps: impl Iterator<Item = &'m MapHandle>,
     gone: impl Fn(&[u8]) -> bool,
 ) -> std::io::Result<()> {

@@ -1,14 +1,16 @@
 //! The interfaces through which everything goes that has no route of its own.
 
+use std::io;
 use std::path::Path;
 
 /// Their names, by `net/route` and `net/ipv6_route` of the calling thread's namespace (proc_pid_net(5)).
-pub fn interfaces(proc: &Path) -> Vec<String> {
-    let read = |file: &str| {
+pub fn interfaces(proc: &Path) -> io::Result<Vec<String>> {
+    let read = |file: &str| match std::fs::read_to_string(proc.join("thread-self/net").join(file)) {
         // A kernel without IPv6 has one of them only.
-        std::fs::read_to_string(proc.join("thread-self/net").join(file)).unwrap_or_default()
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
     };
-    parse(&read("route"), &read("ipv6_route"))
+    Ok(parse(&read("route")?, &read("ipv6_route")?))
 }
 
 fn parse(v4: &str, v6: &str) -> Vec<String> {

@@ -78,7 +78,7 @@ pub(super) fn refused(doing: &str, error: &libbpf_rs::Error) -> Refused {
 }
 
 /// The same error in the standard library's terms.
-pub(super) fn io_error(error: libbpf_rs::Error) -> std::io::Error {
+pub fn io_error(error: libbpf_rs::Error) -> std::io::Error {
     std::io::Error::other(error)
 }
 

@@ -19,11 +19,28 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 /// Interfaces with programs at most.
 pub const MAX_DEVICES: usize = 512;
 /// The interface that every namespace has.
 const LOOPBACK: u32 = 1;
+
+/// Interfaces that are attached to or let go of before others have their turn: for each the kernel waits until no CPU
+/// runs what was there before, some milliseconds.
+const AT_ONCE: usize = 16;
+/// How soon an interface that refused is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+/// What was done.
+#[derive(Debug)]
+pub struct Followed {
+    /// Interfaces that may have been counted and are not any more: those that were let go, and those of which only one way
+    /// could be attached to, as of one that is deleted meanwhile.
+    pub gone: Vec<u32>,
+    /// How soon there is more to do, even if nothing changes.
+    pub again: Option<Duration>,
+}
 
 /// What hangs on an interface.
 enum Attached {
@@ -96,34 +113,45 @@ impl Taps {
         }
     }
 
-    /// Attaches to every interface that fits a pattern (without patterns: to those of the default routes), and lets go of
-    /// all others. Answers which ones may have been counted and are not any more: those that it let go of, and those of
-    /// which only one way could be attached to, as of one that is deleted meanwhile.
+    /// Attaches to interfaces that fit a pattern (without patterns: to those of the default routes), and lets go of all
+    /// others: of so many at once that it does not take long.
     pub fn follow(
         &mut self,
         object: &Object,
         names: [&str; 2],
         patterns: &[String],
         proc: &Path,
-    ) -> Result<Vec<u32>, NetlinkError> {
+    ) -> io::Result<Followed> {
         let links = link::list(&mut self.netlink)?;
-        let routes = if patterns.is_empty() { default_route::interfaces(proc) } else { Vec::new() };
+        let routes = if patterns.is_empty() { default_route::interfaces(proc)? } else { Vec::new() };
         let is_wanted = |name: &str| {
             routes.iter().any(|route| route == name)
                 || patterns.iter().any(|pattern| matches_pattern(pattern.as_bytes(), name.as_bytes()))
         };
         let wanted: BTreeMap<u32, String> =
             links.into_iter().filter(|(_, name)| is_wanted(name)).take(MAX_DEVICES).collect();
+        self.refused.retain(|index, _| wanted.contains_key(index));
         let mut gone: Vec<u32> =
             self.attached.keys().copied().filter(|index| !wanted.contains_key(index)).collect();
+        let mut new: Vec<(u32, String)> =
+            wanted.into_iter().filter(|(index, _)| !self.attached.contains_key(index)).collect();
+        // Those that refused take no turn of others.
+        new.sort_by_key(|(index, _)| self.refused.contains_key(index));
+        let fresh = new.iter().filter(|(index, _)| !self.refused.contains_key(index)).count();
+        let is_more = gone.len() + fresh > AT_ONCE;
+        gone.truncate(AT_ONCE);
+        new.truncate(AT_ONCE - gone.len());
         gone.iter().for_each(|index| self.detach(*index));
-        self.refused.retain(|index, _| wanted.contains_key(index));
-        for (index, name) in wanted {
-            if !self.attached.contains_key(&index) && !self.attach(object, names, index, name) {
+        for (index, name) in new {
+            if !self.attach(object, names, index, name) {
                 gone.push(index);
             }
         }
-        Ok(gone)
+        let again = match is_more {
+            true => Some(Duration::ZERO),
+            false => (!self.refused.is_empty()).then_some(ASK_AGAIN),
+        };
+        Ok(Followed { gone, again })
     }
 
     /// Whether both programs are on it now.

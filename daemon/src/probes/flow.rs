@@ -7,20 +7,21 @@ use crate::facts::one;
 use crate::flows::ledger::{Flow, Ledger, Limits};
 use crate::flows::{self, Count, Total};
 use crate::hooks::{Counters, CountersMap, Hooks, Known, no_events};
-use crate::kernel::bpf::{Entries, Refused, Session, Settings};
+use crate::kernel::bpf::{Entries, Refused, Session, Settings, delete_where, io_error};
 use crate::kernel::netlink::{self, Netlink};
 use crate::kernel::record;
 use crate::kernel::tc::{MAX_DEVICES, Taps};
 use crate::table::{Subject, Table};
-use libbpf_rs::MapCore;
 use libbpf_rs::skel::Skel;
+use libbpf_rs::{MapCore, MapHandle};
 use netskoop_bpf::flow::{FlowSkel, FlowSkelBuilder, types};
 use netskoop_bpf::plain;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
+use std::iter;
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The probe.
 pub static PROBE: Probe = Probe {
@@ -159,7 +160,7 @@ fn run(session: Session) -> Result<(), Refused> {
     }
     let skel = session.load(open)?;
     let taps = Taps::new(skel.object(), PROGRAMS, proc)?;
-    let mut watch = Watch { taps, skel, netns, proc, patterns: Vec::new(), is_due: true };
+    let mut watch = Watch { taps, skel, netns, proc, patterns: Vec::new(), due: None };
     watch.renew(session.settings());
     watch.look();
     if watch.taps.is_empty() && watch.patterns.is_empty() {
@@ -178,8 +179,8 @@ struct Watch<'o> {
     netns: u32,
     proc: &'o Path,
     patterns: Vec<String>,
-    /// Whether to look at the interfaces also if none has changed.
-    is_due: bool,
+    /// When to look at the interfaces even if none has changed.
+    due: Option<Instant>,
 }
 
 impl Watch<'_> {
@@ -188,25 +189,42 @@ impl Watch<'_> {
             data.options.ports = settings.bool(PORTS).into();
         }
         self.patterns = settings.list(DEVICES).to_vec();
-        self.is_due = true;
+        self.due = Some(Instant::now());
     }
 
     /// Looks at the interfaces if there is a reason to; when to look again.
     fn look(&mut self) -> Duration {
-        if self.taps.changed() | std::mem::take(&mut self.is_due) {
-            match self.taps.follow(self.skel.object(), PROGRAMS, &self.patterns, self.proc) {
-                Ok(gone) => self.forget(&gone),
+        let now = Instant::now();
+        if self.taps.changed() | self.due.is_some_and(|due| due <= now) {
+            let again = match self.taps.follow(self.skel.object(), PROGRAMS, &self.patterns, self.proc) {
+                Ok(followed) => {
+                    self.forget(&followed.gone);
+                    followed.again
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot list the interfaces, trying again");
-                    self.is_due = true;
+                    Some(LOOK)
                 }
-            }
+            };
+            self.due = again.map(|again| now + again);
         }
-        LOOK
+        self.due.map_or(LOOK, |due| due.saturating_duration_since(now).min(LOOK))
     }
 
-    /// A device that comes back under the name has another number.
+    /// Deletes what was counted of devices. They may come back, as one does that loses its default route for a while: then
+    /// they begin anew.
     fn forget(&self, devices: &[u32]) {
+        if devices.is_empty() {
+            return;
+        }
+        // First the flows: what is in them and in no total would be shown as grown.
+        let is_theirs = |key: &[u8]| {
+            plain::read(key).is_some_and(|key: types::flow_traffic_key| devices.contains(&key.device))
+        };
+        let flows = MapHandle::try_from(&self.skel.maps.counters).map_err(io_error);
+        if let Err(error) = flows.and_then(|flows| delete_where(iter::once(&flows), is_theirs)) {
+            tracing::warn!(%error, "cannot delete what was counted of interfaces that are gone");
+        }
         for key in devices.iter().flat_map(|device| total_keys(self.netns, *device)) {
             // One without any traffic has none.
             let _ = self.skel.maps.totals.delete(&key);

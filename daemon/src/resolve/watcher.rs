@@ -341,7 +341,12 @@ impl Worker {
     }
 
     fn interval(&self) -> Duration {
-        if self.hooks.is_some() { SAFETY_NET } else { POLLING }
+        if self.is_told() { SAFETY_NET } else { POLLING }
+    }
+
+    /// Whether the kernel tells of new namespaces.
+    fn is_told(&self) -> bool {
+        self.hooks.as_ref().is_some_and(|hooks| hooks.watches())
     }
 
     /// Sleeps until something happens or the next thing is due.
@@ -383,7 +388,7 @@ impl Worker {
             Command::Guest(guest) => self.welcome(guest),
             Command::Hooks(hooks) => {
                 self.hooks = hooks;
-                self.health().hooked = self.hooks.is_some();
+                self.health().hooked = self.is_told();
                 // What appeared while nobody watched is found by a scan, which also tells the hooks what is known.
                 self.full_scan();
                 self.namespaces.values().for_each(|ns| self.tell_known(ns));

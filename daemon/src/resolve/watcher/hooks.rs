@@ -31,6 +31,8 @@ pub enum KernelEvent {
 
 /// The hooks' memory of namespaces, kept by us.
 pub trait KernelWatch: Send + Sync {
+    /// Whether new namespaces are told; if not, there are only counters to be deleted.
+    fn watches(&self) -> bool;
     /// Do not announce this one, and tell of the next of these exits.
     fn known(&self, inode: u32, cookie: u64, exits: Exits);
     /// It is gone: announce it if it comes again.

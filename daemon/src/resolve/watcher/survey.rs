@@ -232,7 +232,7 @@ impl Worker {
 
     /// Only from now on the end of this leader is told: one that has ended already is looked for again.
     fn mind_leader(&mut self, ns: &Namespace) {
-        let Some(pid) = ns.facts.leader.filter(|_| self.hooks.is_some()) else { return };
+        let Some(pid) = ns.facts.leader.filter(|_| self.is_told()) else { return };
         let inode = ns.facts.inode;
         if scan::namespace_of(&self.roots.proc, pid) == Some(inode) {
             return self.await_end(inode, pid, 0);
