@@ -49,8 +49,7 @@ struct submitter {
 /* Where the tasks of a cgroup are. */
 struct place {
 	struct owner owner;
-	u32 several; /* not all in one place, so that the cgroup does not tell */
-	u32 pad;
+	u64 differed; /* when not all were in one place, so that the cgroup does not tell; or 0 */
 };
 
 /* Only for their types, which user space takes over from here. */
@@ -117,26 +116,29 @@ static __always_inline bool is_root(const struct cgroup *cgroup)
 	return !cgroup || !BPF_CORE_READ(cgroup, self.parent);
 }
 
-/* Notes where a cgroup's tasks are. Which tenant they are of may come to be known later than they.
- */
+/* So long tasks in different places are remembered of a cgroup: one may have been on its way, as
+ * the runtime is that joins the container's cgroup before its namespaces. */
+#define DIFFERENT_NS 300000000000ULL
+
+/* Notes where a cgroup's tasks are. Whose tenant it is may come to be known later. */
 static __always_inline void learn(const struct cgroup *cgroup, const struct owner *owner)
 {
 	struct place fresh = {.owner = *owner}, *known;
 	u64 id = BPF_CORE_READ(cgroup, kn, id);
 
 	known = bpf_map_lookup_elem(&places, &id);
-	if (!known)
+	if (!known) {
 		bpf_map_update_elem(&places, &id, &fresh, BPF_ANY);
-	else if (known->owner.netns != owner->netns || known->owner.cookie != owner->cookie)
-		known->several = 1;
-	else if (!known->owner.tenant)
+	} else if (known->owner.netns != owner->netns || known->owner.cookie != owner->cookie ||
+		   (known->owner.tenant && known->owner.tenant != owner->tenant)) {
+		known->owner = *owner;
+		known->differed = bpf_ktime_get_ns();
+	} else {
 		known->owner.tenant = owner->tenant;
-	else if (known->owner.tenant != owner->tenant)
-		known->several = 1;
+	}
 }
 
-/* It is the last argument. Both loads are written out, or the compiler would add to the context by
- * a number that it computes, which older verifiers do not take. */
+/* It is the last argument. */
 static __always_inline const struct bio *bio_of_getrq(const u64 *ctx)
 {
 	const struct bio *bio;
@@ -198,7 +200,7 @@ static __always_inline struct owner owner_of_bio(const struct bio *bio)
 	}
 	id = BPF_CORE_READ(cgroup, kn, id);
 	place = bpf_map_lookup_elem(&places, &id);
-	if (place && !place->several)
+	if (place && (!place->differed || bpf_ktime_get_ns() - place->differed > DIFFERENT_NS))
 		owner = place->owner;
 	return owner;
 }

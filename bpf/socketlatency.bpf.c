@@ -294,11 +294,13 @@ static __always_inline void rest_waits(struct waiting *w, bool rest)
 	w->oldest = rest ? w->youngest : 0;
 }
 
-/* The end of a connection takes a number too, but there is nothing to read. */
+/* The end of a connection takes a number too, but there is nothing to read. It is closed at once
+ * where this end had shut down before. */
 static __always_inline bool tcp_rest(const struct sock *sk, u32 came, u32 copied)
 {
 	u8 state = sk->__sk_common.skc_state;
-	bool ended = state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK || state == TCP_CLOSING;
+	bool ended = state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK || state == TCP_CLOSING ||
+		     state == TCP_CLOSE;
 
 	return came - copied > (ended ? 1 : 0);
 }
@@ -509,18 +511,17 @@ int fexit_sendmsg(u64 *ctx)
 	return written((void *)ctx[0], false);
 }
 
-/* Whether a packet of this socket has the byte with this number. */
-static __always_inline bool has_byte(const struct sk_buff *skb, const struct sock *sk, u32 next)
+/*
+ * Whether a packet of this socket has the byte with this number. Its ports do not tell more: they
+ * are others behind address translation, and in a tunnel the packet was seen inside before.
+ */
+static __always_inline bool has_byte(const struct sk_buff *skb, u32 next)
 {
 	struct bytes b = {.head = (u64)BPF_CORE_READ(skb, head), .tail = skb->tail};
 	u32 off = skb->transport_header, before, payload;
 	struct tcphdr tcp;
 
 	if (!read_at(&b, off, &tcp, sizeof(tcp)))
-		return false;
-	/* In a tunnel the header is not that of this connection. */
-	if (bpf_ntohs(tcp.source) != sk->__sk_common.skc_num ||
-	    tcp.dest != sk->__sk_common.skc_dport)
 		return false;
 	before = off - skb->mac_header + (tcp.doff >> 4) * 4;
 	if (skb->len <= before)
@@ -545,7 +546,7 @@ static __always_inline int sent(void *ctx, const struct sk_buff *skb, const stru
 		w->written = 0;
 		return 0;
 	}
-	if (!has_byte(skb, sk, w->next))
+	if (!has_byte(skb, w->next))
 		return 0;
 	latency = bpf_ktime_get_ns() - w->written;
 	w->written = 0;

@@ -157,10 +157,17 @@ static __always_inline int tell(void *ctx, const struct sock *sk, struct netns n
 	return 0;
 }
 
-/* Without a port none was found: the socket's own number of it is set too late to tell. */
+/*
+ * Without a port none was found: the socket's own number of it is set too late to tell. One that
+ * was asked for may be taken to this peer: then it ends, while nobody closes it and nothing has
+ * failed, before the first packet is made.
+ */
 static __always_inline bool has_port(const struct sock *sk)
 {
-	return BPF_CORE_READ((const struct inet_sock *)sk, inet_sport) != 0;
+	if (!BPF_CORE_READ((const struct inet_sock *)sk, inet_sport))
+		return false;
+	return sk->sk_err || sk->sk_shutdown ||
+	       BPF_CORE_READ((const struct tcp_sock *)sk, packets_out);
 }
 
 static __always_inline void count_failure(struct netns netns, u32 cause, const struct tuple *t,
@@ -192,7 +199,7 @@ int on_state(u64 *ctx)
 	struct tuple t = {.proto = 6};
 	struct netns netns;
 	struct stats *st;
-	u64 key = (u64)sk, latency = 0, thread;
+	u64 key = (u64)sk, latency = 0;
 
 	if (new != TCP_SYN_SENT && old != TCP_SYN_SENT)
 		return 0;
@@ -226,10 +233,8 @@ int on_state(u64 *ctx)
 	count_failure(netns, cause, &t, st);
 	/* An answer and a time-out are errors of the socket, and who closes it shuts it down
 	 * before. */
-	if (sees_calls && !error && !sk->sk_shutdown) {
-		thread = bpf_get_current_pid_tgid();
-		bpf_map_update_elem(&counted, &key, &thread, BPF_ANY);
-	}
+	if (sees_calls && !error && !sk->sk_shutdown)
+		bpf_map_update_elem(&counted, &key, &key, BPF_ANY);
 	/* connect() says so only later. */
 	if (cause == NO_PORT)
 		error = EADDRNOTAVAIL;

@@ -91,8 +91,8 @@ static __always_inline int reset(void *ctx, const struct sock *sk, struct netns 
 SEC("tp_btf/tcp_send_reset")
 int on_send_reset(u64 *ctx)
 {
-	const struct sock *sk = (void *)ctx[0];
-	const struct sk_buff *skb = (void *)ctx[1];
+	const struct sock *sk = maybe(ctx, 0);
+	const struct sk_buff *skb = maybe(ctx, 1);
 	u32 reason = tcp_send_reset_reason(ctx, arguments), cause = NO_SOCKET;
 	u8 state = sk ? sk->__sk_common.skc_state : 0;
 	struct tuple t = {.proto = 6};

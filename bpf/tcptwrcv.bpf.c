@@ -98,7 +98,7 @@ static __always_inline int received(void *ctx, const struct sock *tw, const stru
 SEC("tp_btf/kfree_skb")
 int on_kfree_skb(u64 *ctx)
 {
-	const struct sock *sk = kfree_skb_rx_sk(ctx, arguments);
+	const struct sock *sk = arguments > RX_SK ? maybe(ctx, RX_SK) : 0;
 
 	if (!sk || sk->__sk_common.skc_state != TCP_TIME_WAIT)
 		return 0;

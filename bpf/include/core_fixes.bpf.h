@@ -55,14 +55,9 @@ static __always_inline u64 cgroup_id_of(const struct sock *sk, bool typed)
 /* kfree_skb: c504e5c2f964 ("net: skb: introduce kfree_skb_reason()", 5.17). */
 #define kfree_skb_reason(ctx, arguments) ((arguments) > 2 ? (u32)(ctx)[2] : 0)
 
-/* kfree_skb: c53795d48ee8 ("net: add rx_sk to trace_kfree_skb", 6.11). NULL before. */
-#define kfree_skb_rx_sk(ctx, arguments)                                                            \
-	({                                                                                         \
-		const struct sock *__sk = 0;                                                       \
-		if ((arguments) > 3)                                                               \
-			__sk = (void *)(ctx)[3];                                                   \
-		__sk;                                                                              \
-	})
+/* kfree_skb: c53795d48ee8 ("net: add rx_sk to trace_kfree_skb", 6.11). The number of this argument,
+ * which may be NULL. */
+#define RX_SK 3
 
 /*
  * tcp_send_reset: b533fb9cf4f7 ("rstreason: make it work in trace world", 6.10). The same release

@@ -354,6 +354,7 @@ struct tcp_sock {
 	u32 write_seq;
 	u32 srtt_us;
 	u32 mss_cache;
+	u32 packets_out;
 	u32 sacked_out;
 	struct minmax rtt_min;
 	struct tcp_sack_block recv_sack_cache[4];

@@ -69,8 +69,9 @@ const INSTRUCTIONS: [(&str, u32, u32); 51] = [
     ("tcpretrans/on_retransmit", 2375, 655),
     ("tcpretrans/on_retransmit_synack", 1825, 580),
     ("tcptwrcv/on_kfree_skb", 1545, 930),
-    // It tells the programs at the end of connect(), where there are any, what it has counted.
-    ("tcpconnect/on_state", 5280, 1125),
+    // It tells the programs at the end of connect(), where there are any, what it has counted; and it looks whether a first
+    // packet was made, because without one the port was taken.
+    ("tcpconnect/on_state", 5280, 1200),
     ("tcprtt/on_segment", 1845, 575),
     ("tcprtt/on_state", 1820, 545),
     // What is for other hooks than this kernel's is left out.

@@ -241,7 +241,7 @@ fn fill(client: &mut TcpStream) -> usize {
 
 /// Writes more than the peer takes, which reads it too late. The last attempt to write waits longest.
 pub(crate) fn sent_late(from: &Netns, (client, server): &mut (TcpStream, TcpStream)) -> Late {
-    let net = tuple("tcp", client.local_addr().unwrap(), server.local_addr().unwrap());
+    let net = tuple("tcp", client.local_addr().unwrap(), client.peer_addr().unwrap());
     client.set_nonblocking(true).unwrap();
     let (mut written, began) = (0, Instant::now());
     // For a while the peer still takes something, and some of it only when its acknowledgement or a probe of its window is
@@ -419,6 +419,23 @@ fn late_writes_are_told(daemon: &Daemon, red: &Netns, tcp: &mut [(TcpStream, Tcp
     crate::golden::lint(&text, "netskoop");
 }
 
+/// The packets have another port than the socket.
+fn writes_behind_address_translation_are_told(daemon: &Daemon, red: &Netns, blue: &Netns) {
+    for (version, family) in [(4, "ip"), (6, "ip6")] {
+        let [asked, there] = [7414, 7415].map(|port| address(version, 12, 2, port));
+        let rule = format!(
+            "add table {family} t; add chain {family} t c {{ type nat hook output priority -100; }}; \
+             add rule {family} t c tcp dport {} dnat to {there}",
+            asked.port()
+        );
+        red.run("nft", &[&rule]);
+        let listener = blue.enter(|| TcpListener::bind(there).unwrap());
+        let client = red.enter(|| TcpStream::connect(asked).unwrap());
+        let mut pair = (client, listener.accept().unwrap().0);
+        told(daemon, "SOCKETLAT_SENDSLOW", red, &sent_late(red, &mut pair));
+    }
+}
+
 fn peers_that_are_not_known_have_no_address(daemon: &Daemon, red: &Netns, blue: &Netns) {
     for end in [(4, 7432), (6, 7433)] {
         told(daemon, "SOCKETLAT_READSLOW", blue, &unconnected(red, blue, end).read_late());
@@ -465,6 +482,7 @@ fn late_readers_and_writes_are_told_and_counted() {
     what_nobody_reads_is_told(&daemon, &red, &blue);
     late_writes_are_told(&daemon, &red, &mut tcp);
     stuck_programs_are_told(&daemon, &red, &blue);
+    writes_behind_address_translation_are_told(&daemon, &red, &blue);
     peers_that_are_not_known_have_no_address(&daemon, &red, &blue);
     older_names_have_them(&daemon, &red);
 }
