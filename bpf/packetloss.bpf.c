@@ -294,20 +294,28 @@ static __always_inline bool is_due(struct hold *hold, struct netns netns, u64 *n
 	return allowed(&options.limit, netns.inum, 0, *now, st, suppressed, hold);
 }
 
-/* The socket that the packet was for, where the kernel tells. Like maybe(), in a fraction of the
+/* The socket that the packet was for, on kernels that tell. Like maybe(), in a fraction of the
  * time where nobody comes between. */
 static __always_inline const struct sock *receiver(const u64 *ctx, struct here *here)
 {
 	volatile u64 *number = &here->number;
 	const void *sk;
 
-	if (arguments <= RX_SK)
-		return 0;
 	if (!alone)
 		return maybe(ctx, RX_SK);
 	sk = typed_argument(ctx, RX_SK);
 	*number = (u64)sk;
 	return *number ? sk : 0;
+}
+
+/* TCP takes the interface away before it asks the socket, which older kernels do not tell. Until
+ * the data is queued there is still the route by which it came; the lowest bit is not of its
+ * address. */
+static __always_inline struct netns netns_of_route(const struct sk_buff *skb)
+{
+	const struct dst_entry *route = (void *)(BPF_CORE_READ(skb, _skb_refdst) & ~1UL);
+
+	return netns_read(BPF_CORE_READ(route, dev, nd_net.net), false);
 }
 
 SEC("tp_btf/kfree_skb")
@@ -316,7 +324,7 @@ int on_kfree_skb(u64 *ctx)
 	const struct sk_buff *skb = (void *)ctx[0];
 	const struct sock *sk = skb->sk;
 	u64 location = ctx[1];
-	const struct sock *rx_sk;
+	const struct sock *rx_sk = 0;
 	u32 reason = kfree_skb_reason(ctx, arguments);
 	u16 protocol = bpf_ntohs(skb->protocol), segments;
 	struct stats *st = stats_here();
@@ -334,15 +342,21 @@ int on_kfree_skb(u64 *ctx)
 	here = bpf_map_lookup_elem(&heres, &first);
 	if (!here)
 		return 0;
-	rx_sk = receiver(ctx, here);
-	if (rx_sk) {
-		netns = netns_of_sock(rx_sk);
-		if (rx_sk->__sk_common.skc_state == TCP_TIME_WAIT &&
-		    is_drop_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
-			reason = in_time_wait;
-	}
-	if (!netns.inum)
+	if (arguments <= RX_SK) {
 		netns = netns_of_skb(skb);
+		if (!netns.inum)
+			netns = netns_of_route(skb);
+	} else {
+		rx_sk = receiver(ctx, here);
+		if (rx_sk) {
+			netns = netns_of_sock(rx_sk);
+			if (rx_sk->__sk_common.skc_state == TCP_TIME_WAIT &&
+			    is_drop_reason(reason, SKB_DROP_REASON_NOT_SPECIFIED))
+				reason = in_time_wait;
+		}
+		if (!netns.inum)
+			netns = netns_of_skb(skb);
+	}
 	segments = segments_of(skb, &here->number);
 	key = (struct packetloss_key){.netns = netns.inum,
 				      .reason = reason,

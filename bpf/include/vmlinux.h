@@ -369,9 +369,14 @@ struct tcp_skb_cb {
 	u16 tcp_gso_segs;
 };
 
+struct dst_entry {
+	struct net_device *dev;
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
+	unsigned long _skb_refdst;
 	s64 tstamp;
 	char cb[48];
 	__be16 protocol;

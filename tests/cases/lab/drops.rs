@@ -1,12 +1,13 @@
 //! Packets that the kernel throws away.
 
-use super::Outcome::Seen;
+use super::Outcome::{NotHere, Seen};
 use super::{Lab, Outcome, Pair, run};
 use crate::anomalies::total;
 use crate::root::tuple;
 use crate::scans::{Scanner, Series, exact};
 use crate::support::{Netns, until};
 use netskoop_api::{Event, Value};
+use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 
 fn text<'a>(event: &'a Event, field: &str) -> &'a str {
@@ -99,6 +100,28 @@ pub(super) fn no_socket(lab: &Lab) -> Outcome {
         send(&pair, source, target);
         let event = dropped(lab, &pair.far, source, target);
         has_reason(lab, &event, &["NO_SOCKET"]);
+    }
+    two_are_lost(lab, &pair.far);
+    Seen("PACKET_DROP v4 v6".to_owned())
+}
+
+/// What TCP drops itself, when the packet has forgotten its interface already.
+pub(super) fn segment(lab: &Lab) -> Outcome {
+    if lab.cannot("packetloss", "does not tell why") {
+        return NotHere("what TCP drops is told with the reason only".to_owned());
+    }
+    let pair = Pair::new(lab, "flags", 36);
+    for version in [4, 6] {
+        let target = pair.far(version, 9994);
+        let (mut client, _server) = crate::waiting::connection(&pair.near, &pair.far, target);
+        let rule = "add table inet t; add chain inet t c { type filter hook output priority 0; }; \
+                    add rule inet t c tcp dport 9994 tcp flags set psh";
+        pair.near.run("nft", &[rule]);
+        client.write_all(b"hello").unwrap();
+        let wanted = tuple("tcp", client.local_addr().unwrap(), target);
+        let event = lab.event("PACKET_DROP", &pair.far, |event| event.net.as_ref() == Some(&wanted));
+        has_reason(lab, &event, &["TCP_FLAGS"]);
+        pair.near.run("nft", &["delete table inet t"]);
     }
     two_are_lost(lab, &pair.far);
     Seen("PACKET_DROP v4 v6".to_owned())

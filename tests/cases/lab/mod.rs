@@ -47,6 +47,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { probe: "packetloss", what: "nft rule", run: drops::rule },
     Scenario { probe: "packetloss", what: "netem loss", run: drops::netem },
     Scenario { probe: "packetloss", what: "no socket", run: drops::no_socket },
+    Scenario { probe: "packetloss", what: "segment without flags", run: drops::segment },
     Scenario { probe: "packetloss", what: "port scan", run: drops::scan },
     Scenario { probe: "tcp", what: "retransmits behind netem", run: sockets::retransmits },
     Scenario { probe: "tcpext", what: "full accept queue", run: sockets::full_accept_queue },
