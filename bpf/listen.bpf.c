@@ -70,7 +70,8 @@ struct listen_options options = {};
 enum { PORTS, WAITING };
 
 /* So many ports of a namespace are counted one by one, the others together as port 0, which none
- * has. A port whose listener was closed so long ago makes room. */
+ * has. A port whose listener was closed so long ago makes room: user space has read it for the last
+ * time by then, or nobody reads. */
 #define MOST_PORTS 64
 #define CLOSED_NS 600000000000ULL
 
@@ -115,7 +116,7 @@ static __always_inline struct listen_value *counters_of(struct netns netns, u32 
 
 	if (value)
 		return value;
-	put_in_place(&counters, &key, &zero, netns, PORTS, MOST_PORTS);
+	add_in_place(&counters, &key, &zero, netns, PORTS, MOST_PORTS);
 	/* Perhaps another CPU was first. */
 	value = bpf_map_lookup_elem(&counters, &key);
 	if (value)

@@ -6,6 +6,7 @@
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include "under_way.bpf.h"
+#include "shares.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -43,7 +44,7 @@ struct netiftxlat_event {
 
 struct netiftxlat_key {
 	u32 netns;
-	u32 pad;
+	u32 is_rest;	 /* all that are beyond the namespace's share */
 	char device[16]; /* empty unless each is counted on its own */
 	u64 cookie;
 };
@@ -51,6 +52,7 @@ struct netiftxlat_key {
 struct netiftxlat_value {
 	struct latency queue;
 	struct latency driver;
+	u64 last; /* when something was counted */
 };
 
 /* What a packet has behind it when the driver gets it. */
@@ -87,6 +89,11 @@ struct netiftxlat_options options = {};
 /* What a new one begins with; too large for the stack. */
 static const struct netiftxlat_value nothing = {};
 
+/* So many interfaces of a namespace are counted on their own at once, the others together. One that
+ * has sent nothing for so long makes room, because nobody tells that it is gone. */
+#define MOST_DEVICES 128
+#define IDLE_NS 600000000000ULL
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -108,14 +115,46 @@ static __always_inline struct sending *this_cpu(void)
 	return bpf_map_lookup_elem(&cpus, &zero);
 }
 
-static __always_inline struct netiftxlat_value *counter_of(const struct net_device *dev,
-							   struct netns netns, struct stats *st)
+/* The counters without an interface's name. */
+static __always_inline struct netiftxlat_value *counter_of_all(struct netns netns, struct stats *st)
 {
 	struct netiftxlat_key key = {.netns = netns.inum, .cookie = netns.cookie};
 
-	if (options.per_device)
-		bpf_probe_read_kernel_str(key.device, sizeof(key.device), dev->name);
 	return counter(&counters, &key, &nothing, st);
+}
+
+/* The counters of an interface that is counted on its own; NULL if it is beyond the share. */
+static __always_inline struct netiftxlat_value *own_counter(const struct netiftxlat_key *key,
+							    struct netns netns)
+{
+	struct netiftxlat_value *value = bpf_map_lookup_elem(&counters, key);
+
+	if (value)
+		return value;
+	add_in_place(&counters, key, &nothing, netns, 0, MOST_DEVICES);
+	/* Perhaps another CPU was first. */
+	return bpf_map_lookup_elem(&counters, key);
+}
+
+static __always_inline struct netiftxlat_value *
+counter_of(const struct net_device *dev, struct netns netns, u64 now, struct stats *st)
+{
+	struct netiftxlat_key key = {.netns = netns.inum, .cookie = netns.cookie};
+	struct netiftxlat_value *value = 0;
+
+	if (options.per_device) {
+		bpf_probe_read_kernel_str(key.device, sizeof(key.device), dev->name);
+		value = own_counter(&key, netns);
+		if (!value) {
+			__builtin_memset(key.device, 0, sizeof(key.device));
+			key.is_rest = 1;
+		}
+	}
+	if (!value)
+		value = counter(&counters, &key, &nothing, st);
+	if (value)
+		value->last = now;
+	return value;
 }
 
 /* Most interfaces of containers have none: what is sent goes to the driver at once. */
@@ -143,7 +182,8 @@ int on_queue(u64 *ctx)
 	st = stats_here();
 	if (!st)
 		return 0;
-	value = counter_of(dev, netns_of(dev->nd_net.net), st);
+	/* It is shown of all interfaces together only. */
+	value = counter_of_all(netns_of(dev->nd_net.net), st);
 	if (value)
 		__sync_fetch_and_add(&value->queue.skipped, 1);
 	return 0;
@@ -297,8 +337,8 @@ int on_xmit(u64 *ctx)
 	struct netiftxlat_value *value;
 	struct frame *frame;
 	struct netns netns;
+	u64 took, now = bpf_ktime_get_ns();
 	s32 answer = ctx[1];
-	u64 took;
 
 	if (!sending || !st)
 		return 0;
@@ -308,18 +348,18 @@ int on_xmit(u64 *ctx)
 		if (frame && frame->word) {
 			struct place place = place_of(frame->skb, 0);
 
-			has_begun(&place, frame->word, bpf_ktime_get_ns());
+			has_begun(&place, frame->word, now);
 		}
 		return 0;
 	}
 	netns = netns_of(dev->nd_net.net);
-	value = counter_of(dev, netns, st);
+	value = counter_of(dev, netns, now, st);
 	if (!frame) {
 		if (value)
 			__sync_fetch_and_add(&value->driver.unmeasured, 1);
 		return 0;
 	}
-	took = bpf_ktime_get_ns() - frame->began;
+	took = now - frame->began;
 	if (value) {
 		observe_latency(&value->driver, took);
 		if (frame->wait == MEASURED)
@@ -331,5 +371,24 @@ int on_xmit(u64 *ctx)
 		tell(ctx, frame, dev, netns, QUEUED, frame->waited, st);
 	if (took >= options.slow_ns)
 		tell(ctx, frame, dev, netns, SENT, took, st);
+	return 0;
+}
+
+/* Runs for each that is counted, when user space asks. */
+SEC("iter/bpf_map_elem")
+int on_sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	const struct netiftxlat_value *found = ctx->value;
+	const struct netiftxlat_key *at = ctx->key;
+	struct netiftxlat_key key;
+	struct netns netns;
+
+	if (!at || !found || !at->device[0] || !found->last ||
+	    bpf_ktime_get_ns() - found->last < IDLE_NS)
+		return 0;
+	key = *at;
+	netns.inum = key.netns;
+	netns.cookie = key.cookie;
+	take_out(&counters, &key, netns, 0);
 	return 0;
 }

@@ -46,21 +46,26 @@ static __always_inline void leave_place(struct netns netns, u32 of)
 		__sync_fetch_and_add(taken, -1);
 }
 
-/* Puts something into a map, of which a namespace may have `most`. A place is taken by whoever puts
- * in what was not there, and by him alone. */
-static __always_inline bool put_in_place(void *map, const void *key, const void *value,
+/* Puts something into a map that is not there, of which a namespace may have `most`. A place is
+ * taken by whoever puts it in, and by him alone. */
+static __always_inline bool add_in_place(void *map, const void *key, const void *value,
 					 struct netns netns, u32 of, s64 most)
 {
-	bool is_there = bpf_map_lookup_elem(map, key);
-
-	if (is_there)
-		return !bpf_map_update_elem(map, key, value, BPF_ANY);
 	if (!take_place(netns, of, most))
 		return false;
 	if (!bpf_map_update_elem(map, key, value, BPF_NOEXIST))
 		return true;
 	leave_place(netns, of);
 	return false;
+}
+
+/* The same, and what is there is replaced. */
+static __always_inline bool put_in_place(void *map, const void *key, const void *value,
+					 struct netns netns, u32 of, s64 most)
+{
+	if (bpf_map_lookup_elem(map, key))
+		return !bpf_map_update_elem(map, key, value, BPF_ANY);
+	return add_in_place(map, key, value, netns, of, most);
 }
 
 /* Takes it out again. */

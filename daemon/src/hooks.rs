@@ -18,6 +18,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 // The kernel's histograms and the columns of the tables that show them are alike.
 const _: () = assert!(size_of::<histogram>() == HISTOGRAM.len() * size_of::<u64>());
@@ -84,6 +85,8 @@ pub struct Counters<'a> {
     pub expired: RefCell<Vec<Expired>>,
     /// Reads another map that the object counts in.
     pub beside: Option<&'a Beside<'a>>,
+    /// When the reading of the entries had not begun yet.
+    pub began: Instant,
 }
 
 /// An entry that is to be deleted: the name of its map, and its key.
@@ -100,7 +103,8 @@ impl<'a> Counters<'a> {
         options: &'a Options,
         memory: &'a Memory,
     ) -> Counters<'a> {
-        Counters { entries, subject, options, memory, expired: RefCell::default(), beside: None }
+        let began = Instant::now();
+        Counters { entries, subject, options, memory, expired: RefCell::default(), beside: None, began }
     }
 
     /// Whose an entry is that is counted by task: a tenant's of the node's own namespace, or a namespace's.
@@ -140,25 +144,13 @@ impl<'a> Counters<'a> {
     }
 
     /// Fills a table whose columns are the numbers of the values, in their order. `row` tells which row a key and its value belong
-    /// to, if any. What belongs to one row is added up; a number that no entry of a row has stays absent.
+    /// to, if any; those of one row are added up, see [`add_up`].
     pub fn fill_rows<const N: usize>(
         &self,
         table: &mut Table,
         row: impl Fn(&'a [u8], &'a [u8]) -> Option<RawRow<'a, N>>,
     ) {
-        let mut rows: Vec<_> = self.entries.iter().filter_map(|(key, value)| row(key, value)).collect();
-        rows.sort_unstable();
-        for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
-            let Some(cells) = table.row(group[0].0, &group[0].1.each_ref().map(|key| key.as_bytes())) else {
-                return;
-            };
-            for (at, cell) in cells.iter_mut().enumerate() {
-                let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
-                let numbers =
-                    numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
-                *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
-            }
-        }
+        add_up(table, self.entries.iter().filter_map(|(key, value)| row(key, value)).collect());
     }
 
     /// Fills a table whose columns are what tasks have used, for an object that counts by task.
@@ -180,6 +172,22 @@ impl<'a> Counters<'a> {
 
 /// An entry as the row that it belongs to: whose it is, its keys, and its value as the kernel keeps it.
 pub type RawRow<'a, const N: usize> = (Subject, [Cow<'a, str>; N], &'a [u8]);
+
+/// Adds rows to a table whose columns are the numbers of the values, in their order. What belongs to one row is added up; a number
+/// that no entry of a row has stays absent.
+pub fn add_up<const N: usize>(table: &mut Table, mut rows: Vec<RawRow<'_, N>>) {
+    rows.sort_unstable();
+    for group in rows.chunk_by(|one, other| (one.0, &one.1) == (other.0, &other.1)) {
+        let Some(cells) = table.row(group[0].0, &group[0].1.each_ref().map(|key| key.as_bytes())) else {
+            return;
+        };
+        for (at, cell) in cells.iter_mut().enumerate() {
+            let numbers = group.iter().filter_map(|row| row.2.as_chunks().0.get(at));
+            let numbers = numbers.map(|word| u64::from_ne_bytes(*word)).filter(|number| *number != ABSENT);
+            *cell = numbers.reduce(u64::wrapping_add).unwrap_or(ABSENT);
+        }
+    }
+}
 
 /// Copies the numbers of a map's value into the cells of a row.
 pub fn copy_words(value: &[u8], cells: &mut [u64]) {

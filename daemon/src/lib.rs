@@ -23,6 +23,7 @@ mod older_names;
 pub mod probes;
 pub mod render;
 pub mod resolve;
+pub mod retired;
 pub mod server;
 pub mod sources;
 mod start;

@@ -2,8 +2,8 @@
 
 use crate::anomalies::{kernel, total, two};
 use crate::latency::number;
-use crate::root::{address, tuple};
-use crate::support::{Daemon, Netns, Pids, Setup, own_node, run, until};
+use crate::root::{address, find, tuple};
+use crate::support::{Daemon, Dir, Netns, Pids, Setup, own_node, run, until};
 use netskoop_api::{Event, Net, StateName, Value};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -248,6 +248,72 @@ fn a_driver_that_takes_long_is_told_and_counted() {
     assert!(below("vx0", "+Inf") >= 2 && below("vx0", "0.000512") == 0, "{text}");
     assert!(below("c22a", "+Inf") >= 2 && below("c22a", "0.000512") > 0, "{text}");
     assert_eq!(total(&text, "netskoop_netiftxlat_unmeasured_packets_total", "red", "stage=\"driver\""), 0);
+}
+
+/// Makes pairs of interfaces, and sends a datagram through each of them.
+fn send_through_pairs(netns: &Netns, pairs: u16) {
+    let net = |number: u16| format!("10.{}.{}", 100 + number / 256, number % 256);
+    let mut lines = String::new();
+    for number in 0..2 * pairs {
+        if number % 2 == 0 {
+            lines += &format!("link add v{number} type veth peer name v{}\n", number + 1);
+        }
+        lines += &format!("addr add {}.1/24 dev v{number}\n", net(number));
+    }
+    for number in 0..2 * pairs {
+        lines += &format!("link set v{number} addrgenmode none up\n");
+        lines += &format!("neigh add {}.2 lladdr 02:00:00:00:00:02 dev v{number}\n", net(number));
+    }
+    let dir = Dir::new();
+    let path = dir.0.join("batch");
+    std::fs::write(&path, lines).unwrap();
+    ip(&format!("-n {} -b {}", netns.0, path.display()));
+    let sender = netns.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    for number in 0..2 * pairs {
+        sender.send_to(b"hello", format!("{}.2:9", net(number))).unwrap();
+    }
+}
+
+#[test]
+fn interfaces_beyond_the_share_of_a_namespace_are_counted_together() {
+    own_node!(Pids::Own);
+    const SHARE: usize = 128;
+    let setup = Setup::on_node().set("probes.netiftxlat", "enabled = true\nper_device = true");
+    let (red, blue) = (Netns::new("red"), Netns::new("blue"));
+    let daemon = setup.start();
+    daemon.entities_until("both", |now| [&red, &blue].iter().all(|n| find(now, n.inode()).is_some()));
+    is_on(&daemon, "netiftxlat");
+    // More than the map has room for on a small machine.
+    send_through_pairs(&red, 550);
+    send_through_pairs(&blue, 2);
+    let sent = |netns: &Netns| {
+        let devices: serde_json::Value =
+            serde_json::from_str(&netns.run("ip", &["-s", "-j", "link"])).unwrap();
+        let packets = |device: &serde_json::Value| device["stats64"]["tx"]["packets"].as_u64().unwrap();
+        devices.as_array().unwrap().iter().map(packets).sum::<u64>()
+    };
+    let driver = "netskoop_netiftxlat_device_driver_seconds_count";
+    let text = until("all that was sent is counted", || {
+        let sent = [&red, &blue].map(sent);
+        let text = daemon.scrape("/metrics?collect[]=netiftxlat&set=full");
+        let all = |metric| ["red", "blue"].map(|netns| total(&text, metric, netns, ""));
+        let counted = [driver, "netskoop_netiftxlat_driver_seconds_count"].map(all);
+        (counted == [sent, sent]).then_some(text)
+    });
+    let own = |netns: &str| {
+        let begin = format!("{driver}{{kind=\"netns\",name=\"{netns}\",device=\"");
+        let devices = text.lines().filter_map(|line| line.strip_prefix(&begin)?.split('"').next());
+        devices.filter(|device| *device != "other").count()
+    };
+    assert_eq!(own("red"), SHARE);
+    let other = total(&text, driver, "red", "device=\"other\"");
+    assert!(other >= 1100 - SHARE as u64, "{other}");
+    // The other namespace has all of its own.
+    for device in ["v0", "v1", "v2", "v3"] {
+        assert_eq!(total(&text, driver, "blue", &format!("device=\"{device}\"")), 1, "{text}");
+    }
+    assert_eq!(total(&text, driver, "blue", "device=\"other\""), 0);
+    crate::golden::lint(&text, "netskoop");
 }
 
 /// A connection whose ends answer each other at once.

@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 /// Number that the records of the namespace watch carry; the probes' are below.
 fn watch_number() -> u16 {
@@ -100,7 +101,7 @@ impl HookTable for Objects {
         let (Some(running), Some(known)) = (running.get(probe.name), known) else {
             return Ok(());
         };
-        let mut entries = Entries::default();
+        let (mut entries, began) = (Entries::default(), Instant::now());
         running.handle.read_counters(map.name, &mut entries)?;
         let beside = |name: &str| {
             let mut entries = Entries::default();
@@ -108,6 +109,7 @@ impl HookTable for Objects {
         };
         let counters = Counters {
             beside: Some(&beside),
+            began,
             ..Counters::new(&entries, subject, &running.settings.options, &running.memory)
         };
         (map.fill)(&counters, &known, table);

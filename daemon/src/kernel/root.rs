@@ -19,7 +19,7 @@ use super::record;
 use super::ring::{Pump, Ring, wait_until};
 use crate::declare::Probe;
 use crate::hooks::{Counters, CountersMap, Known, Memory, Options, RawEvent};
-use crate::probes::{listen, packetloss, tcpreset, tcpretrans, tcptwrcv};
+use crate::probes::{listen, netiftxlat, packetloss, tcpreset, tcpretrans, tcptwrcv};
 use crate::table::{Subject, Table};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
@@ -105,11 +105,22 @@ impl World {
         handle: &Handle,
         netns: u32,
     ) -> Vec<(Vec<String>, Vec<Option<u64>>)> {
+        self.table_of(map, handle, netns, &Memory::default())
+    }
+
+    /// The same for a probe that remembers its last reading.
+    fn table_of(
+        &self,
+        map: &CountersMap,
+        handle: &Handle,
+        netns: u32,
+        memory: &Memory,
+    ) -> Vec<(Vec<String>, Vec<Option<u64>>)> {
         let mut entries = Entries::default();
         handle.read_counters(map.name, &mut entries).unwrap();
         let subject = |inode, _| (inode == netns).then_some(Subject(9));
-        let (options, memory) = (Options::new(), Memory::default());
-        let counters = Counters::new(&entries, &subject, &options, &memory);
+        let options = Options::new();
+        let counters = Counters::new(&entries, &subject, &options, memory);
         let mut table = Table::new(map.table, 1000);
         (map.fill)(&counters, &self.loader.known, &mut table);
         let text = |row, key| String::from_utf8_lossy(table.key(row, key)).into_owned();
@@ -862,12 +873,12 @@ fn buckets_are_shared_and_go_with_their_namespace_and_their_object() {
     assert_eq!([left(2, first), left(2, second)], [0, 0]);
 }
 
-/// What a namespace has taken of its share of ports.
-fn ports_taken(handle: &Handle, inode: u32) -> i64 {
+/// What a namespace has taken of its share of ports or interfaces.
+fn places_taken(handle: &Handle, inode: u32) -> i64 {
     let mut shares = Entries::default();
     handle.read_counters("shares", &mut shares).unwrap();
-    let of_ports = |key: &[u8]| key[..8] == [inode, 0].map(u32::to_ne_bytes).concat();
-    let taken = shares.iter().find(|(key, _)| of_ports(key)).map(|(_, value)| value.try_into().unwrap());
+    let of_first = |key: &[u8]| key[..8] == [inode, 0].map(u32::to_ne_bytes).concat();
+    let taken = shares.iter().find(|(key, _)| of_first(key)).map(|(_, value)| value.try_into().unwrap());
     taken.map_or(0, i64::from_ne_bytes)
 }
 
@@ -902,7 +913,7 @@ fn ports_are_given_back_long_after_their_listeners_were_closed() {
                 .collect::<std::collections::BTreeMap<_, _>>()
         };
         assert_eq!(counted(), ports.map(|port| (port, 8)).into());
-        assert_eq!(ports_taken(&handle, inode), 2);
+        assert_eq!(places_taken(&handle, inode), 2);
         drop(closed);
         // A look that comes too early changes nothing; settings are taken before one.
         handle.set(unlimited(&[])).unwrap();
@@ -920,7 +931,47 @@ fn ports_are_given_back_long_after_their_listeners_were_closed() {
         handle.set(unlimited(&[])).unwrap();
         handle.set(unlimited(&[])).unwrap();
         assert_eq!(counted(), [(ports[0], 8)].into());
-        assert_eq!(ports_taken(&handle, inode), 1);
+        assert_eq!(places_taken(&handle, inode), 1);
+    });
+    handle.stop().unwrap();
+}
+
+#[test]
+fn interfaces_that_send_nothing_for_long_make_room_and_stay_in_the_sum() {
+    let Some(world) = World::new() else { return };
+    let settings = || unlimited(&[("per_device", OptionValue::Bool(true))]);
+    let handle = world.start(&netiftxlat::PROBE, settings());
+    in_netns(|inode| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let send = || socket.send_to(b"hello", socket.local_addr().unwrap()).unwrap();
+        let memory = Memory::default();
+        let sent = || {
+            let drivers = &netiftxlat::PROBE.hooks.unwrap().maps[1];
+            let rows = world.table_of(drivers, &handle, inode, &memory).into_iter();
+            rows.map(|(mut keys, cells)| (keys.remove(0), cells[1..29].iter().flatten().sum::<u64>()))
+                .collect::<Vec<_>>()
+        };
+        let row = |device: &str, packets| (device.to_owned(), packets);
+        for _ in 0..5 {
+            send();
+        }
+        // A look that comes too early changes nothing; settings are taken before one.
+        handle.set(settings()).unwrap();
+        handle.set(settings()).unwrap();
+        assert_eq!((sent(), places_taken(&handle, inode)), (vec![row("lo", 5)], 1));
+        // Ten minutes have passed.
+        let mut entries = Entries::default();
+        handle.read_counters("counters", &mut entries).unwrap();
+        for (key, value) in entries.iter().filter(|(key, _)| key[..4] == inode.to_ne_bytes()) {
+            let (numbers, _) = value.split_last_chunk::<8>().unwrap();
+            let value = [numbers, &(u64::MAX / 2).to_ne_bytes()].concat();
+            handle.counters("counters").unwrap().update(key, &value, MapFlags::ANY).unwrap();
+        }
+        handle.set(settings()).unwrap();
+        handle.set(settings()).unwrap();
+        assert_eq!((sent(), places_taken(&handle, inode)), (vec![row("", 5)], 0));
+        send();
+        assert_eq!((sent(), places_taken(&handle, inode)), (vec![row("", 5), row("lo", 1)], 1));
     });
     handle.stop().unwrap();
 }

@@ -6,10 +6,11 @@ use crate::declare::{
 };
 use crate::facts::one;
 use crate::filter;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
 use crate::kernel::ways::{self, Way};
+use crate::retired::Retired;
 use crate::table::Table;
 use libbpf_rs::skel::{OpenSkel, Skel};
 use libbpf_rs::{Link, ProgramMut};
@@ -59,6 +60,12 @@ pub static PROBE: Probe = Probe {
     events: &EVENTS,
     hooks: Some(Hooks { run, decode, maps: &MAPS, optional: false }),
 };
+
+/// What ports that are not shown by themselves are shown as.
+const OTHER: &str = "other";
+
+/// The keys of both maps are laid out in the same way.
+const _: () = assert!(size_of::<types::listen_key>() == size_of::<histogram_key>());
 
 /// Option for kernels that do not tell of accepted connections by themselves.
 pub const SYSTEM_CALLS: &str = "system_calls";
@@ -122,7 +129,7 @@ const NATIVE: &[Family] = &[
     Family::native(
         "netskoop_listen_connections_total",
         "Connections that others made, by port. Of each namespace 64 ports are counted one by one, the others together as other; a \
-         port whose listener was closed ten minutes ago makes room.",
+         port whose listener was closed ten minutes ago makes room, and begins anew if there is one again.",
         &TABLE,
         one(&TABLE, "connections"),
     )
@@ -263,28 +270,41 @@ fn full(event: &types::listen_event) -> Option<Vec<(&'static str, Value)>> {
     ])
 }
 
-/// What a port is shown as.
-fn name(counters: &Counters<'_>, port: u32) -> String {
+/// What was read of both maps. Ports that are gone stay in `other`, if they were there.
+#[derive(Debug, Default)]
+struct Read {
+    counters: Retired,
+    waits: Retired,
+}
+
+/// Whether a port is shown by itself. The kernel counts as port 0 what is beyond a namespace's share.
+fn is_shown(counters: &Counters<'_>, port: u32) -> bool {
     let shown = counters.integer("max_ports").unwrap_or(32);
-    // The kernel counts as port 0 what is beyond a namespace's share.
-    let is_shown = port != 0 && counters.memory.admit(0, port.into(), shown);
-    if is_shown { port.to_string() } else { "other".to_owned() }
+    port != 0 && counters.memory.admit(0, port.into(), shown)
 }
 
 fn fill(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    counters.fill_rows(table, |key, value| {
-        let key: types::listen_key = plain::read(key)?;
-        Some(((counters.subject)(key.netns, key.cookie)?, [name(counters, key.port).into()], value))
-    });
+    counters.memory.own(|read: &mut Read| fill_from(counters, &mut read.counters, table));
     let ports = counters.entries.iter().filter_map(|(key, _)| plain::read::<types::listen_key>(key));
     counters.memory.dismiss_others(0, &ports.map(|key| key.port.into()).collect());
 }
 
 fn fill_waits(counters: &Counters<'_>, _: &Known, table: &mut Table) {
-    counters.fill_rows(table, |key, value| {
-        let key: histogram_key = plain::read(key)?;
-        Some(((counters.subject)(key.netns, key.cookie)?, [name(counters, key.kind).into()], value))
+    counters.memory.own(|read: &mut Read| fill_from(counters, &mut read.waits, table));
+}
+
+fn fill_from(counters: &Counters<'_>, read: &mut Retired, table: &mut Table) {
+    let port = |key: &[u8]| plain::read::<types::listen_key>(key).map_or(0, |key| key.port);
+    read.enter(counters, table.decl().columns.len(), |key| !is_shown(counters, port(key)));
+    let there = read.entries().filter_map(|(key, is_other, value)| {
+        let key: types::listen_key = plain::read(key)?;
+        let name = if is_other { OTHER.into() } else { key.port.to_string().into() };
+        Some(((counters.subject)(key.netns, key.cookie)?, [name], value))
     });
+    let gone = read
+        .sums()
+        .filter_map(|((netns, cookie), sum)| Some(((counters.subject)(netns, cookie)?, [OTHER.into()], sum)));
+    add_up(table, there.chain(gone).collect());
 }
 
 #[cfg(test)]
@@ -324,6 +344,56 @@ mod tests {
         assert_eq!(row(0), (5, "80".to_owned(), vec![Some(1), Some(2), Some(3), None]));
         assert_eq!(row(1), (5, "other".to_owned(), vec![Some(110), Some(220), Some(330), None]));
         assert_eq!(row(2), (6, "80".to_owned(), vec![Some(7), None, None, None]));
+    }
+
+    type Pair = (Vec<u8>, Vec<u8>);
+
+    /// The rows that one reading fills in: namespace, port, connections or sum of the waits.
+    fn rows(map: &CountersMap, pairs: &[Pair], memory: &Memory) -> Vec<(u32, String, u64)> {
+        let (entries, mut table) = (Entries::from_pairs(pairs), Table::new(map.table, 100));
+        let options = Options::from([("max_ports", OptionValue::Integer(1))]);
+        let subject = |netns, _| (netns < 10).then_some(Subject(netns));
+        let known = Known::new(Path::new("/nonexistent"), &Features::default());
+        (map.fill)(&Counters::new(&entries, &subject, &options, memory), &known, &mut table);
+        let row = |row| {
+            let port = String::from_utf8(table.key(row, 0).to_vec()).unwrap();
+            (table.subject(row).0, port, table.cell(row, 0).unwrap())
+        };
+        (0..table.len()).map(row).collect()
+    }
+
+    #[test]
+    fn other_does_not_fall_when_the_kernel_gives_ports_back() {
+        let histogram = |netns, port, sum| {
+            let (key, _) = entry(netns, port, [0; 4]);
+            (
+                key,
+                (0..HISTOGRAM.len()).flat_map(|at| if at == 0 { sum } else { 0_u64 }.to_ne_bytes()).collect(),
+            )
+        };
+        let counted = |netns, port, count| entry(netns, port, [count, 0, 0, u64::MAX]);
+        let makers: [&dyn Fn(u32, u32, u64) -> Pair; 2] = [&counted, &histogram];
+        for (map, of) in MAPS.iter().zip(makers) {
+            let memory = Memory::default();
+            let rows = |pairs: &[_]| rows(map, pairs, &memory);
+            let row = |netns, port: &str, count| (netns, port.to_owned(), count);
+            let mut pairs = vec![of(5, 80, 1), of(5, 0, 2), of(5, 81, 10), of(5, 82, 20), of(6, 81, 3)];
+            let before = [row(5, "80", 1), row(5, "other", 32), row(6, "other", 3)];
+            assert_eq!(rows(&pairs), before);
+            // A listener in each of them is gone for ten minutes; the namespaces live.
+            pairs.truncate(3);
+            assert_eq!(rows(&pairs), before);
+            pairs.remove(2);
+            assert_eq!(rows(&pairs), before);
+            // The port that had a series of its own was in no sum.
+            pairs.remove(0);
+            assert_eq!(rows(&pairs), before[1..]);
+            // Another one has its room from when it comes again, and what it had counted before stays where it is. Who has
+            // room is decided where connections are counted.
+            pairs.push(of(5, 82, 4));
+            let port = if map.name == "counters" { row(5, "82", 4) } else { row(5, "other", 36) };
+            assert!(rows(&pairs).contains(&port), "{:?}", rows(&pairs));
+        }
     }
 
     #[test]

@@ -6,13 +6,16 @@ use crate::declare::{
 };
 use crate::facts::one;
 use crate::filter;
-use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent};
+use crate::hooks::{Counters, CountersMap, Hooks, Known, RawEvent, add_up};
 use crate::kernel::bpf::{Refused, Session, Settings};
 use crate::kernel::record;
+use crate::retired::Retired;
 use crate::table::Table;
+use libbpf_rs::skel::Skel;
 use netskoop_api::Value;
 use netskoop_bpf::netiftxlat::{NetiftxlatSkel, NetiftxlatSkelBuilder, types};
 use netskoop_bpf::plain;
+use std::borrow::Cow;
 use std::mem::{MaybeUninit, offset_of};
 use std::time::Duration;
 
@@ -37,7 +40,9 @@ pub static PROBE: Probe = Probe {
         OptionDecl {
             name: "per_device",
             kind: OptionType::Bool { default: false },
-            help: "Shows each interface on its own under netskoop_netiftxlat_device_*; from when it is set.",
+            help: "Shows each interface on its own under netskoop_netiftxlat_device_*; from when it is set. Of each namespace 128 \
+                   interfaces at once, the others together as other; one that has sent nothing for ten minutes makes room, and \
+                   begins anew if it sends again.",
         },
         OptionDecl::STACK,
         filter::PORTS,
@@ -91,7 +96,7 @@ const fn all(name: &'static str, help: &'static str, table: &'static TableDecl) 
     Family::native(name, help, table, Points::Histogram(&BUCKETS)).decimals(9).core().fold()
 }
 
-/// What was counted before each interface was counted on its own has no name.
+/// What was counted before each interface was counted on its own has no name, nor has what was counted of those that are gone.
 const fn by_device(name: &'static str, help: &'static str, table: &'static TableDecl) -> Family {
     let named = Only { key: 0, values: &[""], include: false };
     Family::native(name, help, table, Points::Histogram(&BUCKETS))
@@ -172,8 +177,21 @@ fn run(session: Session) -> Result<(), Refused> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.probe = session.number();
     }
-    session.run(open, apply, "tp_btf", &["counters"])
+    let (mut skel, _links) = session.hook(open, apply)?;
+    let sweep = session.sweep(skel.object(), "on_sweep", "counters")?;
+    session.ready(skel.object(), "tp_btf", &["counters", "shares"])?;
+    session.serve_every(
+        |settings| apply(&mut skel, settings),
+        || {
+            sweep.run_or_say("interfaces that send nothing any more");
+            OFTEN
+        },
+    );
+    Ok(())
 }
+
+/// From one look for interfaces that send nothing any more to the next.
+const OFTEN: Duration = Duration::from_secs(30);
 
 fn apply(skel: &mut NetiftxlatSkel<'_>, settings: &Settings) {
     let Some(options) = skel.maps.bss_data.as_deref_mut().map(|data| &mut data.options) else { return };
@@ -211,17 +229,35 @@ fn fill_driver(counters: &Counters<'_>, _: &Known, table: &mut Table) {
     fill(counters, 1, table);
 }
 
-/// A row for each interface that has numbers in this part of the values.
+/// Words of one part of a value.
+const WORDS: usize = LATENCY.len();
+
+/// A row for each interface that has numbers in this part of the values. Both parts are read at once, so that it makes no
+/// difference which of them is asked for.
 fn fill(counters: &Counters<'_>, part: usize, table: &mut Table) {
-    const PART: usize = LATENCY.len() * size_of::<u64>();
-    counters.fill_rows(table, |key, value| {
-        let device = device(key.get(offset_of!(types::netiftxlat_key, device)..)?);
-        let key: types::netiftxlat_key = plain::read(key)?;
-        let value = value.chunks_exact(PART).nth(part)?;
-        let counted = value.iter().any(|byte| *byte > 0);
-        let subject = (counters.subject)(key.netns, key.cookie).filter(|_| counted)?;
-        Some((subject, [String::from_utf8_lossy(device)], value))
+    counters.memory.own(|read: &mut Retired| {
+        read.enter(counters, 2 * WORDS, |_| true);
+        let there = read.entries().filter_map(|(bytes, _, value)| {
+            let key: types::netiftxlat_key = plain::read(bytes)?;
+            Some(((key.netns, key.cookie), name(bytes, &key)?, value))
+        });
+        let gone = read.sums().map(|(netns, sum)| (netns, "".into(), sum));
+        let rows = there.chain(gone).filter_map(|((netns, cookie), name, value)| {
+            let value = value.chunks_exact(WORDS * size_of::<u64>()).nth(part)?;
+            let counted = value.iter().any(|byte| *byte > 0);
+            Some(((counters.subject)(netns, cookie).filter(|_| counted)?, [name], value))
+        });
+        add_up(table, rows.collect());
     });
+}
+
+/// What an interface is shown as.
+fn name<'a>(bytes: &'a [u8], key: &types::netiftxlat_key) -> Option<Cow<'a, str>> {
+    if key.is_rest != 0 {
+        return Some("other".into());
+    }
+    let device = device(bytes.get(offset_of!(types::netiftxlat_key, device)..)?);
+    Some(String::from_utf8_lossy(device))
 }
 
 #[cfg(test)]
@@ -237,11 +273,16 @@ mod tests {
         Known::new(Path::new("/nonexistent"), &Features::default())
     }
 
+    /// What stands for the interfaces beyond the share; no interface has such a name.
+    const REST: &str = "/";
+
     fn entry(netns: u32, device: &str, queue: u64, driver: u64) -> (Vec<u8>, Vec<u8>) {
-        let mut key = [netns, 0].map(u32::to_ne_bytes).concat();
-        key.extend_from_slice(device.as_bytes());
+        let rest = device == REST;
+        let mut key = [netns, rest.into()].map(u32::to_ne_bytes).concat();
+        key.extend_from_slice(if rest { b"" } else { device.as_bytes() });
         key.resize(size_of::<types::netiftxlat_key>(), 0);
-        let mut value = vec![0_u64; 2 * LATENCY.len()];
+        // The last word is when something was counted.
+        let mut value = vec![0_u64; 2 * LATENCY.len() + 1];
         value[0] = queue;
         value[LATENCY.len()] = driver;
         (key, value.iter().flat_map(|word| word.to_ne_bytes()).collect())
@@ -263,6 +304,31 @@ mod tests {
         assert_eq!(filled(&QDISC, fill_qdisc), [(5, vec![], 1), (7, b"c1".to_vec(), 3)]);
         let driver = [(5, vec![], 2), (7, b"c1".to_vec(), 4), (7, b"eth0".to_vec(), 5)];
         assert_eq!(filled(&DRIVER, fill_driver), driver);
+    }
+
+    #[test]
+    fn the_sum_does_not_fall_with_interfaces_that_are_gone_and_their_series_end() {
+        let (options, memory) = (Options::new(), Memory::default());
+        let subject = |netns, _| (netns < 10).then_some(Subject(netns));
+        let rows = |decl, fill: fn(&Counters<'_>, &Known, &mut Table), pairs: &[_]| {
+            let (entries, mut table) = (Entries::from_pairs(pairs), Table::new(decl, 100));
+            fill(&Counters::new(&entries, &subject, &options, &memory), &known(), &mut table);
+            let text = |row| String::from_utf8(table.key(row, 0).to_vec()).unwrap();
+            (0..table.len()).map(|row| (text(row), table.cell(row, 0).unwrap())).collect::<Vec<_>>()
+        };
+        let driver = |pairs: &[_]| rows(&DRIVER, fill_driver, pairs);
+        let row = |device: &str, number| (device.to_owned(), number);
+        let eth0 = entry(5, "eth0", 1, 100);
+        let all = [eth0.clone(), entry(5, "veth1", 7, 10), entry(5, "veth2", 0, 20), entry(5, REST, 0, 3)];
+        let wanted = [row("eth0", 100), row("other", 3), row("veth1", 10), row("veth2", 20)];
+        assert_eq!(driver(&all), wanted);
+        assert_eq!(driver(&all[..3]), [row("", 3), row("eth0", 100), row("veth1", 10), row("veth2", 20)]);
+        // Those that are gone have no series: what has no name is in the sums only.
+        assert_eq!(driver(&all[..1]), [row("", 33), row("eth0", 100)]);
+        assert_eq!(driver(&[eth0.clone(), entry(5, "veth1", 0, 1)])[..2], [row("", 33), row("eth0", 100)]);
+        // It was asked for the first time after they had gone.
+        assert_eq!(rows(&QDISC, fill_qdisc, &[eth0]), [row("", 7), row("eth0", 1)]);
+        assert!(driver(&[]).iter().map(|(_, number)| number).sum::<u64>() == 134);
     }
 
     #[test]
