@@ -189,7 +189,8 @@ impl Worker {
         let led = same_leader.map_or_else(Instant::now, |old| old.led);
         let same_name = old.as_ref().filter(|old| old.identity == identity);
         let subject = old.as_ref().map_or_else(|| self.slot(), |old| old.subject);
-        self.missing -= i64::from(old.is_none());
+        // What a scan finds is not among those that are said to be made after it began.
+        self.missing -= i64::from(old.is_none() && !self.scanning);
         let birth = same_name.map_or(self.births + 1, |old| old.birth);
         let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
