@@ -71,10 +71,21 @@ struct Ledger {
 
 #[derive(Debug)]
 struct Member {
-    /// Which owner of the slot it is.
-    birth: u64,
+    life: Life,
+    /// Whether it got another name since its numbers were taken. Sources have then forgotten what of it was gone before.
+    renamed: bool,
     /// What it had counted when it was last read; `None` if it is shown under its own name.
     last: Option<Box<[u64]>>,
+}
+
+/// Which owner of its slot an entity is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    /// When the namespace was first seen, which tells it from others that had the slot. The subject of a tenant is never given
+    /// again.
+    seen: Option<Instant>,
+    /// Changes with its name too.
+    birth: u64,
 }
 
 /// What is added up of one probe in one answer.
@@ -247,7 +258,7 @@ impl Room {
         answer: &Answer<'_>,
         probes: &[&'static Probe],
         series: &[FxHashMap<Subject, u64>],
-        alive: &FxHashMap<Subject, u64>,
+        alive: &FxHashMap<Subject, Life>,
         infos: u64,
     ) {
         for (probe, series) in probes.iter().zip(series) {
@@ -272,7 +283,7 @@ impl Room {
         subjects.sort_unstable();
         subjects.dedup();
         for subject in subjects.into_iter().filter(|subject| !answer.is_exempt(*subject)) {
-            let Some(birth) = alive.get(&subject).copied() else { continue };
+            let Some(life) = alive.get(&subject).copied() else { continue };
             for (probe, series) in probes.iter().zip(series) {
                 let (Some(ledger), Some(count)) = (self.ledger(probe), series.get(&subject)) else {
                     continue;
@@ -291,16 +302,18 @@ impl Room {
                     ledger.shown += count;
                     total += count;
                 }
-                ledger.members.insert(subject, Member { birth, last });
+                ledger.members.insert(subject, Member { life, renamed: false, last });
             }
         }
     }
 }
 
 /// Everybody who lives, and which owner of the slot it is.
-fn alive(directory: &Directory) -> FxHashMap<Subject, u64> {
-    let namespaces = directory.entries().map(|entry| (entry.namespace.subject, entry.namespace.birth));
-    namespaces.chain(directory.tenants().iter().map(|tenant| (tenant.subject, 0))).collect()
+fn alive(directory: &Directory) -> FxHashMap<Subject, Life> {
+    let namespaces = directory.entries().map(|entry| &entry.namespace);
+    let namespaces = namespaces.map(|ns| (ns.subject, Life { seen: Some(ns.seen), birth: ns.birth }));
+    let tenants = directory.tenants().iter().map(|tenant| (tenant.subject, Life { seen: None, birth: 0 }));
+    namespaces.chain(tenants).collect()
 }
 
 /// Adds to a sum that may not have begun.
@@ -317,11 +330,16 @@ impl Ledger {
     }
 
     /// Forgets who is gone; what an added-up one had counted stays in the sums.
-    fn retire(&mut self, alive: &FxHashMap<Subject, u64>) {
+    fn retire(&mut self, alive: &FxHashMap<Subject, Life>) {
         let owners: Vec<&Family> = self.owners().collect();
         let retired = &mut self.retired;
         self.members.retain(|subject, member| {
-            let lives = alive.get(subject) == Some(&member.birth);
+            let now = alive.get(subject).filter(|life| life.seen == member.life.seen);
+            let lives = now.is_some();
+            if let Some(now) = now {
+                member.renamed |= now.birth != member.life.birth;
+                member.life = *now;
+            }
             if let Some(last) = member.last.as_deref().filter(|_| !lives) {
                 for ((family, sum), value) in owners.iter().zip(&mut *retired).zip(last) {
                     if family.kind() == Kind::Counter {
@@ -363,7 +381,8 @@ impl Ledger {
         (!nothing).then_some(Summed { probe, hidden, series, families, values })
     }
 
-    /// Takes over the numbers of a snapshot. A counter that was not read stays; one that began anew goes on.
+    /// Takes over the numbers of a snapshot. A counter that was not read stays; one that began anew goes on, and of one that
+    /// only lost what was gone before it got another name, that stays in the sum.
     fn take(&mut self, answer: &Answer<'_>, hidden: &FxHashSet<Subject>) {
         let mut now: FxHashMap<Subject, Vec<u64>> = FxHashMap::default();
         for Chosen { family, table, .. } in answer.families(self.probe) {
@@ -383,16 +402,20 @@ impl Ledger {
         for (subject, member) in &mut self.members {
             let Some(last) = &mut member.last else { continue };
             let now = now.get(subject).unwrap_or(&nothing);
+            let mut unread = false;
             for (at, (last, now)) in last.iter_mut().zip(now).enumerate() {
                 let is_counter = owners[at].kind() == Kind::Counter;
                 if is_counter && *now == ABSENT {
+                    unread |= *last != ABSENT;
                     continue;
                 }
                 if is_counter && *last != ABSENT && *now < *last {
-                    add(owners[at], &mut self.retired[at], *last);
+                    let lost = if member.renamed { *last - *now } else { *last };
+                    add(owners[at], &mut self.retired[at], lost);
                 }
                 *last = *now;
             }
+            member.renamed &= unread;
         }
     }
 }

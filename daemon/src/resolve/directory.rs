@@ -54,7 +54,8 @@ pub struct Namespace {
     pub lost: Option<Instant>,
     /// Since when its leader leads.
     pub led: Instant,
-    /// Counts namespaces as they are found, so that the newer of two is known.
+    /// Counts namespaces as they are found or get another name, so that the newer of two with one name is known. It tells one
+    /// from others that had the slot, and from itself under the name it had before.
     pub birth: u64,
 }
 

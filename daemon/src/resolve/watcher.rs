@@ -238,7 +238,7 @@ struct Worker {
     mounts: Mounts,
     /// Those of `/run/netns` that led nowhere yet.
     unfinished: Vec<PathBuf>,
-    /// Namespaces that the hooks said were being made, less those that were found, since the last scan.
+    /// Namespaces that the hooks said were being made, less those that were found without a scan, since the last one.
     missing: i64,
     inotify: Option<OwnedFd>,
     scan_at: Option<Instant>,
@@ -555,3 +555,6 @@ impl Worker {
         by_process.or_else(by_mount).or_else(|| leader.filter(told).map(|_| 0))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,11 @@
 use super::*;
 use crate::declare::Points;
 use crate::declare::{Column, Cost, TableDecl};
+use crate::resolve::directory::Namespace;
 use crate::resolve::directory::testing::{build, namespace};
 use crate::resolve::identity::Facts;
 use crate::table::Table;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 static TABLE: TableDecl = TableDecl {
@@ -33,20 +34,24 @@ static PROBE: Probe = Probe {
     hooks: None,
 };
 
-/// A namespace with its birth, and its devices with both numbers.
+/// A namespace, which one in its slot it is, and its devices with both numbers.
 type Row<'a> = (u32, u64, &'a [(u64, u64)]);
 
-/// A node, the host's namespace first, at one moment.
-fn snapshot(at: Instant, rows: &[Row<'_>]) -> Snapshot {
+/// A node, the host's namespace first, at one moment; all got new names so often.
+fn snapshot(at: Instant, rows: &[Row<'_>], renamed: u64) -> Snapshot {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     let facts = |subject: u32| Facts {
         inode: 100 + subject,
         host: subject == 1,
         leader: (subject == 1).then_some(1),
-        mounts: vec![format!("n{subject}")],
+        mounts: vec![format!("n{subject}-{renamed}")],
         ..Facts::default()
     };
-    let all: Vec<_> =
-        rows.iter().map(|(subject, birth, _)| namespace(*subject, facts(*subject), *birth)).collect();
+    let owner = |(subject, number, _): &Row<'_>| {
+        let ns = namespace(*subject, facts(*subject), 100 * renamed + number);
+        Arc::new(Namespace { seen: *EPOCH + Duration::from_secs(*number), ..(*ns).clone() })
+    };
+    let all: Vec<_> = rows.iter().map(owner).collect();
     let mut table = Table::new(&TABLE, 1000);
     for (subject, _, devices) in rows {
         for (number, (a, b)) in devices.iter().enumerate() {
@@ -75,17 +80,19 @@ struct Rig {
     rooms: Rooms,
     limits: Limits,
     at: Instant,
+    /// How often all got new names.
+    renamed: u64,
 }
 
 impl Rig {
     fn new(total: u64, probe: u64) -> Rig {
-        Rig { rooms: Rooms::default(), limits: Limits { total, probe }, at: Instant::now() }
+        Rig { rooms: Rooms::default(), limits: Limits { total, probe }, at: Instant::now(), renamed: 0 }
     }
 
     /// Those who are hidden, and the sums of both families.
     fn plan(&mut self, rows: &[Row<'_>]) -> Option<(Vec<u32>, u64, u64)> {
         self.at += Duration::from_secs(1);
-        self.plan_of(&snapshot(self.at, rows))
+        self.plan_of(&snapshot(self.at, rows, self.renamed))
     }
 
     fn plan_of(&mut self, snapshot: &Snapshot) -> Option<(Vec<u32>, u64, u64)> {
@@ -141,11 +148,30 @@ fn who_is_added_up_stays_so_and_the_sum_never_falls() {
 #[test]
 fn an_older_snapshot_changes_nothing() {
     let mut rig = Rig::new(100, 3);
-    let old = snapshot(rig.at, &[HOST, (2, 2, &[(5, 5)])]);
+    let old = snapshot(rig.at, &[HOST, (2, 2, &[(5, 5)])], 0);
     assert_eq!(rig.plan(&[HOST, (2, 2, &[(9, 9)])]), Some((vec![2], 9, 9)));
     assert_eq!(rig.plan_of(&old), Some((vec![2], 9, 9)));
     assert_eq!(rig.plan(&[HOST, (2, 2, &[(10, 1)])]), Some((vec![2], 10, 1)));
     // Other limits begin anew.
     rig.limits.probe = 50;
     assert_eq!(rig.plan(&[HOST, (2, 2, &[(10, 1)])]), None);
+}
+
+/// It is the same namespace, and its counters go on.
+#[test]
+fn who_is_added_up_and_gets_another_name_is_not_counted_twice() {
+    let mut rig = Rig::new(100, 3);
+    let b: Row<'_> = (3, 3, &[(6, 6)]);
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[(1000, 5)]), b]), Some((vec![2, 3], 1006, 6)));
+    rig.renamed += 1;
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[(1010, 5)]), b]), Some((vec![2, 3], 1016, 6)));
+    // With the name, its source forgets what was counted by devices that are gone. It is not read at once.
+    rig.renamed += 1;
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[]), b]), Some((vec![2, 3], 1016, 6)));
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[(910, 5)]), b]), Some((vec![2, 3], 1016, 6)));
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[(915, 5)]), b]), Some((vec![2, 3], 1021, 6)));
+    // A counter that begins anew later is another matter.
+    assert_eq!(rig.plan(&[HOST, (2, 2, &[(4, 5)]), b]), Some((vec![2, 3], 1025, 6)));
+    // So is another namespace in the slot.
+    assert_eq!(rig.plan(&[HOST, (2, 4, &[(4, 5)]), b]), Some((vec![2, 3], 1029, 6)));
 }

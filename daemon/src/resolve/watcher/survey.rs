@@ -168,7 +168,7 @@ impl Worker {
     }
 
     /// Adds or updates a namespace; true if anything that shows changed.
-    fn put(&mut self, facts: Facts, secondary: bool) -> bool {
+    pub(super) fn put(&mut self, facts: Facts, secondary: bool) -> bool {
         let inode = facts.inode;
         let processes =
             self.crowds.get(&inode).map_or(0, |crowd| u32::try_from(crowd.len()).unwrap_or(u32::MAX));
@@ -187,9 +187,12 @@ impl Worker {
         }
         let same_leader = old.as_ref().filter(|old| old.facts.leader == facts.leader);
         let led = same_leader.map_or_else(Instant::now, |old| old.led);
-        let same_name = old.as_ref().filter(|old| old.identity == identity);
+        // Who says so, and of which container a pod or another owner is known, may change while what is shown does not.
+        let shown = identity.entity_ref(inode);
+        let same_name = old.as_ref().filter(|old| old.identity.entity_ref(inode) == shown);
         let subject = old.as_ref().map_or_else(|| self.slot(), |old| old.subject);
-        self.missing -= i64::from(old.is_none());
+        // What a scan finds is not among those that are said to be made after it began.
+        self.missing -= i64::from(old.is_none() && !self.scanning);
         let birth = same_name.map_or(self.births + 1, |old| old.birth);
         let since = old.as_ref().map_or_else(|| jiff::Timestamp::now().to_string(), |old| old.since.clone());
         self.births = self.births.max(birth);
