@@ -171,7 +171,15 @@ impl Lab {
         good: impl Fn(f64) -> bool,
     ) -> f64 {
         let what = format!("netskoop_{probe}_{metric} of {} with '{labels}'", netns.0);
-        until(&what, || self.value(probe, metric, &netns.0, labels).filter(|value| good(*value)))
+        let look = || self.value(probe, metric, &netns.0, labels).filter(|value| good(*value));
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| until(&what, look)));
+        found.unwrap_or_else(|_| {
+            // Who else may have what is missing.
+            let text = self.daemon.scrape(&format!("/metrics?set=full&collect[]={probe}"));
+            let name = format!("netskoop_{probe}_{metric}{{");
+            let all: Vec<&str> = text.lines().filter(|line| line.starts_with(&name)).collect();
+            panic!("in vain for: {what}; there is {all:?}")
+        })
     }
 
     /// Sets an option of a probe until the end.

@@ -18,7 +18,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -321,8 +321,15 @@ async fn first_there(places: &[PathBuf], reporter: &Reporter, worked: Instant) -
             reporter.state(State::Absent(format!("{first} does not exist")));
         }
         let lately = worked.elapsed() < MOMENT;
-        tokio::time::sleep(if lately { LOOK_AGAIN } else { LOOK }).await;
+        tokio::time::sleep_until(next(if lately { LOOK_AGAIN } else { LOOK })).await;
     }
+}
+
+/// The next of the moments that are so far apart. They are the same for all sources, so that the thread wakes once for all.
+fn next(step: Duration) -> Instant {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let steps = FIRST.elapsed().as_secs() / step.as_secs().max(1) + 1;
+    *FIRST + step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
