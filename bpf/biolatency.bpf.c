@@ -178,13 +178,16 @@ int on_getrq(u64 *ctx)
 	return 0;
 }
 
-/* What one who was at the same address before has left is not taken for this one's. The kernel may
- * look at the clock a little later than the program above. */
+/* What one who was at the same address before has left is not taken for this one's. The kernel
+ * looks at the clock a little later than the program above; much later if it is held up in between.
+ */
+#define HELD_UP_NS 100000000
+
 static __always_inline struct submitter *submitter_of(u64 bio, u64 began)
 {
 	struct submitter *found = bpf_map_lookup_elem(&submitters, &bio);
 
-	return found && found->time + 10000000 >= began ? found : 0;
+	return found && found->time + HELD_UP_NS >= began ? found : 0;
 }
 
 static __always_inline struct owner owner_of_bio(const struct bio *bio)

@@ -172,7 +172,7 @@ impl Lab {
     ) -> f64 {
         let what = format!("netskoop_{probe}_{metric} of {} with '{labels}'", netns.0);
         let look = || self.value(probe, metric, &netns.0, labels).filter(|value| good(*value));
-        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| until(&what, look)));
+        let found = std::panic::catch_unwind(AssertUnwindSafe(|| until(&what, look)));
         found.unwrap_or_else(|_| {
             // Who else may have what is missing.
             let text = self.daemon.scrape(&format!("/metrics?set=full&collect[]={probe}"));
