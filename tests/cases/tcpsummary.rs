@@ -367,12 +367,15 @@ fn a_crowded_namespace_does_not_keep_the_others_waiting() {
     assert!(waiting > Some(20_000.0), "{waiting:?}");
     let sockstat = big.enter(|| std::fs::read_to_string("/proc/thread-self/net/sockstat").unwrap());
     assert!(sockstat.contains(&format!(" tw {} ", waiting.unwrap())), "{waiting:?} in {sockstat}");
-    // There is not enough time for the one; the other is complete, and so is what listens.
-    daemon.change("tcpsummary", r#"{"options":{"max_milliseconds":"1"},"runtime":true}"#);
-    let text = until("the small one is read", || {
-        Some(scrape(&daemon, "")).filter(|text| count(text, "small", "established") == Some(6.0))
-    });
-    assert_eq!(count(&text, "big", "time_wait"), None, "20,000 sockets in a millisecond");
+    // There is not enough time for the one; the other is complete, and so is what listens. For both the kernel walks through
+    // the sockets of all namespaces, which takes some machines more than a millisecond.
+    let read_in = |milliseconds: u32| {
+        let options = format!(r#"{{"options":{{"max_milliseconds":"{milliseconds}"}},"runtime":true}}"#);
+        daemon.change("tcpsummary", &options);
+        (0..20).map(|_| scrape(&daemon, "")).find(|text| count(text, "small", "established") == Some(6.0))
+    };
+    let text = [1, 2, 4, 8].into_iter().find_map(read_in).expect("the small one is read");
+    assert_eq!(count(&text, "big", "time_wait"), None, "20,000 sockets in a few milliseconds");
     assert_eq!(count(&text, "big", "listen"), Some(0.0));
     assert!(series(&text, "netskoop_collection_late_namespaces").is_some_and(|late| late >= 1.0), "{text}");
     assert_eq!(series(&text, "netskoop_probe_success{probe=\"tcpsummary\"}"), Some(0.0));
