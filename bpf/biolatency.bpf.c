@@ -141,13 +141,7 @@ static __always_inline void learn(const struct cgroup *cgroup, const struct owne
 /* It is the last argument. */
 static __always_inline const struct bio *bio_of_getrq(const u64 *ctx)
 {
-	const struct bio *bio;
-
-	if (arguments > 1)
-		asm volatile("%0 = *(u64 *)(%1 + 8)" : "=r"(bio) : "r"(ctx));
-	else
-		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(bio) : "r"(ctx));
-	return bio;
+	return arguments > 1 ? typed_argument(ctx, 1) : typed_argument(ctx, 0);
 }
 
 /* A request is made for a bio, in the context of whoever submits it. It may be the kernel on behalf
@@ -178,16 +172,13 @@ int on_getrq(u64 *ctx)
 	return 0;
 }
 
-/* What one who was at the same address before has left is not taken for this one's. The kernel
- * looks at the clock a little later than the program above; much later if it is held up in between.
- */
-#define HELD_UP_NS 100000000
-
+/* What one who was at the same address before has left is not taken for this one's. The kernel may
+ * look at the clock a little later than the program above. */
 static __always_inline struct submitter *submitter_of(u64 bio, u64 began)
 {
 	struct submitter *found = bpf_map_lookup_elem(&submitters, &bio);
 
-	return found && found->time + HELD_UP_NS >= began ? found : 0;
+	return found && found->time + 10000000 >= began ? found : 0;
 }
 
 static __always_inline struct owner owner_of_bio(const struct bio *bio)

@@ -40,6 +40,17 @@ struct netns {
 	u64 cookie;
 };
 
+/* An argument of a tracepoint, with its type. Written out, or the compiler might read it through an
+ * address that was moved. */
+#define typed_argument(ctx, argument)                                                              \
+	({                                                                                         \
+		const void *__pointer;                                                             \
+		asm volatile("%0 = *(u64 *)(%1 + %2)"                                              \
+			     : "=r"(__pointer)                                                     \
+			     : "r"(ctx), "i"((argument)*8));                                       \
+		__pointer;                                                                         \
+	})
+
 static __always_inline struct netns netns_read(const struct net *net, bool typed)
 {
 	struct netns ns = {};

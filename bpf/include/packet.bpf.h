@@ -65,22 +65,11 @@ static __always_inline u64 number_of(const u64 *ctx, u32 argument)
 	return number;
 }
 
-/* An argument of a tracepoint, with its type. Written out, or the compiler might read it through an
- * address that was moved. */
-#define typed_argument(ctx, argument)                                                              \
-	({                                                                                         \
-		const void *__pointer;                                                             \
-		asm volatile("%0 = *(u64 *)(%1 + %2)"                                              \
-			     : "=r"(__pointer)                                                     \
-			     : "r"(ctx), "i"((argument)*8));                                       \
-		__pointer;                                                                         \
-	})
-
 /*
- * The same of one that may be NULL. The verifiers of Linux 6.5 to 6.13 hold that none is, take a
- * check for it out of the program, and let it read from there without a net (CVE-2024-56702,
- * CVE-2025-21852). So the argument is asked as a number; those that know better want the pointer
- * to be checked as well.
+ * The same, with its type, of one that may be NULL. The verifiers of Linux 6.5 to 6.13 hold that
+ * none is, take a check for it out of the program, and let it read from there without a net
+ * (CVE-2024-56702, CVE-2025-21852). So the argument is asked as a number; those that know better
+ * want the pointer to be checked as well.
  */
 #define maybe(ctx, argument) (number_of(ctx, argument) ? typed_argument(ctx, argument) : 0)
 

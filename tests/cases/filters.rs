@@ -2,9 +2,10 @@
 //! wanted.
 
 use crate::anomalies::{allow, drop_at, kernel, late_data, total, two};
+use crate::latency::slow_filter;
 use crate::listen::LateAccept;
 use crate::root::{address, events_until, find, follow, refused};
-use crate::support::{Daemon, Follow, Netns, Pids, Setup, error_of, own_node, until};
+use crate::support::{Daemon, Follow, Netns, Pids, Setup, error_of, own_node, run, until};
 use crate::waiting::{connection, read_late, udp_pair, udp_read_late};
 use netskoop_api::{Event, Net, StreamCounts};
 use std::io::{Read, Write};
@@ -140,6 +141,13 @@ fn lost_data(from: &Netns, to: &Netns, target: SocketAddr) {
     pair.1.read_exact(&mut [0; 4]).unwrap();
 }
 
+/// Datagrams of which some have to wait, and that are all through: see `slow_queue`.
+fn wait_in_queue([near, far]: &[UdpSocket; 2]) {
+    let data = [0; 1400];
+    (0..5).for_each(|_| assert_eq!(near.send(&data).unwrap(), data.len()));
+    (0..5).for_each(|_| assert_eq!(far.recv(&mut [0; 1400]).unwrap(), data.len()));
+}
+
 /// Every way in which a probe may tell of a connection on this kernel, over both versions.
 fn converse((from, near): (&Netns, u8), (to, far): (&Netns, u8), port: u16) {
     for version in [4, 6] {
@@ -152,10 +160,17 @@ fn converse((from, near): (&Netns, u8), (to, far): (&Netns, u8), port: u16) {
         drop(pair);
         let udp = udp_pair(from, to, address(version, 83, near, port + 20_000), target);
         udp_read_late(&udp);
+        wait_in_queue(&udp);
         LateAccept::new(from, to, target);
         lost_data(from, to, target);
         late_data(from, to, target);
     }
+}
+
+/// The queue of an interface lets a few large datagrams wait, however fast the machine is, and nothing smaller.
+fn slow_queue(netns: &Netns, device: &str) {
+    let shaper = ["root", "tbf", "rate", "1mbit", "burst", "3000", "limit", "200000"];
+    run("tc", &[&["-n", &netns.0, "qdisc", "add", "dev", device], &shaper[..]].concat());
 }
 
 /// What is told of that: by which probe, with which options, and of which protocols on every kernel.
@@ -181,7 +196,23 @@ fn filtered(filter: &str, takes: &dyn Fn(&str) -> bool) -> (Netns, Netns, Daemon
         let table = String::leak(format!("probes.{probe}"));
         setup.set(table, &format!("enabled = {enabled}\n{options}\n{filter}"))
     });
-    two(83, setup)
+    let (red, blue, daemon) = two(83, setup);
+    for (netns, device) in [(&red, "c83a"), (&blue, "c83b")] {
+        slow_queue(netns, device);
+        slow_filter(netns, "input", "meta l4proto tcp", 16);
+    }
+    (red, blue, daemon)
+}
+
+/// What no event has told of yet; whoever fails meanwhile is shown it.
+struct Missing<'a>(Vec<(&'a str, &'a str, bool)>);
+
+impl Drop for Missing<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("not told of (probe, protocol, whether IPv6): {:?}", self.0);
+        }
+    }
 }
 
 /// Reads events until each of some probes has told of each version what is wanted, of each of its protocols. All of them.
@@ -193,13 +224,13 @@ fn all_are_told(
 ) -> Vec<Event> {
     let rows = TOLD.iter().flat_map(|(probe, _, all)| all.iter().map(move |proto| (*probe, *proto)));
     let rows = rows.filter(|(probe, proto)| takes(probe, proto));
-    let mut missing: Vec<(&str, &str, bool)> =
-        rows.flat_map(|(probe, proto)| [false, true].map(|v6| (probe, proto, v6))).collect();
-    assert!(!missing.is_empty());
+    let mut missing =
+        Missing(rows.flat_map(|(probe, proto)| [false, true].map(|v6| (probe, proto, v6))).collect());
+    assert!(!missing.0.is_empty());
     events_until(follow, inodes, |event| {
         let Some(net) = event.net.as_ref().filter(|_| wanted(event)) else { return false };
-        missing.retain(|row| *row != (&*event.probe, &*net.proto, net.src.contains(':')));
-        missing.is_empty()
+        missing.0.retain(|row| *row != (&*event.probe, &*net.proto, net.src.contains(':')));
+        missing.0.is_empty()
     })
 }
 
