@@ -36,6 +36,7 @@ requirements() {
 		rpm|command -v dnf|dnf|dnf
 		test|command -v ip|iproute2|iproute
 		test|command -v nft|nftables|nftables
+		test|command -v bpftool|bpftool/linux-tools-common|bpftool
 		test|command -v conntrack|conntrack|conntrack-tools
 		test|command -v curl|curl|curl
 		test|command -v python3|python3|python3

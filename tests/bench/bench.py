@@ -430,7 +430,16 @@ def machine():
     cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     memory = int(re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)) / 2**20
     name = cpu.group(1) if cpu else os.uname().machine
-    return f"{os.cpu_count()} CPUs ({name}), {memory:.0f} GiB, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f} at the end."
+    return (f"{os.cpu_count()} CPUs ({name}), {memory:.0f} GiB, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f} at the end.\n"
+            f"What slows down each call and return of the kernel, and so its hooks: {'; '.join(mitigations()) or 'not known'}.")
+
+
+def mitigations():
+    """What the kernel does against attacks by speculation, which costs several times as much on one kind of CPU as on another."""
+    for name in ("retbleed", "spec_rstack_overflow", "spectre_v2"):
+        with contextlib.suppress(OSError):
+            text = pathlib.Path("/sys/devices/system/cpu/vulnerabilities", name).read_text().strip()
+            yield f"{name} ({text.partition(';')[0]})"
 
 
 def run(*command, env=None):
