@@ -22,6 +22,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Of a queueing discipline that has others for its hardware queues, and takes no packets itself. */
 #define TCQ_F_MQROOT 8
 
+/* Of a socket whose packets fq lets wait until their time has come. */
+#define SK_PACING_FQ 2
+
 /* A stamp of a sender that is older cannot be one. */
 #define OLD_NS 100000000000ULL
 
@@ -200,38 +203,49 @@ static __always_inline const struct sock *sender_of(const struct sk_buff *skb,
 	return is_full(sk->__sk_common.skc_state) ? sk : 0;
 }
 
+/* What `since_tcp` says of a packet without a stamp: longer than anything. */
+#define NO_STAMP (1LL << 62)
+
 /*
  * TCP stamps what it sends, and a segment that was cut out of a larger packet on its way has the
  * stamp of that. It tells when the packet is to leave at the earliest, which may still be to come.
  */
-static __always_inline u32 waited_since_tcp(const struct sk_buff *skb, const struct sock *sk,
-					    struct frame *frame)
+static __always_inline s64 since_tcp(const struct sk_buff *skb, const struct sock *sk, u64 now)
 {
-	s64 since;
-
-	if (!sk || sk->sk_protocol != 6 || !skb->tstamp)
-		return UNMEASURED;
-	since = frame->began - skb->tstamp;
-	if (since > (s64)OLD_NS || since < -(s64)OLD_NS)
-		return UNMEASURED;
-	frame->waited = since > 0 ? since : 0;
-	return MEASURED;
+	if (!sk || sk->sk_protocol != IPPROTO_TCP || !skb->tstamp)
+		return NO_STAMP;
+	return now - skb->tstamp;
 }
 
+/*
+ * Of a segment that was cut in the queue nothing was noted. What is found at its address is of an
+ * earlier packet that the queue has dropped: it was there before TCP sent this one. Only where fq
+ * does the pacing, packets come before the time of their stamp; one that is still to come is no
+ * sign either, and a very large number here.
+ */
 static __always_inline u32 waited(const struct sk_buff *skb, const struct net_device *dev,
 				  const struct sock *sk, struct frame *frame)
 {
 	struct place place;
+	s64 since;
+	u64 word;
 
 	frame->word = 0;
 	frame->waited = 0;
 	if (!has_queue(dev))
 		return NO_QUEUE;
 	place = place_of(frame->skb, 0);
-	frame->word = take(&place);
-	if (!frame->word)
-		return waited_since_tcp(skb, sk, frame);
-	frame->waited = passed(frame->word, frame->began);
+	word = take(&place);
+	since = since_tcp(skb, sk, frame->began);
+	if (word && (passed(word, frame->began) <= (u64)since ||
+		     (sk && sk->sk_pacing_status == SK_PACING_FQ))) {
+		frame->word = word;
+		frame->waited = passed(word, frame->began);
+		return MEASURED;
+	}
+	if (since > (s64)OLD_NS || since < -(s64)OLD_NS)
+		return UNMEASURED;
+	frame->waited = since > 0 ? since : 0;
 	return MEASURED;
 }
 

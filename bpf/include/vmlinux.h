@@ -309,6 +309,7 @@ struct sock {
 	int sk_err;
 	u8 sk_shutdown;
 	u16 sk_protocol;
+	u32 sk_pacing_status;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 

@@ -7,7 +7,7 @@ use crate::support::{Daemon, Dir, Netns, Pids, Setup, own_node, run, until};
 use netskoop_api::{Event, Net, StateName, Value};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PORT: u16 = 7420;
 
@@ -163,11 +163,33 @@ fn waiting_in_a_queue_is_told_and_counted() {
     crate::golden::lint(&text, "netskoop");
 }
 
+/// Lets datagrams wait in a queue for longer than any packet of the test does, and then drops them with the queue: others will be
+/// at their addresses.
+fn leave_datagrams_in_a_queue(netns: &Netns, device: &str, target: SocketAddr) {
+    tc(&format!("-n {} qdisc add dev {device} root tbf rate 8kbit burst 1600 limit 4000000", netns.0));
+    let began = Instant::now();
+    for _ in 0..20 {
+        // Each has room for some more than that.
+        let sender = netns.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        (0..50).for_each(|_| assert_eq!(sender.send_to(&[7; 1000], target).unwrap(), 1000));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    tc(&format!("-n {} qdisc del dev {device} root", netns.0));
+    assert!(began.elapsed() > Duration::from_secs(1));
+}
+
 #[test]
 fn tcp_that_is_cut_in_the_queue_is_measured_too() {
     own_node!(Pids::Own);
     let (red, blue, daemon) = two(21, Setup::on_node().set("probes.netiftxlat", "enabled = true"));
     is_on(&daemon, "netiftxlat");
+    let text = || daemon.scrape("/metrics?collect[]=netiftxlat&set=full");
+    let counted = |text: &str| total(text, "netskoop_netiftxlat_qdisc_seconds_count", "red", "");
+    let late = |text: &str, le: &str| {
+        total(text, "netskoop_netiftxlat_qdisc_seconds_bucket", "red", &format!("le=\"{le}\""))
+    };
+    leave_datagrams_in_a_queue(&red, "c21a", address(4, 21, 2, PORT));
+    let before = text();
     // Too small for two segments at once: `tc` counts segments, and what is counted here are buffers.
     tc("-n red qdisc add dev c21a root tbf rate 20mbit burst 1600 limit 400000");
     for version in [4, 6] {
@@ -185,8 +207,8 @@ fn tcp_that_is_cut_in_the_queue_is_measured_too() {
         let took = nanoseconds(began);
         let (text, sent) = until("as many as tc counts", || {
             let sent = sent_by_queue("red", "c21a");
-            let text = daemon.scrape("/metrics?collect[]=netiftxlat&set=full");
-            let count = total(&text, "netskoop_netiftxlat_qdisc_seconds_count", "red", "");
+            let text = text();
+            let count = counted(&text) - counted(&before);
             let unmeasured =
                 total(&text, "netskoop_netiftxlat_unmeasured_packets_total", "red", "stage=\"qdisc\"");
             assert_eq!(unmeasured, 0, "{text}");
@@ -194,9 +216,7 @@ fn tcp_that_is_cut_in_the_queue_is_measured_too() {
         });
         assert!(sent > 200, "nothing was cut: {text}");
         // At 20 Mbit/s the whole takes 120 ms, and most of it is in the queue for most of that time.
-        let late = |le: &str| {
-            total(&text, "netskoop_netiftxlat_qdisc_seconds_bucket", "red", &format!("le=\"{le}\""))
-        };
+        let late = |le: &str| late(&text, le) - late(&before, le);
         assert!(late("0.000512") < sent / 2, "{took}: {text}");
         assert_eq!(late("0.524288"), sent, "{took}: {text}");
     }
