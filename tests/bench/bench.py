@@ -407,7 +407,8 @@ tools under the same traffic, all their programs together:
 
 UDP: CPU time for each of {packets.DATAGRAMS:,} datagrams of 64 bytes that one process sends and receives. TCP: {packets.KIB // 1024} MiB from one process to
 another, in packets as large as they come, which are not cut. Through a veth pair between two namespaces; the fastest of {packets.ROUNDS}
-rounds, in which all take turns.
+rounds, in which all take turns. "Programs that do nothing" are at all hooks that the programs of the three probes have here: what
+being called costs, before anything is done.
 
 ## Storms of drops
 

@@ -1,6 +1,7 @@
 """What probes with a hook for every packet cost: a UDP and a TCP stream through a veth pair, without and with them, in turn."""
 
 import contextlib
+import json
 import subprocess
 import time
 
@@ -10,28 +11,66 @@ KIB = 1_000_000
 # Loading programs leaves work behind in the kernel.
 SETTLED = 0.3
 PROBES = ["kernellatency", "netiftxlat", "socketlatency"]
+EMPTY = "the same hooks, programs that do nothing"
 HEAD = ["probes", "UDP, ns per packet", "more", "TCP, MiB/s", "of that without"]
 SENDER, RECEIVER = "packets-a", "packets-b"
 ADDRESS = "10.98.0.2"
 
 
 def measure(bench, note):
-    """A row without any of the probes, one for each, and one for all of them."""
-    sets = [(), *((probe,) for probe in PROBES), tuple(PROBES)]
-    took = {probes: ([], []) for probes in sets}
+    """A row without any of the probes, one for each, one for their hooks alone, and one for all of them."""
     with veth(), bench.running('min_interval = "1s"'):
+        found = hooks(bench, note)
+        sets = [(), *((probe,) for probe in PROBES), *([(EMPTY,)] if found else []), tuple(PROBES)]
+        took = {probes: ([], []) for probes in sets}
         note(f"packets through a veth pair, {ROUNDS} rounds")
         for _ in range(ROUNDS):
             for probes in sets:
-                for probe in probes:
-                    bench.netskoopctl("probes", "enable", "--runtime", probe)
-                time.sleep(SETTLED)
-                took[probes][0].append(send(bench, "udp", DATAGRAMS))
-                took[probes][1].append(send(bench, "tcp", KIB))
-                for probe in probes:
-                    bench.netskoopctl("probes", "disable", "--runtime", probe)
+                with hooked(bench, found) if probes == (EMPTY,) else on(bench, probes):
+                    time.sleep(SETTLED)
+                    took[probes][0].append(send(bench, "udp", DATAGRAMS))
+                    took[probes][1].append(send(bench, "tcp", KIB))
     # The fastest of each: what comes between only takes time.
     return [{"probes": probes, "udp": min(udp), "tcp": min(tcp)} for probes, (udp, tcp) in took.items()]
+
+
+@contextlib.contextmanager
+def on(bench, probes):
+    for probe in probes:
+        bench.netskoopctl("probes", "enable", "--runtime", probe)
+    yield
+    for probe in probes:
+        bench.netskoopctl("probes", "disable", "--runtime", probe)
+
+
+@contextlib.contextmanager
+def hooked(bench, hooks):
+    """Programs that do nothing are attached."""
+    with subprocess.Popen([bench.work / "hooks", *hooks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(process.stderr.read())
+        yield
+        process.stdin.close()
+
+
+def listed(bench):
+    """Every probe and its state."""
+    return json.loads(bench.netskoopctl("probes", "list", "-o", "json"))
+
+
+def hooks(bench, note):
+    """Where the programs of the probes are attached here, as bpftool shows their links; nothing where it is too old for that."""
+    try:
+        with on(bench, PROBES):
+            programs = {id for probe in listed(bench) if probe["name"] in PROBES for id in probe["state"]["programs"]}
+            links = json.loads(subprocess.run(["bpftool", "-j", "link", "show"], check=True, capture_output=True, text=True).stdout)
+        ours = [link for link in links if link["prog_id"] in programs]
+        return ([f"raw_tracepoint:{link['tp_name']}" for link in ours if link["type"] == "raw_tracepoint"]
+                + [f"{link['attach_type']}:{link['target_btf_id']}" for link in ours if link["type"] == "tracing"])
+    except (OSError, KeyError, ValueError, subprocess.CalledProcessError) as error:
+        note(f"no hooks without a probe: {error!r}")
+        return []
 
 
 def send(bench, kind, count):

@@ -52,7 +52,7 @@ def measure(bench, port, note):
                 before = process.programs()
                 traffic(bench, port)
                 after = process.programs()
-            states = {probe["name"]: probe["state"] for probe in listed(bench)}
+            states = {probe["name"]: probe["state"] for probe in packets.listed(bench)}
             rows = costs(before, after, names(states))
             rows += [(f"{name}: {state['reason']}", None, None, None) for name, state in states.items()
                      if name in PROBES and not state.get("programs")]
@@ -69,11 +69,6 @@ def counting():
         yield
     finally:
         STATS.write_text("0")
-
-
-def listed(bench):
-    answer = json.loads(bench.netskoopctl("probes", "list", "-o", "json"))
-    return answer if isinstance(answer, list) else answer["probes"]
 
 
 def names(states):

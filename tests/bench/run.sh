@@ -39,6 +39,7 @@ cc -O2 -w -o "$work/sockets" tests/bench/floor/sockets.c
 cc -O2 -w -o "$work/processes" tests/bench/floor/processes.c
 cc -O2 -w -o "$work/packets" tests/bench/floor/packets.c
 cc -O2 -w -o "$work/drops" tests/bench/floor/drops.c
+cc -O2 -w -o "$work/hooks" tests/bench/floor/hooks.c
 git rev-parse --short HEAD >"$work/commit" 2>/dev/null || echo unknown >"$work/commit"
 
 # A node of its own: the daemon sees these namespaces and processes only, and all end with the first process.
