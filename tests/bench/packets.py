@@ -45,13 +45,12 @@ def on(bench, probes):
 
 @contextlib.contextmanager
 def hooked(bench, hooks):
-    """Programs that do nothing are attached."""
+    """Programs that do nothing are attached until their loader's input ends."""
     with subprocess.Popen([bench.work / "hooks", *hooks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as process:
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(process.stderr.read())
         yield
-        process.stdin.close()
 
 
 def listed(bench):

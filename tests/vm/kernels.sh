@@ -71,7 +71,7 @@ boot_one() {
 # met_a_ghost CODE OUT: the emulator's fault, not ours. Now and then it goes on seeing the breakpoint with which a kernel rewrites
 # its own code after that is gone. Then both processors run into it for ever, or the kernel says that it knows of none, and dies.
 met_a_ghost() {
-	{ [ "$1" = 124 ] && grep -q asm_exc_int3 "$2/log"; } || grep -q 'int3: 0000 \[#1\]' "$2/console.log"
+	{ [ "$1" = 124 ] && grep -q asm_exc_int3 "$2/log"; } || grep -qs 'int3: 0000 \[#1\]' "$2/console.log"
 }
 
 test_one() {
